@@ -1,1 +1,19 @@
-//! Placeholder.
+//! The contract of kvtier: what goes over the wire and what both ends agree on.
+//!
+//! Upstairs:   every other package.
+//! Downstairs: nothing of ours.
+//!
+//! Here live the gRPC messages, block keys, model descriptors and their layout, limits and units.
+//! Not here on purpose: no I/O, no sockets, no runtime.
+#![forbid(unsafe_code)]
+#![deny(missing_docs, rustdoc::broken_intra_doc_links)]
+#![deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation)]
+
+pub mod key;
+pub mod limits;
+pub mod units;
+pub mod vocabulary;
+
+pub use key::{BlockKey, KeyDeriver, KeySecret, LayoutFingerprint};
+pub use units::{Bytes, NamespaceId};
+pub use vocabulary::{Level, Miss, PayloadKind};

@@ -1,1 +1,10 @@
-//! Placeholder.
+//! The storage engine: from encoded blocks down to the device.
+//!
+//! Upstairs:   `kvtierd::tier` owns one store per device, on a thread of its own.
+//! Downstairs: files, through `disk::Disk`.
+//!
+//! Not here on purpose: no async runtime, no clock, no RPC, no tenant, no codec.
+#![deny(missing_docs)]
+
+pub mod disk;
+pub mod mem;

@@ -1,0 +1,163 @@
+//! `Disk`: what the store needs of a device, and nothing a device knows of records.
+//!
+//! Upstairs:   `log` and `recover` submit operations and step on completions.
+//! Downstairs: `disk::ring` (io_uring), `disk::file` (pread and pwrite), `disk::sim` (seeded, lying).
+//!
+//! Two lanes behind one trait. The hot lane is `submit` and `reap`: reads, writes and syncs of
+//! open files, many in flight, finished in any order. The cold lane is the calls that return
+//! when they are done: list, create, remove.
+//!
+//! Invariants kept here
+//!   D1  An operation owns its buffer from `submit` until `reap` returns it. Nobody else can
+//!       touch, move or free it, whatever happens to whoever asked for the operation.
+//!   D2  `moved` is what the device says it moved. A short count is not success: the caller
+//!       submits the rest or gives up.
+//!
+//! Not here on purpose: no retry, no deadline, no checksum.
+
+use std::fmt;
+
+use crate::mem::IoBuf;
+
+/// A segment file that is open on this disk. Valid until [`Disk::remove`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FileId(pub u32);
+
+/// What an operation does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OpKind {
+    /// File to buffer.
+    Read,
+    /// Buffer to file.
+    Write,
+    /// Everything written and completed on this file before is durable afterwards.
+    Sync,
+}
+
+/// One operation for the device.
+#[derive(Debug)]
+pub struct Op {
+    /// Chosen by the caller, given back in [`Done`].
+    pub user: u64,
+    /// What to do.
+    pub kind: OpKind,
+    /// Where.
+    pub file: FileId,
+    /// Offset in the file. Unit: bytes; a multiple of [`Disk::align`].
+    pub at: u64,
+    /// Memory to fill or to write out; `None` for a sync.
+    pub buf: Option<IoBuf>,
+    /// First byte of the buffer that takes part. Unit: bytes; aligned like `at`.
+    pub buf_at: usize,
+    /// How much to move. Unit: bytes; aligned like `at`; 0 for a sync.
+    pub len: usize,
+}
+
+/// A finished operation; the buffer comes home whatever happened (D1).
+#[derive(Debug)]
+pub struct Done {
+    /// The operation's own number.
+    pub user: u64,
+    /// What it did.
+    pub kind: OpKind,
+    /// The buffer that was handed over.
+    pub buf: Option<IoBuf>,
+    /// Bytes moved (D2), or why nothing is known to have moved.
+    pub moved: Result<usize, std::io::Error>,
+}
+
+/// Why an operation was not taken. The operation comes back with it, untouched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SubmitError {
+    /// Retry after a completion.
+    #[error("disk queue is full at {depth} operations")]
+    Full {
+        /// Operations in flight.
+        depth: u32,
+    },
+    /// The lane is gone; nothing will be taken again.
+    #[error("disk lane has failed")]
+    Failed,
+}
+
+/// How long [`Disk::reap`] may block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// Not at all.
+    No,
+    /// Until an operation finishes or the [`Waker`] is used.
+    One,
+}
+
+/// A file that the cold lane found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Name inside the store's directory.
+    pub name: String,
+    /// Length of the file. Unit: bytes.
+    pub len: u64,
+}
+
+/// A device, or something that behaves like one.
+pub trait Disk: fmt::Debug {
+    /// Files in the store's directory, in any order.
+    fn list(&mut self) -> std::io::Result<Vec<Found>>;
+
+    /// Opens an existing file.
+    fn open(&mut self, name: &str) -> std::io::Result<FileId>;
+
+    /// Creates a file of exactly `len` bytes, reserved on the device, and makes its name durable.
+    /// Its content is undefined: zeros or what lay there before.
+    fn create(&mut self, name: &str, len: u64) -> std::io::Result<FileId>;
+
+    /// Closes and removes a file. No operation on it may be in flight.
+    fn remove(&mut self, file: FileId) -> std::io::Result<()>;
+
+    /// Closes a file and keeps it. No operation on it may be in flight.
+    fn close(&mut self, file: FileId);
+
+    /// Hands an operation to the device, or gives it back with the reason.
+    fn submit(&mut self, op: Op) -> Result<(), (Op, SubmitError)>;
+
+    /// Appends finished operations to `done`. Returns at once when nothing is in flight and
+    /// `wait` is [`Wait::No`].
+    fn reap(&mut self, wait: Wait, done: &mut Vec<Done>);
+
+    /// Operations submitted and not yet reaped.
+    fn in_flight(&self) -> usize;
+
+    /// Most operations in flight.
+    fn depth(&self) -> usize;
+
+    /// Alignment of offsets, lengths and memory. Unit: bytes, a power of two, at most 4096.
+    fn align(&self) -> usize;
+
+    /// Something another thread may use to end a [`Wait::One`].
+    fn waker(&self) -> Waker;
+
+    /// Name of the lane for logs and status: `io_uring`, `pread` or `sim`.
+    fn lane(&self) -> &'static str;
+}
+
+/// Ends a blocking [`Disk::reap`] from another thread. Cheap to clone; never blocks.
+#[derive(Clone)]
+pub struct Waker(std::sync::Arc<dyn Fn() + Send + Sync>);
+
+impl Waker {
+    /// A waker that runs `wake`.
+    pub fn new(wake: impl Fn() + Send + Sync + 'static) -> Self {
+        Self(std::sync::Arc::new(wake))
+    }
+
+    /// Ends the current or the next [`Wait::One`].
+    pub fn wake(&self) {
+        (self.0)();
+    }
+}
+
+impl fmt::Debug for Waker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Waker")
+    }
+}

@@ -1,0 +1,120 @@
+//! Words every package shares: miss reasons, payload kinds, codec levels.
+//!
+//! Upstairs:   store, tiers, sessions and the SDK all speak these reasons; metrics label by them.
+//! Downstairs: nothing.
+
+use strum::{EnumIter, IntoStaticStr};
+
+/// Reason of a miss. The `snake_case` name is the metric label and the text of `explain`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, EnumIter, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
+pub enum Miss {
+    /// Never saved in this namespace, or its name is unknown.
+    Absent,
+    /// Was here, made room for others.
+    Evicted,
+    /// The record belongs to an earlier life of its segment.
+    StaleEpoch,
+    /// The record says it lives elsewhere: a misdirected write or read.
+    Misdirected,
+    /// The record header fails its checksum, magic or bounds.
+    HeaderCrc,
+    /// A page fails its checksum.
+    PayloadCrc,
+    /// The record is of another block or another namespace.
+    WrongKey,
+    /// The record was written for another layout.
+    WrongLayout,
+    /// The codec refused the stored bytes.
+    Undecodable,
+    /// The record's format version or codec level is not known to this daemon.
+    Unsupported,
+    /// Only lossy variants exist and the request wants a better level.
+    Quality,
+    /// The device did not deliver: I/O error, short read or device out of service.
+    Device,
+    /// No room to restore into: host arena or quota exhausted by leased blocks.
+    NoSpace,
+    /// The deadline of the request passed first.
+    Deadline,
+}
+
+impl Miss {
+    /// Name as metrics and tables show it.
+    pub fn as_str(self) -> &'static str {
+        self.into()
+    }
+
+    /// True when the reason speaks of damage that deserves a human, not of ordinary cache life.
+    pub const fn is_damage(self) -> bool {
+        matches!(
+            self,
+            Miss::Misdirected
+                | Miss::HeaderCrc
+                | Miss::PayloadCrc
+                | Miss::WrongKey
+                | Miss::WrongLayout
+                | Miss::Undecodable
+                | Miss::Device
+        )
+    }
+}
+
+/// What a block's bytes are. The number is the one in records and on the wire.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, EnumIter, IntoStaticStr,
+)]
+#[strum(serialize_all = "snake_case")]
+#[repr(u8)]
+pub enum PayloadKind {
+    /// Attention keys and values.
+    Kv = 1,
+    /// MLA latent and rope parts.
+    Latent = 2,
+    /// Input of every decoder layer (HCache).
+    Hidden = 3,
+    /// Recurrent state snapshots.
+    State = 4,
+    /// Bytes only the engine understands.
+    Opaque = 5,
+}
+
+impl PayloadKind {
+    /// Reads the number of a record or a message.
+    pub const fn from_number(number: u8) -> Option<Self> {
+        Some(match number {
+            1 => Self::Kv,
+            2 => Self::Latent,
+            3 => Self::Hidden,
+            4 => Self::State,
+            5 => Self::Opaque,
+            _ => return None,
+        })
+    }
+
+    /// Name as tables show it.
+    pub fn as_str(self) -> &'static str {
+        self.into()
+    }
+}
+
+/// A rung of the codec ladder: the number that records and messages carry.
+///
+/// Numbers are names, not an order: which rung is exact, and how large its error is, the codec
+/// registry in `kvtier-kernels` declares. 1 to 7 belong to the ladder's own coders, 8 to the
+/// general-purpose baseline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Level(pub u8);
+
+impl Level {
+    /// As the engine stores it.
+    pub const RAW: Level = Level(0);
+    /// Bit-exact: byte planes, each compressed with `zstd`.
+    pub const ZSTD: Level = Level(8);
+}
+
+impl std::fmt::Display for Level {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
