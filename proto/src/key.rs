@@ -38,7 +38,11 @@ impl BlockKey {
 
     /// First 8 hex digits: the only part that logs show.
     pub fn short(&self) -> String {
-        self.0.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+        self.0
+            .iter()
+            .take(4)
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
     }
 
     /// Reads 64 hex digits.
@@ -121,7 +125,11 @@ pub struct KeyDeriver {
 impl KeyDeriver {
     /// `adapter` is the LoRA adapter's identity, empty for the base model.
     pub fn new(secret: KeySecret, layout: LayoutFingerprint, adapter: impl Into<String>) -> Self {
-        Self { secret, layout, adapter: adapter.into() }
+        Self {
+            secret,
+            layout,
+            adapter: adapter.into(),
+        }
     }
 
     /// Key of the block that follows `parent` ([`BlockKey::ROOT`] for the first) and holds

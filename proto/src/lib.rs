@@ -7,13 +7,26 @@
 //! Not here on purpose: no I/O, no sockets, no runtime.
 #![forbid(unsafe_code)]
 #![deny(missing_docs, rustdoc::broken_intra_doc_links)]
-#![deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation)]
+#![deny(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation
+)]
 
+pub mod descriptor;
+pub mod element;
 pub mod key;
+pub mod layout;
 pub mod limits;
 pub mod units;
+pub mod v1;
 pub mod vocabulary;
+mod wire;
 
+pub use descriptor::{LayerSpec, ModelDescriptor};
+pub use element::Element;
 pub use key::{BlockKey, KeyDeriver, KeySecret, LayoutFingerprint};
+pub use layout::{BlockLayout, Part, PartCode};
 pub use units::{Bytes, NamespaceId};
 pub use vocabulary::{Level, Miss, PayloadKind};
+pub use wire::{WireError, key_from_wire, keys_from_wire};

@@ -52,7 +52,7 @@ impl fmt::Display for Bytes {
             n if n >= KIB => (KIB, "KiB"),
             n => return write!(f, "{n} B"),
         };
-        if self.0 % unit == 0 {
+        if self.0.is_multiple_of(unit) {
             write!(f, "{} {name}", self.0 / unit)
         } else {
             write!(f, "{:.2} {name}", self.0 as f64 / unit as f64)
@@ -68,7 +68,9 @@ impl fmt::Debug for Bytes {
 
 /// A text that is not a size.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is not a size; write a whole number and one of B, KiB, MiB, GiB, TiB: \"256 MiB\"")]
+#[error(
+    "{text:?} is not a size; write a whole number and one of B, KiB, MiB, GiB, TiB: \"256 MiB\""
+)]
 pub struct BadBytes {
     text: String,
 }
@@ -77,7 +79,9 @@ impl FromStr for Bytes {
     type Err = BadBytes;
 
     fn from_str(text: &str) -> Result<Self, BadBytes> {
-        let bad = || BadBytes { text: text.to_owned() };
+        let bad = || BadBytes {
+            text: text.to_owned(),
+        };
         let trimmed = text.trim();
         let digits = trimmed.bytes().take_while(u8::is_ascii_digit).count();
         let (number, unit) = trimmed.split_at(digits);
@@ -116,9 +120,7 @@ impl<'de> Deserialize<'de> for Bytes {
 }
 
 /// Number of a namespace, as records and metrics carry it. 0 is never assigned.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct NamespaceId(pub u32);
 
@@ -134,9 +136,12 @@ mod tests {
 
     #[test]
     fn bytes_reads_what_people_write() {
-        for (text, want) in
-            [("4096", 4096), ("2 GiB", 2 << 30), ("1MiB", 1 << 20), (" 3 KiB ", 3 << 10)]
-        {
+        for (text, want) in [
+            ("4096", 4096),
+            ("2 GiB", 2 << 30),
+            ("1MiB", 1 << 20),
+            (" 3 KiB ", 3 << 10),
+        ] {
             assert_eq!(text.parse::<Bytes>(), Ok(Bytes(want)), "{text}");
         }
     }

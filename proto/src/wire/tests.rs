@@ -1,0 +1,89 @@
+//! Tests of the door: round trips, one-to-one enums, clear refusals, and no panic on any bytes.
+
+use proptest::prelude::*;
+use prost::Message;
+use strum::IntoEnumIterator;
+
+use super::*;
+use crate::descriptor::tests::small_llama;
+use crate::layout::tests::any_model;
+
+#[test]
+fn misses_and_elements_are_one_to_one_with_the_wire() {
+    for miss in Miss::iter() {
+        let wire = v1::MissReason::from(miss);
+        assert_ne!(
+            wire,
+            v1::MissReason::Unspecified,
+            "{miss:?} has no wire value"
+        );
+        assert_eq!(Miss::try_from(wire), Ok(miss));
+        let name = wire
+            .as_str_name()
+            .trim_start_matches("MISS_REASON_")
+            .to_lowercase();
+        assert_eq!(name, miss.as_str());
+    }
+    for element in Element::iter() {
+        assert_eq!(element_from_wire(element as i32), Ok(element));
+    }
+    for kind in PayloadKind::iter() {
+        assert_eq!(PayloadKind::try_from(v1::PayloadKind::from(kind)), Ok(kind));
+        assert_eq!(v1::PayloadKind::from(kind) as i32, i32::from(kind as u8));
+    }
+}
+
+#[test]
+fn keys_from_wire_refuses_wrong_lengths_none_and_too_many() {
+    let message = |keys: &[Vec<u8>]| keys_from_wire("keys", keys).unwrap_err().to_string();
+    assert_eq!(
+        message(&[]),
+        "keys is 0 entries long; accepted: 1 to 4096 entries"
+    );
+    assert_eq!(
+        message(&[vec![0; 32], vec![0; 31]]),
+        "keys[1] is 31 bytes long; accepted: 32 bytes"
+    );
+    assert!(message(&vec![vec![0; 32]; 4097]).contains("4097 entries"));
+}
+
+#[test]
+fn descriptor_from_wire_names_an_empty_layer_and_an_unknown_element() {
+    let mut wire = v1::ModelDescriptor::from(&small_llama());
+    wire.layers[2].spec = None;
+    let text = ModelDescriptor::try_from(&wire).unwrap_err().to_string();
+    assert!(
+        text.starts_with("model.layers[2] is empty; accepted: attention"),
+        "{text}"
+    );
+
+    let mut wire = v1::ModelDescriptor::from(&small_llama());
+    wire.element = 99;
+    let text = ModelDescriptor::try_from(&wire).unwrap_err().to_string();
+    assert!(
+        text.starts_with("model.element is 99; accepted: BF16"),
+        "{text}"
+    );
+}
+
+proptest! {
+    #[test]
+    fn descriptor_round_trips_through_its_bytes_on_the_wire(model in any_model()) {
+        let bytes = v1::ModelDescriptor::from(&model).encode_to_vec();
+        let wire = v1::ModelDescriptor::decode(bytes.as_slice()).unwrap();
+        let back = ModelDescriptor::try_from(&wire).unwrap();
+        prop_assert_eq!(back.fingerprint(), model.fingerprint());
+        prop_assert_eq!(back, model);
+    }
+
+    // Goal: whatever a peer sends as a descriptor, the answer is a descriptor within the limits
+    // or a refusal.
+    #[test]
+    fn descriptor_from_any_bytes_is_refused_or_usable(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        if let Ok(wire) = v1::ModelDescriptor::decode(bytes.as_slice())
+            && let Ok(model) = ModelDescriptor::try_from(&wire)
+        {
+            prop_assert_eq!(model.validate(), vec![]);
+        }
+    }
+}
