@@ -7,7 +7,7 @@ use std::error::Error;
 use std::path::Path;
 
 /// Compiles the `.proto` files into `out`, which must exist.
-pub fn write_to(out: &Path) -> Result<(), Box<dyn Error>> {
+pub(crate) fn write_to(out: &Path) -> Result<(), Box<dyn Error>> {
     let files = protox::compile(["kvtier/v1/kvtier.proto"], [env!("CARGO_MANIFEST_DIR")])?;
     tonic_prost_build::configure()
         .bytes(".kvtier.v1")
