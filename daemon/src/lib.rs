@@ -1,1 +1,15 @@
-//! Placeholder.
+//! The daemon: one process per host that keeps attention KV and gives it back.
+//!
+//! Upstairs:   `bin/kvtierd.rs` (the daemon) and `bin/kvtier.rs` (its operator's command line).
+//! Downstairs: `kvtier-store`, `kvtier-kernels`, `kvtier-proto`.
+//!
+//! Layers, each calling only those below it: server, session, tenant, tier. Beside them stands
+//! what every layer may use: configuration, logging, health and metrics.
+#![deny(unsafe_code)]
+
+pub mod cli;
+pub mod config;
+pub mod health;
+pub mod http;
+pub mod log;
+pub mod metrics;
