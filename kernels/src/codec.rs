@@ -1,0 +1,206 @@
+//! Codecs: one rung of the ladder each, all behind one trait.
+//!
+//! Upstairs:   [`registry`] finds them by level; the tier manager encodes, restore decodes.
+//! Downstairs: [`raw`], [`byte_planes`], and the reference kernels in [`crate::planes`].
+//!
+//! Invariants kept here
+//!   K1  Encoded bytes never exceed [`Codec::stored_bytes_max`], which is the raw size plus at
+//!       most [`header::HEADER_BYTES`]: a part that does not shrink is stored as it is.
+//!   K2  Decoding sizes everything by the [`PartShape`], never by a length that stands in the
+//!       stored bytes; it writes inside `out` only, and memory of its own is bounded.
+//!   K3  Decoding answers exactly the bytes that were encoded (an exact level) or an error. A
+//!       coded level proves it by a CRC of the raw bytes; level raw leans on the page's CRC.
+//!   K4  A part decodes alone: no other part, page or block is needed.
+//!
+//! Not here on purpose: no choice of a level. What a request accepts and a tier wants is policy.
+
+use std::fmt;
+
+use kvtier_proto::Level;
+
+use crate::shape::PartShape;
+
+pub mod byte_planes;
+pub mod header;
+pub mod raw;
+pub mod registry;
+
+/// One rung of the codec ladder.
+///
+/// A codec is immutable and shared between threads. It may keep scratch memory for a thread, of
+/// bounded size.
+pub trait Codec: Send + Sync + fmt::Debug {
+    /// Number that records and messages carry.
+    fn level(&self) -> Level;
+
+    /// Name that tables, logs and configuration show.
+    fn name(&self) -> &'static str;
+
+    /// True when decoding gives back every bit.
+    fn exact(&self) -> bool;
+
+    /// Largest absolute error of one value. Unit: that of the value; 0 for an exact level.
+    fn error_max(&self) -> f32;
+
+    /// Version of the static tables it encodes with; 0 for a level that has none. Records made
+    /// with other tables answer [`DecodeError::TableVersion`], which is a miss upstairs.
+    fn table_version(&self) -> u16 {
+        0
+    }
+
+    /// True when parts of this element type and code may be given to it.
+    fn applies(&self, shape: &PartShape) -> bool;
+
+    /// Largest encoded size of such a part (K1). Unit: bytes.
+    fn stored_bytes_max(&self, shape: &PartShape) -> usize;
+
+    /// Encodes `raw` into the front of `out` and returns the encoded size. Unit: bytes.
+    ///
+    /// # Errors
+    /// [`EncodeError`] when a length is not the one the shape demands or the level does not apply.
+    /// `out` may then hold anything.
+    fn encode(&self, shape: &PartShape, raw: &[u8], out: &mut [u8]) -> Result<usize, EncodeError>;
+
+    /// Decodes the whole of `stored` into the whole of `out`.
+    ///
+    /// # Errors
+    /// [`DecodeError`] when `stored` is not what this codec makes of a part of this shape. `out`
+    /// may then hold anything and must not be published.
+    fn decode(&self, shape: &PartShape, stored: &[u8], out: &mut [u8]) -> Result<(), DecodeError>;
+}
+
+/// Why a part was not encoded. A defect of the caller, or of memory; never of the data.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EncodeError {
+    /// The raw bytes are not those of the shape.
+    #[error("part has {got} raw bytes but its shape says {want}")]
+    RawLength {
+        /// Bytes of the shape.
+        want: usize,
+        /// Bytes given.
+        got: usize,
+    },
+    /// The output is shorter than the worst case.
+    #[error("encoding needs room for {want} bytes but was given {got}")]
+    OutTooSmall {
+        /// The worst case, [`Codec::stored_bytes_max`].
+        want: usize,
+        /// Bytes given.
+        got: usize,
+    },
+    /// The level is not for parts like this.
+    #[error("level {name} does not apply to {} parts of {}", <&str>::from(shape.code()), shape.element().as_str())]
+    NotApplicable {
+        /// Name of the level.
+        name: &'static str,
+        /// The part.
+        shape: PartShape,
+    },
+    /// The compressor gave up, for want of memory as a rule.
+    #[error("the compressor failed")]
+    Compressor(#[source] std::io::Error),
+}
+
+/// Why stored bytes were refused. A miss upstairs, never an error to the engine.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DecodeError {
+    /// The output is not as long as the shape says.
+    #[error("output has room for {got} bytes but the shape says {want}")]
+    OutLength {
+        /// Bytes of the shape.
+        want: usize,
+        /// Bytes given.
+        got: usize,
+    },
+    /// The stored bytes end too early.
+    #[error("stored part ends after {have} bytes but needs {need}")]
+    Truncated {
+        /// Bytes needed, as far as was read.
+        need: usize,
+        /// Bytes given.
+        have: usize,
+    },
+    /// The stored bytes go on after the last plane.
+    #[error("stored part goes on for {extra} bytes after its end")]
+    Trailing {
+        /// Bytes too many.
+        extra: usize,
+    },
+    /// A header that no version of this codec writes.
+    #[error("header of the stored part has {field} {got}; accepted: {want}")]
+    Header {
+        /// Field of the header.
+        field: &'static str,
+        /// What it holds.
+        got: u64,
+        /// What it must hold.
+        want: u64,
+    },
+    /// Encoded with tables that this codec does not hold.
+    #[error("part was coded with tables of version {stored}; this daemon holds version {held}")]
+    TableVersion {
+        /// Version in the stored header.
+        stored: u16,
+        /// Version of this codec.
+        held: u16,
+    },
+    /// One plane does not decode to its size.
+    #[error("plane {plane} of chunk {chunk} does not decode to {want} bytes")]
+    Plane {
+        /// Index of the chunk.
+        chunk: usize,
+        /// Index of the plane, most significant byte first.
+        plane: usize,
+        /// Size it must have.
+        want: usize,
+        /// What the decompressor said, where it was asked.
+        #[source]
+        source: Option<std::io::Error>,
+    },
+    /// Everything decodes, to other bytes than were encoded.
+    #[error("decoded part has CRC {got:#010x} but was stored as {want:#010x}")]
+    Checksum {
+        /// CRC in the stored header.
+        want: u32,
+        /// CRC of the decoded bytes.
+        got: u32,
+    },
+}
+
+/// Checks the lengths that every encoder demands.
+pub(crate) fn check_encode(
+    codec: &dyn Codec,
+    shape: &PartShape,
+    raw: &[u8],
+    out: &[u8],
+) -> Result<(), EncodeError> {
+    if !codec.applies(shape) {
+        return Err(EncodeError::NotApplicable {
+            name: codec.name(),
+            shape: *shape,
+        });
+    }
+    let (want, got) = (shape.raw_bytes(), raw.len());
+    if want != got {
+        return Err(EncodeError::RawLength { want, got });
+    }
+    let (want, got) = (codec.stored_bytes_max(shape), out.len());
+    if got < want {
+        return Err(EncodeError::OutTooSmall { want, got });
+    }
+    Ok(())
+}
+
+/// Checks the length that every decoder demands.
+pub(crate) fn check_decode(shape: &PartShape, out: &[u8]) -> Result<(), DecodeError> {
+    let (want, got) = (shape.raw_bytes(), out.len());
+    if want != got {
+        return Err(DecodeError::OutLength { want, got });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,182 @@
+//! The registry: which levels this build can code and decode.
+//!
+//! Upstairs:   the daemon asks for a level by the number of a record or a request.
+//! Downstairs: the codecs.
+//!
+//! Invariants kept here
+//!   K5  One level, one codec. Adding a second for a level is refused.
+//!
+//! Not here on purpose: no global. Levels with tables are added for a model at run time, so a
+//! registry is a value that its owner passes on.
+
+use std::fmt;
+use std::sync::Arc;
+
+use kvtier_proto::Level;
+
+use super::Codec;
+use super::byte_planes::BytePlanes;
+use super::raw::Raw;
+
+/// The codecs of this build, by level. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Registry {
+    /// Sorted by level.
+    codecs: Vec<Arc<dyn Codec>>,
+}
+
+/// A level that no codec of this build serves.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("codec level {level} is not available; available: {available}")]
+pub struct UnknownLevel {
+    level: Level,
+    available: Levels,
+}
+
+/// A codec for a level that has one already.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("codec level {level} is taken by {by}")]
+pub struct LevelTaken {
+    level: Level,
+    by: &'static str,
+}
+
+/// Levels as error texts list them: `0 (raw), 8 (zstd)`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Levels(Vec<(Level, &'static str)>);
+
+impl fmt::Display for Levels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (level, name)) in self.0.iter().enumerate() {
+            let comma = if index == 0 { "" } else { ", " };
+            write!(f, "{comma}{level} ({name})")?;
+        }
+        Ok(())
+    }
+}
+
+impl Registry {
+    /// Levels that need no tables: raw and zstd.
+    pub fn builtin() -> Self {
+        Self {
+            codecs: vec![Arc::new(Raw), Arc::new(BytePlanes::new())],
+        }
+    }
+
+    /// The codec of a level.
+    ///
+    /// ```
+    /// use kvtier_kernels::Registry;
+    /// use kvtier_proto::Level;
+    ///
+    /// let codecs = Registry::builtin();
+    /// assert_eq!(codecs.get(Level::ZSTD)?.name(), "zstd");
+    /// assert_eq!(
+    ///     codecs.get(Level(3)).unwrap_err().to_string(),
+    ///     "codec level 3 is not available; available: 0 (raw), 8 (zstd)"
+    /// );
+    /// # Ok::<(), kvtier_kernels::codec::registry::UnknownLevel>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`UnknownLevel`] lists the levels there are.
+    pub fn get(&self, level: Level) -> Result<&dyn Codec, UnknownLevel> {
+        let found = self.codecs.iter().find(|codec| codec.level() == level);
+        found.map(AsRef::as_ref).ok_or_else(|| UnknownLevel {
+            level,
+            available: self.levels(),
+        })
+    }
+
+    /// The codec of a name, as configuration files and the command line give it.
+    ///
+    /// # Errors
+    /// The names there are, when it is none of them.
+    pub fn by_name(&self, name: &str) -> Result<&dyn Codec, String> {
+        let found = self.codecs.iter().find(|codec| codec.name() == name);
+        found.map(AsRef::as_ref).ok_or_else(|| {
+            let names: Vec<_> = self.iter().map(Codec::name).collect();
+            format!("{name:?} is no codec level; accepted: {}", names.join(", "))
+        })
+    }
+
+    /// Adds a codec (K5).
+    ///
+    /// # Errors
+    /// [`LevelTaken`] names the codec that has the level.
+    pub fn add(&mut self, codec: Arc<dyn Codec>) -> Result<(), LevelTaken> {
+        let level = codec.level();
+        if let Ok(taken) = self.get(level) {
+            return Err(LevelTaken {
+                level,
+                by: taken.name(),
+            });
+        }
+        self.codecs.push(codec);
+        self.codecs.sort_by_key(|codec| codec.level());
+        Ok(())
+    }
+
+    /// All codecs, by rising level.
+    pub fn iter(&self) -> impl Iterator<Item = &dyn Codec> {
+        self.codecs.iter().map(AsRef::as_ref)
+    }
+
+    fn levels(&self) -> Levels {
+        Levels(
+            self.iter()
+                .map(|codec| (codec.level(), codec.name()))
+                .collect(),
+        )
+    }
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self::builtin()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn registry_names_what_is_available_when_asked_for_a_reserved_level() {
+        let codecs = Registry::builtin();
+        for level in (1..=7).chain([9, 255]) {
+            let problem = codecs.get(Level(level)).unwrap_err().to_string();
+            assert!(problem.contains("0 (raw), 8 (zstd)"), "{problem}");
+        }
+        let problem = codecs.by_name("lz4").unwrap_err();
+        assert_eq!(problem, "\"lz4\" is no codec level; accepted: raw, zstd");
+    }
+
+    #[test]
+    fn registry_refuses_a_second_codec_for_a_level() {
+        let mut codecs = Registry::builtin();
+        let problem = codecs.add(Arc::new(Raw)).unwrap_err();
+        assert_eq!(problem.to_string(), "codec level 0 is taken by raw");
+        assert_eq!(codecs.iter().count(), 2);
+    }
+
+    #[test]
+    fn registry_finds_every_codec_by_level_and_by_name() {
+        let codecs = Registry::builtin();
+        for codec in codecs.iter() {
+            assert_eq!(codecs.get(codec.level()).unwrap().name(), codec.name());
+            assert_eq!(codecs.by_name(codec.name()).unwrap().level(), codec.level());
+        }
+    }
+
+    #[test]
+    fn exact_levels_declare_no_error() {
+        for codec in Registry::builtin().iter() {
+            assert!(
+                codec.exact() && codec.error_max() == 0.0,
+                "{}",
+                codec.name()
+            );
+        }
+    }
+}
