@@ -5,6 +5,11 @@
 //!
 //! Not here on purpose: no async runtime, no clock, no RPC, no tenant, no codec.
 #![deny(missing_docs)]
+#![deny(unsafe_code)]
 
 pub mod disk;
+#[allow(
+    unsafe_code,
+    reason = "a named room: makes mappings and hands out slices of them"
+)]
 pub mod mem;
