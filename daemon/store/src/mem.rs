@@ -34,7 +34,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{MemfdFlags, SealFlags};
 
-use free::FreeRuns;
+pub use free::FreeRuns;
 use map::Map;
 
 /// Every buffer starts at a multiple of this. Unit: bytes.

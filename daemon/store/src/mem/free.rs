@@ -1,6 +1,6 @@
 //! Free runs of an arena: best fit, neighbours always merged, O(log n) either way.
 //!
-//! Upstairs:   `mem::Arena`, under its lock.
+//! Upstairs:   `mem::Arena` and the staging regions of the daemon, under their locks.
 //! Downstairs: nothing; numbers only.
 //!
 //! Invariants kept here
@@ -11,8 +11,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Free runs, by place and by length.
-pub(super) struct FreeRuns {
+/// Free runs, by place and by length. Units are the caller's; the daemon counts bytes.
+#[derive(Debug)]
+pub struct FreeRuns {
     by_start: BTreeMap<usize, usize>,
     by_len: BTreeSet<(usize, usize)>,
     bytes: usize,
@@ -20,7 +21,7 @@ pub(super) struct FreeRuns {
 
 impl FreeRuns {
     /// One free run of `len` bytes at 0.
-    pub(super) fn new(len: usize) -> Self {
+    pub fn new(len: usize) -> Self {
         let mut runs = Self {
             by_start: BTreeMap::new(),
             by_len: BTreeSet::new(),
@@ -31,7 +32,7 @@ impl FreeRuns {
     }
 
     /// Takes `room` bytes from the shortest run that holds them; of several, from the first.
-    pub(super) fn take(&mut self, room: usize) -> Option<usize> {
+    pub fn take(&mut self, room: usize) -> Option<usize> {
         let &(run, start) = self.by_len.range((room, 0)..).next()?;
         self.remove(start, run);
         if run > room {
@@ -42,7 +43,7 @@ impl FreeRuns {
     }
 
     /// Gives back what `take(room)` returned.
-    pub(super) fn give_back(&mut self, start: usize, room: usize) {
+    pub fn give_back(&mut self, start: usize, room: usize) {
         let (mut merged, mut len) = (start, room);
         let before = self
             .by_start
@@ -63,11 +64,13 @@ impl FreeRuns {
         self.bytes += room;
     }
 
-    pub(super) fn bytes(&self) -> usize {
+    /// Sum of all free runs.
+    pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    pub(super) fn largest(&self) -> usize {
+    /// Length of the longest free run.
+    pub fn largest(&self) -> usize {
         self.by_len.last().map_or(0, |(len, _)| *len)
     }
 
