@@ -32,9 +32,12 @@
 #![deny(missing_docs, rustdoc::broken_intra_doc_links)]
 
 pub mod codec;
+pub mod paged;
 pub mod planes;
 pub mod shape;
 
 pub use codec::registry::Registry;
 pub use codec::{Codec, DecodeError, EncodeError};
+pub use paged::layout::PagedLayout;
+pub use paged::{PageSpan, PagedError, PagedPart};
 pub use shape::PartShape;
