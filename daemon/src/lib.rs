@@ -9,6 +9,8 @@
 
 pub mod cli;
 pub mod config;
+#[cfg(test)]
+mod golden;
 pub mod health;
 pub mod http;
 pub mod log;

@@ -1,0 +1,240 @@
+//! Every setting of the daemon: name, unit, default, range and reason.
+//!
+//! Upstairs:   `config` reads these; `systemd/kvtier.toml` and `docs/CONFIG.md` are rendered
+//!             from them by a test.
+//! Downstairs: `settings`.
+//!
+//! Not here on purpose: no check that looks at two settings; those stand in `together`.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use kvtier_proto::Level;
+use kvtier_proto::limits;
+use kvtier_proto::units::{Bytes, GIB, KIB, MIB};
+use serde::{Deserialize, Serialize};
+
+use super::settings::{Field, Reader, Start, default, required, settings, unset};
+
+/// Most namespaces of one daemon. Each has an arena, a secret and a row in every table.
+pub const NAMESPACES_MAX: usize = 256;
+/// Least host memory of one namespace.
+pub const HOST_QUOTA_MIN: Bytes = Bytes(MIB);
+/// Longest path of a Unix socket that the kernel takes. Unit: bytes.
+pub const SOCKET_PATH_MAX: usize = 107;
+/// Fewest segments of a disk: one is written, one is sealed, and two leave reclaim a choice.
+pub const SEGMENTS_MIN: u64 = 4;
+
+settings! {
+    /// Where the daemon listens and how it ends.
+    pub struct ServerConfig in "server" {
+        /// Unix socket that engines and the `kvtier` command connect to.
+        socket: PathBuf = default(PathBuf::from("/run/kvtier/kvtierd.sock")),
+            accepts "a path of 1 to 107 bytes", if |path| is_socket_path(path);
+        /// Unix socket that hands out the descriptors of shared memory.
+        descriptor_socket: Option<PathBuf> = unset("the path of `socket` with `.fd` appended"),
+            accepts "a path of 1 to 107 bytes, other than `socket`",
+            if |path| path.as_deref().is_none_or(is_socket_path);
+        /// TCP address for engines that cannot reach the Unix socket, in a container for example.
+        /// Payload travels inline there, and every local user can connect.
+        tcp: Option<SocketAddr> = unset("no TCP listener"),
+            accepts "a loopback address with a port, such as \"127.0.0.1:9470\"",
+            if |tcp| tcp.is_none_or(|tcp| tcp.ip().is_loopback());
+        /// Namespace of everybody who connects through TCP: such a peer has no user id.
+        tcp_namespace: Option<String> = unset("no namespace; needed when `tcp` is set"),
+            accepts "the name of a configured namespace, when `tcp` is set";
+        /// HTTP address of /metrics, /healthz and /readyz. Port 0 takes a free one and logs it.
+        metrics: SocketAddr = default(SocketAddr::from(([127, 0, 0, 1], 9471))),
+            accepts "a loopback address, or 0.0.0.0 or [::], with a port: \"127.0.0.1:9471\"",
+            if |metrics| is_loopback_or_any(metrics.ip());
+        /// Longest wait for running calls and unwritten blocks when the daemon is told to stop.
+        /// Unit: seconds. Keep it below the stop timeout of the service manager.
+        drain_timeout_s: u32 = default(30), accepts "1 to 600", if |s| (1..=600).contains(s);
+        /// Most sessions at a time; one more is refused. Unit: sessions.
+        sessions_max: u32 = default(256),
+            accepts "1 to 1024", if |n| within(*n, limits::SESSIONS_MAX);
+    }
+}
+
+settings! {
+    /// What the daemon keeps about itself.
+    pub struct StateConfig in "state" {
+        /// Directory of identities and secrets of namespaces. Blocks do not live here.
+        dir: PathBuf = default(PathBuf::from("/var/lib/kvtier")),
+            accepts "the path of a directory that the daemon owns", if |dir| is_path(dir);
+    }
+}
+
+settings! {
+    /// Host memory that holds blocks.
+    pub struct HostConfig in "host" {
+        /// Memory for blocks of all namespaces. Unit: bytes, written "8 GiB". Taken at start.
+        capacity: Bytes = default(Bytes(GIB)), accepts "16 MiB to 16 TiB",
+            if |bytes| (16 * MIB..=16 * 1024 * GIB).contains(&bytes.get());
+        /// Whether to ask the kernel for large pages. "auto" does where they are offered.
+        hugepages: HugePages = default(HugePages::Auto), accepts "\"auto\" or \"off\"";
+    }
+}
+
+settings! {
+    /// A device that holds blocks durably. One `[[disk]]` at most; without it nothing survives
+    /// a restart.
+    pub struct DiskConfig in "disk" {
+        /// Directory of the segments, on the device to use and on a file system of its own.
+        path: PathBuf = required(), accepts "the path of a directory that the daemon owns",
+            if |path| is_path(path);
+        /// Space for segments. Unit: bytes, written "200 GiB". No default: a cache that guesses
+        /// can fill a root disk.
+        capacity: Bytes = required(), accepts "at least 4 times `segment_size`",
+            if |bytes| bytes.get() > 0;
+        /// Size of one segment file. Unit: bytes. Larger means fewer files, longer sequential
+        /// runs and coarser eviction. No block is larger than a segment.
+        segment_size: Bytes = default(Bytes::mib(256)),
+            accepts "1 MiB to 4 GiB, a multiple of 4 KiB", if |bytes| is_segment_size(*bytes);
+        /// Most operations in flight on this device. Unit: operations.
+        queue_depth: u32 = default(64), accepts "1 to 1024", if |n| (1..=1024).contains(n);
+        /// How the device is driven. "auto" takes io_uring and falls back to pread, saying why.
+        lane: Lane = default(Lane::Auto), accepts "\"auto\", \"io_uring\" or \"pread\"";
+        /// Codec of stored blocks; both are bit-exact. "raw" costs no CPU, "zstd" less space.
+        level: DiskLevel = default(DiskLevel::Zstd), accepts "\"raw\" or \"zstd\"";
+    }
+}
+
+settings! {
+    /// A tenant. Without any `[[namespace]]` there is one, "default", for the user id that the
+    /// daemon runs as.
+    pub struct NamespaceConfig in "namespace" {
+        /// Name in tables and logs. Renaming a namespace makes a new, empty one.
+        name: String = required(), accepts "1 to 64 characters of a-z, 0-9 and -",
+            if |name| is_namespace_name(name);
+        /// User ids whose processes belong to this namespace.
+        uids: Vec<u32> = default(Vec::new()),
+            accepts "a list of user ids, each in one namespace only: [1000, 1001]";
+        /// Host memory of this namespace. Unit: bytes.
+        host_quota: Option<Bytes> = unset("an even share of what other quotas leave of \
+            `host.capacity`"),
+            accepts "1 MiB or more; all quotas together at most `host.capacity`",
+            if |quota| quota.is_none_or(|quota| quota >= HOST_QUOTA_MIN);
+        /// Shared memory that one session may fill before it hands blocks over. Unit: bytes.
+        staging_max: Bytes = default(Bytes(GIB)), accepts "64 KiB to 64 GiB",
+            if |bytes| (64 * KIB..=limits::REGION_BYTES_MAX.get()).contains(&bytes.get());
+    }
+}
+
+settings! {
+    /// Who may ask for statistics, explain any block, wipe any namespace and drain the daemon.
+    pub struct OperatorConfig in "operator" {
+        /// User ids of operators.
+        uids: Option<Vec<u32>> = unset("root and the user id that the daemon runs as"),
+            accepts "a list of user ids: [0, 998]";
+    }
+}
+
+settings! {
+    /// Bounds on what one session may hold.
+    pub struct LimitsConfig in "limits" {
+        /// Most blocks that one session holds leases on; one more is refused. Unit: leases.
+        leases_per_session: u32 = default(65_536),
+            accepts "1 to 65536", if |n| within(*n, limits::LEASES_PER_SESSION_MAX);
+        /// Most restores that one session runs at a time; one more is refused. Unit: restores.
+        restores_per_session: u32 = default(64),
+            accepts "1 to 64", if |n| within(*n, limits::RESTORES_PER_SESSION_MAX);
+        /// Longest time that a pin keeps a block. Unit: seconds.
+        pin_ttl_max_s: u32 = default(86_400),
+            accepts "1 to 604800", if |s| (1..=604_800).contains(s);
+    }
+}
+
+settings! {
+    /// What is written to standard error.
+    pub struct LogConfig in "log" {
+        /// Filter of `tracing`: a level, or levels for parts: "info,kvtierd::tier=debug".
+        level: String = default(String::from("info")),
+            accepts "a tracing filter such as \"info\" or \"warn,kvtierd=debug\"",
+            if |level| is_filter(level);
+        /// Form of a line. "json" is one object a line.
+        format: LogFormat = default(LogFormat::Text), accepts "\"text\" or \"json\"";
+    }
+}
+
+/// Whether large pages are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HugePages {
+    /// Where the kernel offers them.
+    Auto,
+    /// Never.
+    Off,
+}
+
+/// How a device is driven.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Lane {
+    /// io_uring where it works, else pread.
+    Auto,
+    /// io_uring or no start.
+    IoUring,
+    /// Threads that call pread and pwrite.
+    Pread,
+}
+
+/// Codec of blocks on the disk tier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskLevel {
+    /// As the engine stores it.
+    Raw,
+    /// Byte planes through zstd; bit-exact.
+    Zstd,
+}
+
+impl DiskLevel {
+    /// The rung of the codec ladder.
+    pub const fn level(self) -> Level {
+        match self {
+            Self::Raw => Level::RAW,
+            Self::Zstd => Level::ZSTD,
+        }
+    }
+}
+
+/// Form of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+fn within(n: u32, max: usize) -> bool {
+    n >= 1 && usize::try_from(n).is_ok_and(|n| n <= max)
+}
+
+fn is_path(path: &Path) -> bool {
+    let bytes = path.as_os_str().as_encoded_bytes();
+    !bytes.is_empty() && !bytes.contains(&0)
+}
+
+fn is_socket_path(path: &Path) -> bool {
+    is_path(path) && path.as_os_str().len() <= SOCKET_PATH_MAX
+}
+
+fn is_loopback_or_any(ip: IpAddr) -> bool {
+    ip.is_loopback() || ip.is_unspecified()
+}
+
+fn is_segment_size(bytes: Bytes) -> bool {
+    (MIB..=4 * GIB).contains(&bytes.get()) && bytes.get().is_multiple_of(limits::IO_ALIGN)
+}
+
+fn is_namespace_name(name: &str) -> bool {
+    let accepted = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (1..=64).contains(&name.len()) && name.bytes().all(accepted)
+}
+
+fn is_filter(level: &str) -> bool {
+    !level.trim().is_empty() && tracing_subscriber::EnvFilter::try_new(level).is_ok()
+}
