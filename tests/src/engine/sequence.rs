@@ -1,0 +1,277 @@
+//! One sequence: a cache, a position, and the steps that move it.
+//!
+//! Upstairs:   the demo and the end-to-end tests.
+//! Downstairs: `model` (weights, shared), `cache` (owned).
+//!
+//! Invariants kept here
+//!   E2  A step never crosses a block boundary; whoever resumes at one repeats the same steps.
+//!   S1  The position moves only over tokens whose keys and values are all present.
+//!   S2  Restored bytes are refused for tokens at which the sequence has already arrived:
+//!       history is never rewritten under an attention that has read it.
+//!
+//! Not here on purpose: sampling other than greedy; a continuation has to be comparable.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::cache::KvCache;
+use super::config::{CacheDtype, DEFAULT_BLOCK_TOKENS, Part, refusal};
+use super::error::EngineError;
+use super::model::Model;
+
+/// How a sequence is set up.
+#[derive(Debug, Clone, Copy)]
+pub struct SequenceOptions {
+    /// Room in the cache. Unit: tokens. Range: 1 ..= the model's positions.
+    pub max_tokens: usize,
+    /// Largest step, and the grid that steps keep to. Unit: tokens. Range: 1 ..= 2048.
+    pub block_tokens: usize,
+    /// How the cache stores numbers.
+    pub dtype: CacheDtype,
+    /// Also keep the input of every layer, in the same dtype.
+    pub keep_hidden: bool,
+}
+
+impl SequenceOptions {
+    /// Largest accepted block. Unit: tokens.
+    pub const BLOCK_TOKENS_MAX: usize = 2048;
+
+    /// Default blocks and dtype, no hidden states, room for `max_tokens`.
+    pub const fn new(max_tokens: usize) -> Self {
+        Self {
+            max_tokens,
+            block_tokens: DEFAULT_BLOCK_TOKENS,
+            dtype: CacheDtype::Bf16,
+            keep_hidden: false,
+        }
+    }
+}
+
+/// Told about work as it completes, for saving while computing.
+pub trait Observer {
+    /// All keys and values of `tokens` in `layer` are in the cache.
+    fn layer_done(&mut self, cache: &KvCache, layer: usize, tokens: Range<usize>);
+}
+
+/// An observer that looks away.
+struct Nobody;
+
+impl Observer for Nobody {
+    fn layer_done(&mut self, _cache: &KvCache, _layer: usize, _tokens: Range<usize>) {}
+}
+
+/// How many leading tokens of a prompt are worth restoring: whole blocks that leave at least the
+/// last token to compute, without which there would be no logits.
+pub const fn restorable_tokens(prompt_tokens: usize, block_tokens: usize) -> usize {
+    prompt_tokens.saturating_sub(1) / block_tokens * block_tokens
+}
+
+/// A running sequence.
+pub struct Sequence {
+    model: Arc<Model>,
+    cache: KvCache,
+    options: SequenceOptions,
+    position: usize,
+    /// Output of the last layer for the token before `position`, if this sequence computed it.
+    last: Option<Vec<f32>>,
+}
+
+impl Sequence {
+    /// An empty sequence with its whole cache allocated and touched.
+    pub fn new(model: Arc<Model>, options: SequenceOptions) -> Result<Self, EngineError> {
+        let positions = model.config().max_positions;
+        if !(1..=positions).contains(&options.max_tokens) {
+            let accepted = format!("1 ..= {positions}, the positions of this model");
+            return Err(refusal("max_tokens", options.max_tokens, accepted));
+        }
+        if !(1..=SequenceOptions::BLOCK_TOKENS_MAX).contains(&options.block_tokens) {
+            let accepted = format!("1 ..= {}", SequenceOptions::BLOCK_TOKENS_MAX);
+            return Err(refusal("block_tokens", options.block_tokens, accepted));
+        }
+        let SequenceOptions {
+            max_tokens,
+            dtype,
+            keep_hidden,
+            ..
+        } = options;
+        let cache = KvCache::new(model.config(), dtype, max_tokens, keep_hidden);
+        Ok(Self {
+            model,
+            cache,
+            options,
+            position: 0,
+            last: None,
+        })
+    }
+
+    /// The model this sequence runs.
+    pub const fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// Tokens computed or restored so far; the position of the next one.
+    pub const fn position(&self) -> usize {
+        self.position
+    }
+
+    /// The cache, for exporting.
+    pub const fn cache(&self) -> &KvCache {
+        &self.cache
+    }
+
+    /// Stores restored bytes of tokens that lie ahead of the position, in any order.
+    pub fn import(
+        &mut self,
+        layer: usize,
+        part: Part,
+        tokens: Range<usize>,
+        bytes: &[u8],
+    ) -> Result<(), EngineError> {
+        if tokens.start < self.position {
+            let accepted = self.position..self.options.max_tokens;
+            return Err(EngineError::Tokens {
+                what: "import",
+                got: tokens,
+                accepted,
+            });
+        }
+        self.cache.import(layer, part, tokens, bytes)
+    }
+
+    /// Moves the position forward over restored tokens. Refused, and nothing moves, if any part
+    /// of any layer below `position` is missing.
+    pub fn resume_at(&mut self, position: usize) -> Result<(), EngineError> {
+        if position < self.position {
+            let accepted = self.position..self.options.max_tokens;
+            let got = position..position;
+            return Err(EngineError::Tokens {
+                what: "resume_at",
+                got,
+                accepted,
+            });
+        }
+        self.cache.check_whole(position)?;
+        if position > self.position {
+            self.last = None;
+        }
+        self.position = position;
+        Ok(())
+    }
+
+    /// Moves the position back and forgets what lies at or after it, restored or computed.
+    pub fn rewind(&mut self, position: usize) -> Result<(), EngineError> {
+        if position > self.position {
+            let (got, accepted) = (position..position, 0..self.position);
+            return Err(EngineError::Tokens {
+                what: "rewind",
+                got,
+                accepted,
+            });
+        }
+        self.cache.forget(position);
+        self.position = position;
+        self.last = None;
+        Ok(())
+    }
+
+    /// Computes all of `tokens`, which stand at the position and after, block by block.
+    pub fn prefill(&mut self, tokens: &[u32]) -> Result<(), EngineError> {
+        self.prefill_observed(tokens, &mut Nobody)
+    }
+
+    /// Like [`Sequence::prefill`], telling `observer` about every finished layer of every step.
+    pub fn prefill_observed(
+        &mut self,
+        mut tokens: &[u32],
+        observer: &mut dyn Observer,
+    ) -> Result<(), EngineError> {
+        while !tokens.is_empty() {
+            let done = self.step(tokens, observer)?;
+            tokens = tokens.get(done..).unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    /// Computes the leading `tokens` up to the next block boundary; returns how many. For callers
+    /// that look between steps at what has meanwhile been restored.
+    pub fn step(
+        &mut self,
+        tokens: &[u32],
+        observer: &mut dyn Observer,
+    ) -> Result<usize, EngineError> {
+        let block = self.options.block_tokens;
+        let rows = tokens.len().min(block - self.position % block);
+        let range = self.position..self.position + rows;
+        if range.end > self.options.max_tokens {
+            let accepted = 0..self.options.max_tokens;
+            return Err(EngineError::Tokens {
+                what: "prefill",
+                got: range,
+                accepted,
+            });
+        }
+        let model = Arc::clone(&self.model);
+        let hidden = model.config().hidden;
+        let mut x = model.embed(tokens.get(..rows).unwrap_or_default())?;
+        for (index, layer) in model.layers.iter().enumerate() {
+            self.cache.put_hidden(index, range.start, &x);
+            if let Some(cache) = self.cache.layer_mut(index) {
+                layer.run(&mut x, range.start, model.config().norm_epsilon, cache)?;
+            }
+            observer.layer_done(&self.cache, index, range.clone());
+        }
+        self.last = x.rchunks_exact(hidden).next().map(<[f32]>::to_vec);
+        self.position = range.end;
+        Ok(rows)
+    }
+
+    /// Scores of the whole vocabulary for the token at the position.
+    pub fn logits(&self) -> Result<Vec<f32>, EngineError> {
+        self.model
+            .logits(self.last.as_ref().ok_or(EngineError::NothingComputed)?)
+    }
+
+    /// Computes one more token.
+    pub fn decode(&mut self, token: u32) -> Result<(), EngineError> {
+        self.step(&[token], &mut Nobody).map(|_| ())
+    }
+
+    /// Continues greedily with at most `count` tokens, ending after `stop` if it comes up. The
+    /// last token returned has not been fed back.
+    pub fn generate(&mut self, count: usize, stop: Option<u32>) -> Result<Vec<u32>, EngineError> {
+        let mut out: Vec<u32> = Vec::with_capacity(count);
+        while out.len() < count {
+            if let Some(&token) = out.last() {
+                if Some(token) == stop {
+                    break;
+                }
+                self.decode(token)?;
+            }
+            out.push(likeliest(&self.logits()?));
+        }
+        Ok(out)
+    }
+}
+
+impl fmt::Debug for Sequence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = &self.model.config().name;
+        write!(
+            f,
+            "Sequence({name}, {} of {} tokens)",
+            self.position, self.options.max_tokens
+        )
+    }
+}
+
+/// The first of the largest scores.
+fn likeliest(logits: &[f32]) -> u32 {
+    let mut best = (0, f32::NEG_INFINITY);
+    for (token, &score) in (0..).zip(logits) {
+        if score > best.1 {
+            best = (token, score);
+        }
+    }
+    best.0
+}
