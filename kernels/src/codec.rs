@@ -16,7 +16,7 @@
 
 use std::fmt;
 
-use kvtier_proto::Level;
+use kvtier_proto::{Level, Miss};
 
 use crate::shape::PartShape;
 
@@ -167,6 +167,24 @@ pub enum DecodeError {
         /// CRC of the decoded bytes.
         got: u32,
     },
+}
+
+impl DecodeError {
+    /// The reason of the miss that it is upstairs.
+    ///
+    /// ```
+    /// use kvtier_kernels::DecodeError;
+    /// use kvtier_proto::Miss;
+    ///
+    /// assert_eq!(DecodeError::Trailing { extra: 1 }.miss(), Miss::Undecodable);
+    /// assert_eq!(DecodeError::TableVersion { stored: 2, held: 1 }.miss(), Miss::Unsupported);
+    /// ```
+    pub const fn miss(&self) -> Miss {
+        match self {
+            Self::TableVersion { .. } => Miss::Unsupported,
+            _ => Miss::Undecodable,
+        }
+    }
 }
 
 /// Checks the lengths that every encoder demands.
