@@ -1,1 +1,218 @@
-//! All metrics of the daemon.
+//! All metrics of the daemon, declared here and nowhere else.
+//!
+//! Upstairs:   every room of the daemon counts through these fields; `http` shows them.
+//! Downstairs: `prometheus`, through `family`.
+//!
+//! Names end in their unit. Labels are closed enums, so every series exists at zero from the
+//! first scrape. One registry for each `Metrics`: two daemons in one test do not mix.
+//!
+//! `docs/METRICS.md` is rendered from these declarations by a test.
+//!
+//! Not here on purpose: no clock; callers measure and observe.
+
+mod document;
+mod family;
+mod labels;
+
+use kvtier_proto::Miss;
+use prometheus::{Counter, Gauge, Histogram, IntCounter, IntGauge, Registry, TextEncoder};
+use strum::IntoEnumIterator;
+
+pub use document::page;
+pub use family::{Declaration, Family, Label, Labels};
+pub use labels::{
+    Acknowledge, CatalogReason, Code, Damage, Direction, DiskState, Found, Invariant, Method, Rung,
+    Saved, SessionOutcome, SlotUse, Stage, Tier, Version,
+};
+
+/// Declares the struct, its constructor and what the documents say, from one list.
+macro_rules! metrics {
+    ($(#[doc = $about:literal])+
+     pub struct $struct:ident { $(
+        $(#[doc = $doc:literal])+
+        $field:ident: $labels:ty, $child:ty = $name:literal;
+     )+ }) => {
+        $(#[doc = $about])+
+        #[derive(Debug)]
+        pub struct $struct {
+            registry: Registry,
+            $(
+                #[doc = concat!("`", $name, "`:")]
+                $(#[doc = $doc])+
+                pub $field: Family<$labels, $child>,
+            )+
+        }
+
+        impl $struct {
+            fn declared() -> Self {
+                let registry = Registry::new();
+                $(let $field = Family::declare(&registry, $name, &help(&[$($doc),+]));)+
+                Self { registry, $($field),+ }
+            }
+
+            /// What the documents say of every metric, in the order declared.
+            pub fn declarations() -> Vec<Declaration> {
+                vec![$(
+                    Declaration::new::<$labels, $child>($name, help(&[$($doc),+]))
+                ),+]
+            }
+        }
+    };
+}
+
+fn help(lines: &[&str]) -> String {
+    let trimmed: Vec<&str> = lines.iter().map(|line| line.trim()).collect();
+    trimmed.join(" ")
+}
+
+metrics! {
+    /// Everything the daemon counts. Share it behind an `Arc`.
+    pub struct Metrics {
+        /// Blocks asked for, by the tier that answered. Misses count on the last tier asked.
+        lookups: (Tier, Found), IntCounter = "kvtier_lookup_total";
+        /// Blocks that could not be given back, by reason.
+        misses: Miss, IntCounter = "kvtier_miss_total";
+        /// Stored blocks that were refused because they are damaged. Any increase deserves a look.
+        corrupt: Damage, IntCounter = "kvtier_corrupt_total";
+        /// Blocks that engines wanted to save, by what became of them.
+        save_blocks: Saved, IntCounter = "kvtier_save_blocks_total";
+        /// Bytes of saved blocks before and after the codec.
+        saved_bytes: Stage, IntCounter = "kvtier_saved_bytes_total";
+        /// Blocks handed to engines, by the tier they came from.
+        restore_blocks: Tier, IntCounter = "kvtier_restore_blocks_total";
+        /// Raw bytes handed to engines, by the tier they came from.
+        restore_bytes: Tier, IntCounter = "kvtier_restore_bytes_total";
+        /// From the request of a restore to its last block, by the slowest tier it needed.
+        restore_seconds: Tier, Histogram = "kvtier_restore_seconds";
+        /// From a commit to its acknowledgement.
+        commit_seconds: Acknowledge, Histogram = "kvtier_commit_seconds";
+        /// CPU time spent in encoders.
+        encode_seconds: Rung, Counter = "kvtier_encode_seconds_total";
+        /// CPU time spent in decoders.
+        decode_seconds: Rung, Counter = "kvtier_decode_seconds_total";
+        /// Bytes that the device moved, padding included.
+        disk_bytes: Direction, IntCounter = "kvtier_disk_bytes_total";
+        /// Operations that the device finished.
+        disk_ops: Direction, IntCounter = "kvtier_disk_ops_total";
+        /// Operations that the device failed.
+        disk_errors: (), IntCounter = "kvtier_disk_errors_total";
+        /// 1 for the state that the device is in, 0 for the others. All 0 without a disk tier.
+        disk_state: DiskState, IntGauge = "kvtier_disk_state";
+        /// Time that the device took to make writes durable.
+        sync_seconds: (), Histogram = "kvtier_sync_seconds";
+        /// Blocks that made room for others.
+        evicted_blocks: Tier, IntCounter = "kvtier_evicted_blocks_total";
+        /// Bytes that blocks take.
+        tier_used: Tier, IntGauge = "kvtier_tier_used_bytes";
+        /// Bytes that blocks may take.
+        tier_capacity: Tier, IntGauge = "kvtier_tier_capacity_bytes";
+        /// Blocks that can be restored.
+        tier_blocks: Tier, IntGauge = "kvtier_tier_blocks";
+        /// Blocks in host memory, by what is being done with them.
+        host_slots: SlotUse, IntGauge = "kvtier_host_slots";
+        /// Open sessions.
+        sessions: (), IntGauge = "kvtier_sessions";
+        /// Attempts to open a session.
+        sessions_opened: SessionOutcome, IntCounter = "kvtier_sessions_total";
+        /// Blocks that clients hold leases on.
+        leases: (), IntGauge = "kvtier_leases";
+        /// Bytes of staging regions of all sessions.
+        region_bytes: (), IntGauge = "kvtier_region_bytes";
+        /// Calls that ended, by method and gRPC code.
+        rpcs: (Method, Code), IntCounter = "kvtier_rpc_total";
+        /// From a call's request to its response; for streams, to the end of the stream.
+        rpc_seconds: Method, Histogram = "kvtier_rpc_seconds";
+        /// Time that the last start took to find out which blocks the disk tier holds.
+        recovery_seconds: (), Gauge = "kvtier_recovery_seconds";
+        /// Blocks that the last start found on the disk tier.
+        recovered_blocks: (), IntGauge = "kvtier_recovered_blocks";
+        /// Catalogs that were rebuilt from segments.
+        catalog_rebuilt: CatalogReason, IntCounter = "kvtier_catalog_rebuilt_total";
+        /// Broken promises of the code. Must stay 0: alert on any.
+        invariant_broken: Invariant, IntCounter = "kvtier_invariant_broken_total";
+        /// 1, with the version of the daemon.
+        build_info: Version, IntGauge = "kvtier_build_info";
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// All series at zero, and the build's version.
+    pub fn new() -> Self {
+        let metrics = Self::declared();
+        metrics.build_info.of(Version).set(1);
+        metrics
+    }
+
+    /// Counts a miss, and the damage it speaks of if it does.
+    pub fn miss(&self, miss: Miss) {
+        self.misses.of(miss).inc();
+        if let Some(damage) = Damage::of(miss) {
+            self.corrupt.of(damage).inc();
+        }
+    }
+
+    /// Says which state the device is in.
+    pub fn set_disk_state(&self, state: DiskState) {
+        for one in DiskState::iter() {
+            self.disk_state.of(one).set(i64::from(one == state));
+        }
+    }
+
+    /// The state that was set last; `None` without a disk tier.
+    pub fn disk_state(&self) -> Option<DiskState> {
+        DiskState::iter().find(|state| self.disk_state.of(*state).get() == 1)
+    }
+
+    /// Everything in the Prometheus text format.
+    pub fn render(&self) -> Result<String, prometheus::Error> {
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+
+    /// Every series with its value, named as `render` names it. Histograms give their count and
+    /// their sum.
+    pub fn counters(&self) -> Vec<(String, f64)> {
+        let families = self.registry.gather();
+        let mut counters = Vec::new();
+        for family in &families {
+            for metric in family.get_metric() {
+                let labels = labels_of(metric);
+                let name = family.name();
+                let mut push = |suffix: &str, value| {
+                    counters.push((format!("{name}{suffix}{labels}"), value));
+                };
+                match family.get_field_type() {
+                    prometheus::proto::MetricType::COUNTER => {
+                        push("", metric.get_counter().get_value());
+                    }
+                    prometheus::proto::MetricType::GAUGE => {
+                        push("", metric.get_gauge().get_value())
+                    }
+                    _ => {
+                        let histogram = metric.get_histogram();
+                        push("_count", histogram.get_sample_count() as f64);
+                        push("_sum", histogram.get_sample_sum());
+                    }
+                }
+            }
+        }
+        counters
+    }
+}
+
+fn labels_of(metric: &prometheus::proto::Metric) -> String {
+    let pair = |pair: &prometheus::proto::LabelPair| format!("{}={:?}", pair.name(), pair.value());
+    let pairs: Vec<String> = metric.get_label().iter().map(pair).collect();
+    match pairs.is_empty() {
+        true => String::new(),
+        false => format!("{{{}}}", pairs.join(",")),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,377 @@
+//! The closed sets that label values come from.
+//!
+//! Upstairs:   every room that counts something names it with these.
+//! Downstairs: `family`.
+//!
+//! Not here on purpose: no namespace, session or model as a label; their number has no bound
+//! that a metrics database would like, and names of tenants are nobody else's business.
+
+use kvtier_proto::{Level, Miss};
+use strum::{EnumIter, IntoEnumIterator, IntoStaticStr};
+
+use super::family::Label;
+
+/// Declares an enum that is a label.
+macro_rules! label {
+    ($(#[doc = $about:literal])+ $name:ident is $label:literal {
+        $($(#[doc = $doc:literal])+ $variant:ident),+ $(,)?
+    }) => {
+        $(#[doc = $about])+
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[derive(EnumIter, IntoStaticStr)]
+        #[strum(serialize_all = "snake_case")]
+        pub enum $name { $($(#[doc = $doc])+ $variant),+ }
+
+        impl $name {
+            /// Name as metrics and tables show it.
+            pub fn as_str(self) -> &'static str {
+                self.into()
+            }
+        }
+
+        impl Label for $name {
+            const NAME: &'static str = $label;
+            fn all() -> Vec<Self> {
+                Self::iter().collect()
+            }
+            fn count() -> usize {
+                Self::iter().len()
+            }
+            fn index(self) -> usize {
+                self as usize
+            }
+            fn text(self) -> &'static str {
+                self.into()
+            }
+        }
+    };
+}
+
+label! {
+    /// Where blocks live.
+    Tier is "tier" {
+        /// Host memory.
+        Host,
+        /// NVMe.
+        Disk,
+    }
+}
+
+label! {
+    /// What a lookup found.
+    Found is "outcome" {
+        /// The block can be restored.
+        Hit,
+        /// It cannot; `kvtier_miss_total` says why.
+        Miss,
+    }
+}
+
+label! {
+    /// What became of a block that an engine wanted to save.
+    Saved is "outcome" {
+        /// In host memory.
+        Accepted,
+        /// On the device.
+        Durable,
+        /// Was there before, or on its way.
+        Already,
+        /// The staging region was full.
+        RegionFull,
+        /// Larger than its namespace may hold.
+        OverQuota,
+        /// The daemon was draining.
+        Draining,
+        /// No room in host memory.
+        NoSpace,
+        /// The slot was not the one granted.
+        StaleSlot,
+        /// The client's checksum said otherwise.
+        Checksum,
+        /// In host memory, but the device did not take it.
+        NotDurable,
+        /// Released before it was committed, or its session ended.
+        Abandoned,
+    }
+}
+
+label! {
+    /// Size of saved blocks before and after the codec.
+    Stage is "stage" {
+        /// As the engine handed it over.
+        Raw,
+        /// As the device took it.
+        Stored,
+    }
+}
+
+label! {
+    /// What an acknowledgement promised.
+    Acknowledge is "acknowledge" {
+        /// In host memory.
+        Accepted,
+        /// On the device.
+        Durable,
+    }
+}
+
+label! {
+    /// A rung of the codec ladder.
+    Rung is "level" {
+        /// As the engine stores it.
+        Raw,
+        /// Byte planes through zstd.
+        Zstd,
+        /// Any other rung.
+        Other,
+    }
+}
+
+impl From<Level> for Rung {
+    fn from(level: Level) -> Self {
+        match level {
+            Level::RAW => Self::Raw,
+            Level::ZSTD => Self::Zstd,
+            _ => Self::Other,
+        }
+    }
+}
+
+label! {
+    /// Which way bytes moved between memory and device.
+    Direction is "direction" {
+        /// Device to memory.
+        Read,
+        /// Memory to device.
+        Write,
+    }
+}
+
+label! {
+    /// State of a device.
+    DiskState is "state" {
+        /// Reads and writes.
+        Healthy,
+        /// Writes after making room.
+        Full,
+        /// Serves, but slower than it should.
+        Slow,
+        /// Serves reads; takes no writes until a restart.
+        ReadOnly,
+        /// Serves nothing.
+        Failed,
+    }
+}
+
+label! {
+    /// What the memory of the host tier is doing.
+    SlotUse is "state" {
+        /// Being filled from the device or a staging region.
+        Filling,
+        /// Holds a block that can go when room is needed.
+        Resident,
+        /// Holds a block that a client is reading.
+        Leased,
+        /// Holds a block that the device does not have yet.
+        Unwritten,
+    }
+}
+
+label! {
+    /// How a session began or why it did not.
+    SessionOutcome is "outcome" {
+        /// Opened.
+        Opened,
+        /// The peer belongs to no namespace.
+        RefusedPeer,
+        /// The peer speaks another protocol version.
+        RefusedVersion,
+        /// The model descriptor is not usable.
+        RefusedModel,
+        /// As many sessions as allowed are open.
+        RefusedFull,
+        /// The daemon was draining or not ready.
+        RefusedDraining,
+    }
+}
+
+label! {
+    /// Why a catalog was rebuilt from segments.
+    CatalogReason is "reason" {
+        /// There was none.
+        Missing,
+        /// It could not be opened or read.
+        Unreadable,
+        /// It did not match the segments.
+        Mismatch,
+    }
+}
+
+label! {
+    /// Promises the code keeps; a broken one is counted, logged once and ends in the safe branch.
+    Invariant is "id" {
+        /// H1: a hit's namespace, key and layout equal the request's.
+        H1,
+        /// H2: a hit's bytes equal the bytes of some completed save of that key.
+        H2,
+        /// L1: what the catalog names is durable.
+        L1,
+        /// Q1: a namespace never holds more than its quota on any tier.
+        Q1,
+        /// S1: memory under a lease or in the kernel's hands is neither moved nor reused.
+        S1,
+    }
+}
+
+label! {
+    /// Calls of the control protocol.
+    Method is "method" {
+        /// `OpenSession`
+        OpenSession,
+        /// `RegisterRegion`
+        RegisterRegion,
+        /// `Lookup`
+        Lookup,
+        /// `Save`
+        Save,
+        /// `Commit`
+        Commit,
+        /// `Restore`
+        Restore,
+        /// `Release`
+        Release,
+        /// `Pin`
+        Pin,
+        /// `Prefetch`
+        Prefetch,
+        /// `PutInline`
+        PutInline,
+        /// `GetInline`
+        GetInline,
+        /// `Wipe`
+        Wipe,
+        /// `WatchEvents`
+        WatchEvents,
+        /// `Explain`
+        Explain,
+        /// `Stats`
+        Stats,
+        /// `Drain`
+        Drain,
+    }
+}
+
+impl Method {
+    /// The method of a request path: `/kvtier.v1.Kvtier/OpenSession`.
+    pub fn from_path(path: &str) -> Option<Self> {
+        let name = path.strip_prefix("/kvtier.v1.Kvtier/")?;
+        Self::iter().find(|method| format!("{method:?}") == name)
+    }
+}
+
+label! {
+    /// How a call ended, in gRPC's words.
+    Code is "code" {
+        /// 0
+        Ok,
+        /// 1
+        Cancelled,
+        /// 2
+        Unknown,
+        /// 3
+        InvalidArgument,
+        /// 4
+        DeadlineExceeded,
+        /// 5
+        NotFound,
+        /// 6
+        AlreadyExists,
+        /// 7
+        PermissionDenied,
+        /// 8
+        ResourceExhausted,
+        /// 9
+        FailedPrecondition,
+        /// 10
+        Aborted,
+        /// 11
+        OutOfRange,
+        /// 12
+        Unimplemented,
+        /// 13
+        Internal,
+        /// 14
+        Unavailable,
+        /// 15
+        DataLoss,
+        /// 16
+        Unauthenticated,
+    }
+}
+
+impl From<tonic::Code> for Code {
+    fn from(code: tonic::Code) -> Self {
+        let number = i32::from(code);
+        let same = |(index, _): &(i32, Self)| *index == number;
+        let found = (0..).zip(Self::iter()).find(same);
+        found.map_or(Self::Unknown, |(_, code)| code)
+    }
+}
+
+impl Label for Miss {
+    const NAME: &'static str = "reason";
+    fn all() -> Vec<Self> {
+        Self::iter().collect()
+    }
+    fn index(self) -> usize {
+        self as usize
+    }
+    fn text(self) -> &'static str {
+        self.as_str()
+    }
+}
+
+/// A miss that speaks of damage. Made with [`Damage::of`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Damage(Miss);
+
+impl Damage {
+    /// The damage that a miss speaks of, if any.
+    pub fn of(miss: Miss) -> Option<Self> {
+        miss.is_damage().then_some(Self(miss))
+    }
+}
+
+impl Label for Damage {
+    const NAME: &'static str = "reason";
+    fn all() -> Vec<Self> {
+        Miss::iter().filter_map(Self::of).collect()
+    }
+    fn index(self) -> usize {
+        let before = |miss: &Miss| *miss != self.0;
+        Miss::iter()
+            .take_while(before)
+            .filter(|miss| miss.is_damage())
+            .count()
+    }
+    fn text(self) -> &'static str {
+        self.0.as_str()
+    }
+}
+
+/// The version of this program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Version;
+
+impl Label for Version {
+    const NAME: &'static str = "version";
+    fn all() -> Vec<Self> {
+        vec![Self]
+    }
+    fn index(self) -> usize {
+        0
+    }
+    fn text(self) -> &'static str {
+        env!("CARGO_PKG_VERSION")
+    }
+}
