@@ -15,9 +15,21 @@
 //!
 //! Not here on purpose: no retry, no deadline, no checksum.
 
-use std::fmt;
+#[cfg(test)]
+pub(crate) mod conformance;
+mod dir;
+pub mod file;
+pub mod lane;
+#[allow(
+    unsafe_code,
+    reason = "a named room: hands addresses of buffers to the kernel"
+)]
+pub mod ring;
 
-use crate::mem::IoBuf;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::mem::{Arena, IoBuf};
 
 /// A segment file that is open on this disk. Valid until [`Disk::remove`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -133,6 +145,11 @@ pub trait Disk: fmt::Debug {
     /// Alignment of offsets, lengths and memory. Unit: bytes, a power of two, at most 4096.
     fn align(&self) -> usize;
 
+    /// Tells the lane that buffers of `arena` will come, so that it can register its memory.
+    /// Worth it for arenas that are populated and long-lived; never needed for correctness.
+    /// The lane lets go of the arena by itself.
+    fn attach(&mut self, _arena: &Arc<Arena>) {}
+
     /// Something another thread may use to end a [`Wait::One`].
     fn waker(&self) -> Waker;
 
@@ -142,12 +159,12 @@ pub trait Disk: fmt::Debug {
 
 /// Ends a blocking [`Disk::reap`] from another thread. Cheap to clone; never blocks.
 #[derive(Clone)]
-pub struct Waker(std::sync::Arc<dyn Fn() + Send + Sync>);
+pub struct Waker(Arc<dyn Fn() + Send + Sync>);
 
 impl Waker {
     /// A waker that runs `wake`.
     pub fn new(wake: impl Fn() + Send + Sync + 'static) -> Self {
-        Self(std::sync::Arc::new(wake))
+        Self(Arc::new(wake))
     }
 
     /// Ends the current or the next [`Wait::One`].

@@ -1,0 +1,318 @@
+//! The store's directory: the cold calls of the real lanes, and the table of open files.
+//!
+//! Upstairs:   `disk::ring` and `disk::file`, which add the hot calls.
+//! Downstairs: plain system calls, relative to one directory descriptor.
+//!
+//! Invariants kept here
+//!   F1  A [`FileId`] names one open file and is never used for another, so an operation that
+//!       was queued too late finds no file instead of a wrong one.
+//!   F2  `create` returns only when the name, the length and the reserved space are durable; if
+//!       it fails, it leaves no file.
+//!
+//! Not here on purpose
+//!   No directory sync in `remove`: a file that comes back after a crash holds records of an old
+//!   epoch, which recovery ignores.
+//!   No io_uring: these calls are rare, slow in the kernel either way, and block the same.
+
+use std::collections::BTreeMap;
+use std::io::{Error, ErrorKind};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, FallocateFlags, FileType, Mode, OFlags, StatxFlags};
+use rustix::io::Errno;
+
+use super::{FileId, Found, Op, OpKind};
+
+/// Most files open at once: bounds the table that a ring registers. 65,536 segments of 256 MiB
+/// are 16 TiB.
+const FILES_MAX: u32 = 1 << 16;
+
+/// Descriptors left to the rest of the process.
+const FILES_SPARE: u32 = 64;
+
+/// Largest single operation. Unit: bytes. A longer one would come back short anyway.
+const LEN_MAX: usize = 1 << 30;
+
+/// Alignment that is asked of operations when the filesystem does not say. Unit: bytes.
+const ALIGN_UNKNOWN: usize = 4096;
+
+/// Alignment that is asked where no direct I/O is possible, so that callers behave the same on
+/// every filesystem. Unit: bytes.
+const ALIGN_BUFFERED: usize = 512;
+
+/// Name of the file that shows what a filesystem without unnamed files can do.
+const PROBE: &str = ".kvtier-probe";
+
+/// One open file. The descriptor lives until the last operation that holds it ends.
+#[derive(Debug)]
+pub(super) struct OpenFile {
+    pub(super) fd: Arc<OwnedFd>,
+    /// Dense number below [`Dir::files_max`], reused after the file is closed.
+    pub(super) slot: u32,
+    name: String,
+}
+
+/// A directory and what is open in it.
+#[derive(Debug)]
+pub(super) struct Dir {
+    fd: OwnedFd,
+    path: PathBuf,
+    files: BTreeMap<FileId, OpenFile>,
+    free_slots: Vec<u32>,
+    next_id: u32,
+    next_slot: u32,
+    files_max: u32,
+    direct: bool,
+    align: usize,
+}
+
+impl Dir {
+    /// Opens an existing directory and finds out what its filesystem can do.
+    pub(super) fn open(path: &Path) -> std::io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(path, flags, Mode::empty())
+            .map_err(|e| naming(e, &format!("cannot open directory {}", path.display())))?;
+        let (direct, align) = direct_io(&fd)?;
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        let limit = limit
+            .and_then(|n| u32::try_from(n).ok())
+            .unwrap_or(FILES_MAX);
+        Ok(Self {
+            fd,
+            path: path.to_owned(),
+            files: BTreeMap::new(),
+            free_slots: Vec::new(),
+            next_id: 1,
+            next_slot: 0,
+            files_max: limit.saturating_sub(FILES_SPARE).clamp(1, FILES_MAX),
+            direct,
+            align,
+        })
+    }
+
+    /// Whether files are opened with `O_DIRECT`.
+    pub(super) fn direct(&self) -> bool {
+        self.direct
+    }
+
+    pub(super) fn align(&self) -> usize {
+        self.align
+    }
+
+    /// Most files open at once.
+    pub(super) fn files_max(&self) -> u32 {
+        self.files_max
+    }
+
+    pub(super) fn get(&self, file: FileId) -> Option<&OpenFile> {
+        self.files.get(&file)
+    }
+
+    pub(super) fn open_files(&self) -> impl Iterator<Item = &OpenFile> {
+        self.files.values()
+    }
+
+    /// Regular files with a UTF-8 name. Others were not made by this store.
+    pub(super) fn list(&self) -> std::io::Result<Vec<Found>> {
+        let mut found = Vec::new();
+        for entry in rustix::fs::Dir::read_from(&self.fd)? {
+            let entry = entry?;
+            let Ok(name) = entry.file_name().to_str() else {
+                continue;
+            };
+            let stat = match rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Err(Errno::NOENT) => continue,
+                stat => stat?,
+            };
+            if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
+                let len = u64::try_from(stat.st_size).unwrap_or(0);
+                found.push(Found {
+                    name: name.to_owned(),
+                    len,
+                });
+            }
+        }
+        Ok(found)
+    }
+
+    /// Opens an existing regular file.
+    pub(super) fn open_file(&mut self, name: &str) -> std::io::Result<FileId> {
+        check_name(name)?;
+        let fd = rustix::fs::openat(&self.fd, name, self.flags(), Mode::empty())
+            .map_err(|e| self.naming(e, "cannot open", name))?;
+        let stat = rustix::fs::fstat(&fd)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            let text = format!("{} is not a regular file", self.path.join(name).display());
+            return Err(Error::new(ErrorKind::InvalidInput, text));
+        }
+        self.enter(fd, name)
+    }
+
+    /// Creates a file of `len` bytes (F2).
+    pub(super) fn create_file(&mut self, name: &str, len: u64) -> std::io::Result<FileId> {
+        check_name(name)?;
+        let flags = self.flags() | OFlags::CREATE | OFlags::EXCL;
+        let fd = rustix::fs::openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|e| self.naming(e, "cannot create", name))?;
+        let made = rustix::fs::fallocate(&fd, FallocateFlags::empty(), 0, len)
+            .and_then(|()| rustix::fs::fsync(&fd))
+            .and_then(|()| rustix::fs::fsync(&self.fd))
+            .map_err(|e| self.naming(e, &format!("cannot reserve {len} bytes for"), name))
+            .and_then(|()| self.enter(fd, name));
+        if made.is_err() {
+            let _ = rustix::fs::unlinkat(&self.fd, name, AtFlags::empty());
+        }
+        made
+    }
+
+    /// Closes a file and takes it out of the table.
+    pub(super) fn close(&mut self, file: FileId) -> Option<OpenFile> {
+        let gone = self.files.remove(&file)?;
+        self.free_slots.push(gone.slot);
+        Some(gone)
+    }
+
+    /// Removes the file that `close` returned.
+    pub(super) fn unlink(&self, gone: &OpenFile) -> std::io::Result<()> {
+        rustix::fs::unlinkat(&self.fd, &gone.name, AtFlags::empty())
+            .map_err(|e| self.naming(e, "cannot remove", &gone.name))
+    }
+
+    /// What is wrong with an operation, in words, before a device is asked.
+    pub(super) fn check(&self, op: &Op) -> std::io::Result<()> {
+        let wrong = |text: String| Err(Error::new(ErrorKind::InvalidInput, text));
+        if !self.files.contains_key(&op.file) {
+            return wrong(format!("{:?} is not open", op.file));
+        }
+        if op.kind == OpKind::Sync {
+            return if op.len == 0 {
+                Ok(())
+            } else {
+                wrong("a sync has no length".into())
+            };
+        }
+        let Some(buf) = &op.buf else {
+            return wrong("a read or write needs a buffer".into());
+        };
+        let align = self.align;
+        if !op.at.is_multiple_of(align as u64)
+            || !op.buf_at.is_multiple_of(align)
+            || !op.len.is_multiple_of(align)
+        {
+            let (at, buf_at, len) = (op.at, op.buf_at, op.len);
+            return wrong(format!(
+                "{len} bytes at {at} to {buf_at} are not multiples of {align}"
+            ));
+        }
+        if op.len == 0 || op.len > LEN_MAX {
+            return wrong(format!("length {} is not in 1 ..= {LEN_MAX}", op.len));
+        }
+        if op
+            .buf_at
+            .checked_add(op.len)
+            .is_none_or(|end| end > buf.len())
+        {
+            let (at, len, room) = (op.buf_at, op.len, buf.len());
+            return wrong(format!("{len} bytes at {at} do not fit a buffer of {room}"));
+        }
+        if i64::try_from(op.at)
+            .ok()
+            .and_then(|at| at.checked_add(LEN_MAX as i64))
+            .is_none()
+        {
+            return wrong(format!("offset {} is past the largest file", op.at));
+        }
+        Ok(())
+    }
+
+    fn enter(&mut self, fd: OwnedFd, name: &str) -> std::io::Result<FileId> {
+        let slot = match self.free_slots.pop() {
+            Some(slot) => slot,
+            None if self.next_slot < self.files_max => {
+                self.next_slot += 1;
+                self.next_slot - 1
+            }
+            None => {
+                let text = format!("{} files are open; raise LimitNOFILE=", self.files_max);
+                return Err(Error::other(text));
+            }
+        };
+        let file = FileId(self.next_id);
+        self.next_id = self.next_id.checked_add(1).ok_or_else(|| {
+            Error::other("this lane has opened 2^32 files; open the directory again")
+        })?;
+        self.files.insert(
+            file,
+            OpenFile {
+                fd: Arc::new(fd),
+                slot,
+                name: name.to_owned(),
+            },
+        );
+        Ok(file)
+    }
+
+    fn flags(&self) -> OFlags {
+        let direct = if self.direct {
+            OFlags::DIRECT
+        } else {
+            OFlags::empty()
+        };
+        OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | direct
+    }
+
+    fn naming(&self, error: Errno, what: &str, name: &str) -> Error {
+        naming(error, &format!("{what} {}", self.path.join(name).display()))
+    }
+}
+
+/// The same kind of error, saying what was tried.
+fn naming(error: Errno, what: &str) -> Error {
+    let error = Error::from(error);
+    Error::new(error.kind(), format!("{what}: {error}"))
+}
+
+/// A name of one file in the directory itself.
+fn check_name(name: &str) -> std::io::Result<()> {
+    if name.is_empty() || name.len() > 255 || name.contains(['/', '\0']) || name.starts_with('.') {
+        let text = format!("{name:?} is no file name: 1 to 255 bytes, no '/', no leading '.'");
+        return Err(Error::new(ErrorKind::InvalidInput, text));
+    }
+    Ok(())
+}
+
+/// Whether this filesystem takes direct I/O, and the alignment that it asks for. Only an open
+/// file can tell, so an unnamed one is made for it.
+fn direct_io(dir: &OwnedFd) -> std::io::Result<(bool, usize)> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::DIRECT;
+    let mode = Mode::RUSR | Mode::WUSR;
+    let file = match rustix::fs::openat(dir, c".", flags | OFlags::TMPFILE, mode) {
+        // No unnamed files here: one with a name for a moment.
+        Err(Errno::OPNOTSUPP | Errno::ISDIR) => {
+            let file = rustix::fs::openat(dir, PROBE, flags | OFlags::CREATE, mode);
+            let _ = rustix::fs::unlinkat(dir, PROBE, AtFlags::empty());
+            file
+        }
+        file => file,
+    };
+    let file = match file {
+        Err(Errno::INVAL) => return Ok((false, ALIGN_BUFFERED)),
+        file => file.map_err(|e| naming(e, "cannot write to the store's directory"))?,
+    };
+    let mask = StatxFlags::DIOALIGN;
+    let Ok(stat) = rustix::fs::statx(&file, c"", AtFlags::EMPTY_PATH, mask) else {
+        return Ok((true, ALIGN_UNKNOWN));
+    };
+    if stat.stx_mask & mask.bits() == 0 {
+        return Ok((true, ALIGN_UNKNOWN));
+    }
+    let align = stat.stx_dio_mem_align.max(stat.stx_dio_offset_align) as usize;
+    match align {
+        0 => Ok((false, ALIGN_BUFFERED)),
+        _ if align.is_power_of_two() && align <= ALIGN_UNKNOWN => Ok((true, align)),
+        // Buffers are only aligned to 4096: a device that wants more is served buffered.
+        _ => Ok((false, ALIGN_BUFFERED)),
+    }
+}

@@ -1,0 +1,53 @@
+//! The waker's side of the ring: an eventfd that the ring polls.
+//!
+//! Upstairs:   `disk::ring`, and any thread that holds a `Waker`.
+//! Downstairs: `eventfd`.
+//!
+//! Not here on purpose: no read through the ring. A poll names no memory, so nothing can be
+//! written anywhere when a ring is closed with the bell still armed.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags};
+
+/// Rung by anybody, answered by the lane.
+#[derive(Debug)]
+pub(super) struct Bell {
+    fd: OwnedFd,
+    rung: AtomicBool,
+}
+
+impl Bell {
+    pub(super) fn new() -> std::io::Result<Self> {
+        let fd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self {
+            fd,
+            rung: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Makes the descriptor readable; once is enough until it is answered.
+    pub(super) fn ring(&self) {
+        if !self.rung.swap(true, Ordering::SeqCst) {
+            // Cannot fail: the counter holds 2^64 - 2 rings and each answer empties it.
+            let _ = rustix::io::write(&self.fd, &1_u64.to_ne_bytes());
+        }
+    }
+
+    /// Silences the bell. In this order: a ring between the two lines is part of this answer.
+    pub(super) fn answer(&self) {
+        let _ = rustix::io::read(&self.fd, &mut [0_u8; 8]);
+        self.rung.store(false, Ordering::SeqCst);
+    }
+
+    /// Blocks until the bell is rung, without a ring, and answers it.
+    pub(super) fn wait(&self) {
+        let _ = rustix::event::poll(&mut [PollFd::new(&self.fd, PollFlags::IN)], None);
+        self.answer();
+    }
+}
