@@ -90,7 +90,11 @@ pub enum EncodeError {
         got: usize,
     },
     /// The level is not for parts like this.
-    #[error("level {name} does not apply to {} parts of {}", <&str>::from(shape.code()), shape.element().as_str())]
+    #[error(
+        "level {name} does not apply to {} parts of {}",
+        <&str>::from(shape.code()),
+        shape.element().as_str()
+    )]
     NotApplicable {
         /// Name of the level.
         name: &'static str,

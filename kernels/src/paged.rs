@@ -9,7 +9,8 @@
 //! first, [`PagedPart::scatter`] the first from the second. Bytes are moved, never changed.
 //!
 //! ```
-//! use kvtier_kernels::paged::{PageSpan, layout::{HeadOrder, LayerPlace, PagedLayout, Place, Widths}};
+//! use kvtier_kernels::paged::PageSpan;
+//! use kvtier_kernels::paged::layout::{HeadOrder, LayerPlace, PagedLayout, Place, Widths};
 //! use kvtier_proto::{element::Element, layout::PartCode};
 //!
 //! // [2, 8 pages, 4 tokens, 2 heads, 16 dims] of bf16: all K, then all V.

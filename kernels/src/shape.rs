@@ -175,7 +175,56 @@ impl PartShape {
 
 #[cfg(test)]
 mod tests {
+    use kvtier_proto::descriptor::{LayerSpec, ModelDescriptor, Shard};
+    use kvtier_proto::layout::BlockLayout;
+    use kvtier_proto::vocabulary::PayloadKind;
+
     use super::*;
+
+    // Goal: whatever a descriptor lays out, a codec can be told.
+    // Method: one layer of every kind; each part's shape has the part's size.
+    #[test]
+    fn shape_of_every_part_of_a_block_has_its_size() {
+        let model = ModelDescriptor {
+            model: "mixed".to_owned(),
+            revision: String::new(),
+            weights_fingerprint: vec![],
+            adapter: String::new(),
+            element: Element::Bf16,
+            layers: vec![
+                LayerSpec::Attention {
+                    kv_heads: 3,
+                    k_dim: 64,
+                    v_dim: 48,
+                    sliding_window: 0,
+                },
+                LayerSpec::Latent {
+                    latent_dim: 512,
+                    rope_dim: 64,
+                },
+                LayerSpec::State { bytes: 70_001 },
+                LayerSpec::Opaque {
+                    bytes_per_token: 656,
+                    bytes_per_block: 5,
+                },
+            ],
+            d_model: 576,
+            rope: None,
+            block_tokens: 256,
+            order: PartOrder::HeadMajor,
+            shard: Shard::WHOLE,
+            k_after_rope: true,
+        };
+        for kind in [PayloadKind::Kv, PayloadKind::Hidden] {
+            let layout = BlockLayout::new(&model, kind, 100).unwrap();
+            for part in layout.parts() {
+                let shape = PartShape::of(part, model.order).unwrap();
+                assert_eq!(shape.raw_bytes(), part.len, "{part:?}");
+                assert_eq!((shape.layer(), shape.code()), (part.layer, part.code));
+                assert_eq!((shape.heads(), shape.order()), (part.heads, model.order));
+            }
+        }
+    }
 
     #[test]
     fn shape_refuses_what_no_block_holds_and_names_the_number() {

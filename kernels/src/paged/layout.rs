@@ -3,14 +3,14 @@
 //! Upstairs:   engine adapters and regions describe their pool with one of these.
 //! Downstairs: [`super::PagedPart`], to which everything here comes down.
 //!
-//! | array of one layer                       | order  | place of a layer                       |
-//! |------------------------------------------|--------|----------------------------------------|
-//! | `[2, pages, tokens, heads, dim]`         | `Nhd`  | `Split`, V half the array behind K     |
-//! | `[pages, 2, tokens, heads, dim]`         | `Nhd`  | `Split`, V one page behind K, page stride twice a page |
-//! | `[pages, 2, heads, tokens, dim]`         | `Hnd`  | the same                               |
-//! | two arrays `[pages, tokens, heads, dim]` | `Nhd`  | `Split`                                |
-//! | `[pages, heads, tokens, k_dim + v_dim]`  | `Hnd`  | `Interleaved`                          |
-//! | `[pages, tokens, latent + rope]` (MLA)   | either | `Interleaved`, one head                |
+//! | array of one layer                       | order  | place of a layer                      |
+//! |------------------------------------------|--------|---------------------------------------|
+//! | `[2, pages, tokens, heads, dim]`         | `Nhd`  | `Split`, V half the array behind K    |
+//! | `[pages, 2, tokens, heads, dim]`         | `Nhd`  | `Split`, V one page behind K          |
+//! | `[pages, 2, heads, tokens, dim]`         | `Hnd`  | the same; page stride is twice a page |
+//! | two arrays `[pages, tokens, heads, dim]` | `Nhd`  | `Split`                               |
+//! | `[pages, heads, tokens, k_dim + v_dim]`  | `Hnd`  | `Interleaved`                         |
+//! | `[pages, tokens, latent + rope]` (MLA)   | either | `Interleaved`, one head               |
 //!
 //! Layers with other head counts or widths (hybrid models) are another `PagedLayout`. A tensor
 //! with strides that none of these has can be given to [`PagedPart::new`] as it is.
