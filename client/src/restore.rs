@@ -1,0 +1,421 @@
+//! Restoring: a stream of leased blocks.
+//!
+//! Upstairs:   engines, through `Session::restore`.
+//! Downstairs: `mux` (leases of the arena) or `inline` (bytes in the stream) feed the same type.
+//!
+//! Invariants kept here
+//!   G1  A block is handed out only when its slot lies in the arena, is exactly as long as its
+//!       layout, was asked for and did not come before.
+//!   G2  `usable_blocks` never counts a block that was not handed out.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kvtier_proto::{BlockKey, Miss, PayloadKind, v1};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::check;
+use crate::error::Error;
+use crate::inline::InlineBlock;
+use crate::layouts::Layouts;
+use crate::lease::{Held, LeasedBlock};
+use crate::link::{Link, Task};
+use crate::mux::{Feed, RESTORE, Running};
+use crate::release::LeaseGuard;
+use crate::session::Session;
+use crate::shm::LeasedView;
+use crate::values::{BlockStatus, Tier, level_from_wire, miss_from_wire};
+
+/// What a restore says next.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum RestoreEvent {
+    /// What will happen to each block asked for, in order. Comes first, once.
+    Plan(Vec<BlockStatus>),
+    /// A block can be read. Blocks come in any order.
+    Ready(LeasedBlock),
+    /// Nothing more comes. Comes last, once.
+    Done(RestoreSummary),
+}
+
+/// How a restore ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RestoreSummary {
+    /// Leading blocks that all arrived.
+    pub usable_blocks: usize,
+    /// Index and reason of the blocks that did not arrive.
+    pub missed: Vec<(usize, Miss)>,
+    /// True when it ended by [`Restore::cancel`].
+    pub cancelled: bool,
+}
+
+/// All blocks of a restore, as [`Restore::collect`] returns them.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Restored {
+    /// Blocks that arrived, by index. The first `usable_blocks` are the prefix.
+    pub blocks: Vec<LeasedBlock>,
+    /// Leading blocks that all arrived.
+    pub usable_blocks: usize,
+    /// Index and reason of the blocks that did not arrive.
+    pub missed: Vec<(usize, Miss)>,
+}
+
+pub(crate) enum Source {
+    Mux(Running),
+    Inline(
+        mpsc::Receiver<Feed>,
+        #[expect(dead_code, reason = "ends with the restore")] Task,
+    ),
+}
+
+/// What a restore was asked for.
+pub(crate) struct Asked {
+    pub(crate) keys: Vec<BlockKey>,
+    pub(crate) kind: PayloadKind,
+    pub(crate) idle: Duration,
+    /// The daemon ends it by then, and this side a little later.
+    pub(crate) until: Option<Instant>,
+}
+
+/// A running restore. Dropping it cancels; blocks that were handed out stay readable.
+pub struct Restore {
+    asked: Asked,
+    source: Source,
+    link: Arc<Link>,
+    layouts: Arc<Layouts>,
+    ready: VecDeque<RestoreEvent>,
+    /// Blocks handed out, one a key.
+    came: Vec<bool>,
+    reported: usize,
+    ended: bool,
+}
+
+impl Restore {
+    pub(crate) fn new(session: &Session, link: Arc<Link>, asked: Asked, source: Source) -> Self {
+        Self {
+            came: vec![false; asked.keys.len()],
+            asked,
+            source,
+            link,
+            layouts: Arc::clone(&session.inner.layouts),
+            ready: VecDeque::new(),
+            reported: 0,
+            ended: false,
+        }
+    }
+
+    /// The next event; `None` after [`RestoreEvent::Done`].
+    ///
+    /// Errors: `Timeout` (no event for the idle limit, or past the deadline), `SessionLost`,
+    /// `BadReply`, `Busy`, `Invalid`. The restore has ended then; blocks handed out before can be
+    /// read unless the session is lost.
+    /// Cancel safety: dropping the future loses no event. Blocks: no.
+    ///
+    /// ```no_run
+    /// # use kvtier_client::{BlockKey, Error, PayloadKind, RestoreEvent, RestoreOptions, Session};
+    /// # async fn restore(session: Session, keys: Vec<BlockKey>) -> Result<(), Error> {
+    /// let options = RestoreOptions::default();
+    /// let mut restore = session.restore(&keys, PayloadKind::Kv, options).await?;
+    /// while let Some(event) = restore.next().await? {
+    ///     match event {
+    ///         RestoreEvent::Ready(block) => println!("block {} is here", block.index()),
+    ///         RestoreEvent::Done(summary) => println!("{} usable", summary.usable_blocks),
+    ///         _ => {}
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn next(&mut self) -> Result<Option<RestoreEvent>, Error> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Ok(Some(event));
+            }
+            if self.ended {
+                return Ok(None);
+            }
+            let limit = self.patience();
+            let feed = match tokio::time::timeout(limit, self.source.next()).await {
+                Ok(Some(feed)) => feed,
+                Ok(None) => Feed::Failed(RESTORE.lost("the restore stream ended")),
+                Err(_) => {
+                    self.stop();
+                    return Err(RESTORE.timeout(limit));
+                }
+            };
+            if let Err(error) = self.take(feed) {
+                self.stop();
+                return Err(self.link.noticed(error));
+            }
+        }
+    }
+
+    /// Waits for all blocks.
+    ///
+    /// Holds a lease on every block: for a restore larger than the daemon's memory use
+    /// [`next`](Self::next) or [`for_each`](Self::for_each) and let blocks go in between.
+    /// Errors and cancel safety: as [`next`](Self::next); on either every lease is given back.
+    ///
+    /// ```no_run
+    /// # use kvtier_client::{BlockKey, Error, PayloadKind, RestoreOptions, Session};
+    /// # async fn restore(session: Session, keys: Vec<BlockKey>, kv: &mut [Vec<u8>])
+    /// # -> Result<(), Error> {
+    /// let options = RestoreOptions::default();
+    /// let restored = session.restore(&keys, PayloadKind::Kv, options).await?.collect().await?;
+    /// for block in &restored.blocks {
+    ///     block.copy_into(&mut kv[block.index()])?;
+    /// }
+    /// // Confirms that no lease was lost while the copies ran.
+    /// session.release(restored.blocks).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn collect(mut self) -> Result<Restored, Error> {
+        let mut blocks = Vec::new();
+        loop {
+            match self.next().await? {
+                Some(RestoreEvent::Ready(block)) => blocks.push(block),
+                Some(RestoreEvent::Plan(_)) => {}
+                Some(RestoreEvent::Done(summary)) => {
+                    blocks.sort_by_key(LeasedBlock::index);
+                    let (usable_blocks, missed) = (summary.usable_blocks, summary.missed);
+                    return Ok(Restored {
+                        blocks,
+                        usable_blocks,
+                        missed,
+                    });
+                }
+                None => return Err(RESTORE.bad_reply("the restore ended without a result")),
+            }
+        }
+    }
+
+    /// Lets `visit` copy each block out as it arrives, releases it, and confirms that every lease
+    /// was alive while it was read: when this returns `Ok`, the copies are right and whole.
+    ///
+    /// `visit` gets the block and its payload. Blocks come in any order and are released in
+    /// batches, so the restore may be larger than the daemon's memory.
+    /// Errors: as [`next`](Self::next), and `LeaseLost`. Discard everything that was copied.
+    /// Cancel safety: dropping the future cancels the restore; discard what was copied.
+    /// Blocks: while `visit` runs.
+    ///
+    /// ```no_run
+    /// # use kvtier_client::{BlockKey, Error, PayloadKind, RestoreOptions, Session};
+    /// # async fn restore(session: Session, keys: Vec<BlockKey>, kv: &mut [Vec<u8>])
+    /// # -> Result<(), Error> {
+    /// let options = RestoreOptions::default();
+    /// let restore = session.restore(&keys, PayloadKind::Kv, options).await?;
+    /// let copy = |block: &kvtier_client::LeasedBlock, bytes: &[u8]| {
+    ///     kv[block.index()].copy_from_slice(bytes);
+    /// };
+    /// let summary = restore.for_each(copy).await?;
+    /// println!("{} leading blocks need no prefill", summary.usable_blocks);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn for_each(
+        mut self,
+        mut visit: impl FnMut(&LeasedBlock, &[u8]),
+    ) -> Result<RestoreSummary, Error> {
+        /// Blocks read before their release is confirmed.
+        const BATCH: usize = 64;
+        let mut read = Vec::new();
+        let link = Arc::clone(&self.link);
+        loop {
+            if read.len() >= BATCH || (!read.is_empty() && self.is_waiting()) {
+                crate::lease::release(&link, std::mem::take(&mut read)).await?;
+            }
+            match self.next().await? {
+                Some(RestoreEvent::Ready(block)) => {
+                    visit(&block, block.payload()?);
+                    read.push(block);
+                }
+                Some(RestoreEvent::Plan(_)) => {}
+                Some(RestoreEvent::Done(summary)) => {
+                    crate::lease::release(&link, read).await?;
+                    return Ok(summary);
+                }
+                None => return Err(RESTORE.bad_reply("the restore ended without a result")),
+            }
+        }
+    }
+
+    /// Tells the daemon how many leading blocks the engine has computed itself meanwhile: it
+    /// need not bring those. Never waits. Numbers that do not grow are ignored.
+    pub fn progress(&mut self, computed_blocks: usize) {
+        let computed_blocks = computed_blocks.min(self.asked.keys.len());
+        if computed_blocks > self.reported
+            && let Source::Mux(running) = &self.source
+        {
+            self.reported = computed_blocks;
+            running.progress(u32::try_from(computed_blocks).unwrap_or(u32::MAX));
+        }
+    }
+
+    /// Asks the daemon to stop. Never waits; [`next`](Self::next) still brings what was on its
+    /// way, and the end. Dropping the restore cancels too.
+    pub fn cancel(&mut self) {
+        match &mut self.source {
+            Source::Mux(running) => running.cancel(),
+            Source::Inline(feed, _) => {
+                feed.close();
+            }
+        }
+    }
+
+    /// True when the next event has to be waited for.
+    fn is_waiting(&self) -> bool {
+        let source = match &self.source {
+            Source::Mux(running) => running.events.is_empty(),
+            Source::Inline(feed, _) => feed.is_empty(),
+        };
+        source && self.ready.is_empty() && !self.ended
+    }
+
+    fn patience(&self) -> Duration {
+        let now = Instant::now();
+        let left = self
+            .asked
+            .until
+            .map(|until| until.saturating_duration_since(now));
+        left.map_or(self.asked.idle, |left| left.min(self.asked.idle))
+    }
+
+    fn stop(&mut self) {
+        self.cancel();
+        self.ended = true;
+    }
+
+    fn take(&mut self, feed: Feed) -> Result<(), Error> {
+        match feed {
+            Feed::Plan(plan) => self.plan(&plan),
+            Feed::Ready(blocks) => {
+                for (block, lease) in blocks {
+                    self.leased(&block, lease)?;
+                }
+                Ok(())
+            }
+            Feed::Inline(block) => self.arrived(block),
+            Feed::Done(done) => self.done(&done),
+            Feed::Failed(error) => Err(error),
+        }
+    }
+
+    fn plan(&mut self, plan: &v1::RestorePlan) -> Result<(), Error> {
+        let (planned, asked) = (plan.blocks.len(), self.asked.keys.len());
+        if planned > asked {
+            return Err(RESTORE.bad_reply(format!("a plan of {planned} blocks for {asked} keys")));
+        }
+        let read = |status| BlockStatus::from_wire(RESTORE, status);
+        let plan = plan.blocks.iter().map(read).collect::<Result<_, _>>()?;
+        self.ready.push_back(RestoreEvent::Plan(plan));
+        Ok(())
+    }
+
+    /// Checks everything the daemon says about a leased block before a view is made (G1).
+    fn leased(&mut self, block: &v1::LeasedBlock, lease: LeaseGuard) -> Result<(), Error> {
+        let (index, key) = self.expected(block.index)?;
+        let arena = self.link.arena.as_ref();
+        let arena = arena.ok_or_else(|| RESTORE.bad_reply("a lease without an arena"))?;
+        let length = block.slot.map_or(0, |slot| slot.length);
+        let layout = self
+            .layouts
+            .of_length(self.asked.kind, block.tokens, length);
+        let layout = layout.map_err(|error| RESTORE.bad_reply(error.to_string()))?;
+        let len = arena.map.len();
+        let range = check::slot_range(block.slot.as_ref(), arena.number, len, &layout)
+            .map_err(|problem| RESTORE.bad_reply(problem))?;
+        let tier = Tier::from_wire(RESTORE, block.tier)?;
+        let level = level_from_wire(RESTORE, block.level)?;
+        let view = LeasedView::new(Arc::clone(&arena.map), range, lease)
+            .ok_or_else(|| RESTORE.bad_reply("a slot outside the arena"))?;
+        let held = Held::Arena(view, Arc::clone(&self.link));
+        let block = LeasedBlock::new(index, key, tier, level, layout, held);
+        self.hand_out(index, block);
+        Ok(())
+    }
+
+    fn arrived(&mut self, block: InlineBlock) -> Result<(), Error> {
+        let (index, key) = self.expected(block.index)?;
+        let held = Held::Owned(block.bytes);
+        let leased = LeasedBlock::new(index, key, block.tier, block.level, block.layout, held);
+        self.hand_out(index, leased);
+        Ok(())
+    }
+
+    fn expected(&self, index: u32) -> Result<(usize, BlockKey), Error> {
+        let asked = self.asked.keys.len();
+        let at = usize::try_from(index).unwrap_or(usize::MAX);
+        let key = self.asked.keys.get(at).copied();
+        let key = key.ok_or_else(|| {
+            RESTORE.bad_reply(format!("block {index} came, where {asked} were asked for"))
+        })?;
+        if self.came.get(at).copied().unwrap_or(true) {
+            return Err(RESTORE.bad_reply(format!("block {index} came twice")));
+        }
+        Ok((at, key))
+    }
+
+    fn hand_out(&mut self, index: usize, block: LeasedBlock) {
+        if let Some(came) = self.came.get_mut(index) {
+            *came = true;
+        }
+        self.ready.push_back(RestoreEvent::Ready(block));
+    }
+
+    fn done(&mut self, done: &v1::RestoreDone) -> Result<(), Error> {
+        self.ended = true;
+        if let Source::Mux(running) = &mut self.source {
+            running.ended = true;
+        }
+        let asked = self.asked.keys.len();
+        if done.missed.len() > asked {
+            let missed = done.missed.len();
+            return Err(RESTORE.bad_reply(format!("{missed} blocks missed of {asked}")));
+        }
+        let read = |missed: &v1::MissedBlock| {
+            let index = usize::try_from(missed.index).unwrap_or(usize::MAX);
+            let reason = miss_from_wire(RESTORE, missed.reason)?;
+            Ok((index, reason))
+        };
+        let missed = done
+            .missed
+            .iter()
+            .map(read)
+            .collect::<Result<Vec<_>, Error>>()?;
+        if missed.iter().any(|(index, _)| *index >= asked) {
+            return Err(RESTORE.bad_reply("a missed block was not asked for"));
+        }
+        let came = self.came.iter().take_while(|came| **came).count();
+        let said = usize::try_from(done.usable_blocks).unwrap_or(usize::MAX);
+        // G2: the daemon may know of a reason to stop earlier, never of one to go further.
+        self.ready.push_back(RestoreEvent::Done(RestoreSummary {
+            usable_blocks: said.min(came),
+            missed,
+            cancelled: done.cancelled,
+        }));
+        Ok(())
+    }
+}
+
+impl Source {
+    async fn next(&mut self) -> Option<Feed> {
+        match self {
+            Self::Mux(running) => running.events.recv().await,
+            Self::Inline(feed, _) => feed.recv().await,
+        }
+    }
+}
+
+impl std::fmt::Debug for Restore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Restore")
+            .field("blocks", &self.asked.keys.len())
+            .field("ended", &self.ended)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,411 @@
+//! A session: the handle engines hold, over one link at a time.
+//!
+//! Upstairs:   engines; cloned freely between tasks.
+//! Downstairs: `link`, one incarnation. Calls live next door: `save` and `windows`, `restore` and
+//!             `inline`, `hints`; lookup and the start of a restore are here.
+//!
+//! Invariants kept here
+//!   S1  Keys, layouts and namespace are the same in every incarnation, or the session says so.
+//!   S2  At most one attempt to reconnect runs at a time, with growing pauses between failures.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use kvtier_proto::{
+    BlockKey, BlockLayout, KeyDeriver, ModelDescriptor, NamespaceId, PayloadKind, v1,
+};
+use rand::Rng as _;
+use tokio::sync::{Mutex, Semaphore};
+use tokio::time::Instant;
+
+use crate::check;
+use crate::error::{Call, Error};
+use crate::layouts::Layouts;
+use crate::link::{Identity, Link, Recipe};
+use crate::options::{RestoreOptions, Timeouts};
+use crate::restore::{Asked, Restore, Source};
+use crate::values::Lookup;
+
+/// What is known about the daemon's side of a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SessionState {
+    /// It works.
+    Open,
+    /// The daemon is about to stop: finish restores, save nothing new.
+    Draining {
+        /// The daemon's sentence.
+        reason: String,
+    },
+    /// It is gone; the next call opens it again.
+    Lost {
+        /// What ended it.
+        reason: String,
+    },
+}
+
+pub(crate) struct Inner {
+    pub(crate) recipe: Recipe,
+    pub(crate) layouts: Arc<Layouts>,
+    /// Room for slots in this process, in KiB, where no region can be shared.
+    pub(crate) own_room: Arc<Semaphore>,
+    identity: Identity,
+    keys: KeyDeriver,
+    link: RwLock<Arc<Link>>,
+    /// Held during an attempt to reconnect (S2).
+    pause: Mutex<Pause>,
+}
+
+/// When the next attempt to reconnect may start.
+struct Pause {
+    failures: u32,
+    next: Instant,
+    why: String,
+}
+
+/// A session of one model in one namespace. Cheap to clone; the daemon's side ends with the last
+/// clone and the last slot, block and restore that came from it.
+#[derive(Clone)]
+pub struct Session {
+    pub(crate) inner: Arc<Inner>,
+}
+
+impl Session {
+    pub(crate) fn new(recipe: Recipe, model: ModelDescriptor, link: Arc<Link>) -> Self {
+        let identity = link.identity.clone();
+        let secret = identity.secret.clone();
+        let keys = KeyDeriver::new(secret, recipe.fingerprint, model.adapter.clone());
+        let kib = usize::try_from(recipe.session.staging_bytes.get() / 1024).unwrap_or(usize::MAX);
+        let room = kib.min(Semaphore::MAX_PERMITS);
+        let pause = Pause {
+            failures: 0,
+            next: Instant::now(),
+            why: String::new(),
+        };
+        let inner = Inner {
+            recipe,
+            layouts: Arc::new(Layouts::new(model)),
+            own_room: Arc::new(Semaphore::new(room)),
+            identity,
+            keys,
+            link: RwLock::new(link),
+            pause: Mutex::new(pause),
+        };
+        let inner = Arc::new(inner);
+        Self { inner }
+    }
+
+    /// Derives block keys of this model in this namespace. They hold for the life of the session.
+    pub fn keys(&self) -> &KeyDeriver {
+        &self.inner.keys
+    }
+
+    /// Keys of all blocks of a prompt; the last block may be short. `extra` goes into every key.
+    pub fn prefix_keys(&self, tokens: &[u32], extra: &[u8]) -> Vec<BlockKey> {
+        let block_tokens = usize::try_from(self.model().block_tokens).unwrap_or(usize::MAX);
+        self.inner.keys.chain(tokens, block_tokens, extra)
+    }
+
+    /// The model whose blocks this session holds.
+    pub fn model(&self) -> &ModelDescriptor {
+        self.inner.layouts.model()
+    }
+
+    /// Where each part of a block of `tokens` tokens lies. Errors: `Invalid`.
+    pub fn layout(&self, kind: PayloadKind, tokens: u32) -> Result<Arc<BlockLayout>, Error> {
+        self.inner.layouts.get(kind, tokens)
+    }
+
+    /// Name of the namespace the daemon put this peer in.
+    pub fn namespace(&self) -> &str {
+        &self.inner.identity.name
+    }
+
+    /// Number of that namespace, as metrics and tools show it.
+    pub fn namespace_id(&self) -> NamespaceId {
+        NamespaceId(self.inner.identity.namespace)
+    }
+
+    /// True when blocks can reach a durable tier.
+    pub fn is_durable(&self) -> bool {
+        self.current().identity.durable
+    }
+
+    /// Version of the daemon that answered last.
+    pub fn daemon_version(&self) -> String {
+        self.current().identity.daemon_version.clone()
+    }
+
+    /// True when payload travels through shared memory, false when inline.
+    pub fn is_shared(&self) -> bool {
+        self.current().arena.is_some()
+    }
+
+    /// What is known about the daemon's side. Never waits, asks nothing.
+    pub fn state(&self) -> SessionState {
+        self.current().life.state()
+    }
+
+    /// Waits until the session is draining or lost. Cancel safe.
+    pub async fn until_not_open(&self) -> SessionState {
+        let mut states = self.current().life.watch();
+        let changed = states
+            .wait_for(|state| !matches!(state, SessionState::Open))
+            .await;
+        changed.map_or_else(|_| self.state(), |state| state.clone())
+    }
+
+    /// Opens the session again if it is lost, and keeps trying as long as
+    /// [`ReconnectOptions::reopen`](crate::ReconnectOptions) says. Calls do this by themselves,
+    /// with a single attempt each.
+    ///
+    /// Errors: `Connect`, `Unavailable` (still away), `NamespaceChanged`, `Refused`, `Region`.
+    /// Cancel safety: dropping the future stops trying. Blocks: no.
+    ///
+    /// ```no_run
+    /// # async fn back(session: kvtier_client::Session) -> Result<(), kvtier_client::Error> {
+    /// session.until_not_open().await;
+    /// session.reopen().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn reopen(&self) -> Result<(), Error> {
+        let wait = self.inner.recipe.connect.reconnect.reopen;
+        self.reconnect(wait).await.map(|_| ())
+    }
+
+    /// Says how much of a prefix can be restored now. Takes no lease and moves nothing.
+    ///
+    /// Units: `keys` are 1 to 4096 blocks, oldest first.
+    /// Returns the leading blocks that are present and a status for each, up to and including the
+    /// first that is missing. Zero is a normal answer.
+    /// Errors: `Invalid`, `Timeout`, `SessionLost`, `Unavailable`; a lookup changes nothing.
+    /// Cancel safety: yes. Blocks: no.
+    ///
+    /// ```no_run
+    /// # use kvtier_client::{Error, PayloadKind, Session};
+    /// # async fn hits(session: Session, tokens: Vec<u32>) -> Result<(), Error> {
+    /// let keys = session.prefix_keys(&tokens, b"");
+    /// let lookup = session.lookup(&keys, PayloadKind::Kv).await?;
+    /// println!("{} of {} blocks", lookup.prefix_blocks, keys.len());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn lookup(&self, keys: &[BlockKey], kind: PayloadKind) -> Result<Lookup, Error> {
+        self.look(keys, kind, true).await
+    }
+
+    /// As [`lookup`](Self::lookup), with a status for every key.
+    pub async fn lookup_each(&self, keys: &[BlockKey], kind: PayloadKind) -> Result<Lookup, Error> {
+        self.look(keys, kind, false).await
+    }
+
+    async fn look(
+        &self,
+        keys: &[BlockKey],
+        kind: PayloadKind,
+        prefix_only: bool,
+    ) -> Result<Lookup, Error> {
+        const LOOKUP: Call = Call::reads("Lookup");
+        let wire = check::keys_to_wire(keys)?;
+        let link = self.link().await?;
+        let request = v1::LookupRequest {
+            session: link.session.clone(),
+            keys: wire,
+            kind: v1::PayloadKind::from(kind).into(),
+            prefix_only,
+        };
+        let mut rpc = link.rpc.clone();
+        let limit = self.timeouts().control;
+        let reply = link.call(LOOKUP, limit, rpc.lookup(request)).await?;
+        Lookup::from_wire(LOOKUP, keys.len(), prefix_only, &reply)
+    }
+
+    /// Starts restoring blocks. Many restores of a session run side by side, at most 64.
+    ///
+    /// Units: `keys` are 1 to 4096 blocks, oldest first.
+    /// Returns a [`Restore`]: blocks arrive as events. A block that is not there is a miss in its
+    /// summary.
+    /// Errors: `Invalid`, `Busy` (64 are running), `SessionLost`, `Unavailable`; nothing started.
+    /// Cancel safety: dropping the future or the `Restore` cancels and gives back every lease that
+    /// was not handed out. Blocks: no.
+    ///
+    /// An example is at [`Restore::next`].
+    pub async fn restore(
+        &self,
+        keys: &[BlockKey],
+        kind: PayloadKind,
+        options: RestoreOptions,
+    ) -> Result<Restore, Error> {
+        let wire = check::keys_to_wire(keys)?;
+        let link = self.link().await?;
+        if link.arena.is_none() {
+            return Ok(self.start_inline(link, keys, kind, &options));
+        }
+        let running = link.mux.start(v1::RestoreStart {
+            session: link.session.clone(),
+            keys: wire,
+            kind: v1::PayloadKind::from(kind).into(),
+            deadline_ms: options.deadline_ms(),
+            scattered: options.scattered,
+        })?;
+        let asked = self.asked(keys, kind, &options);
+        Ok(Restore::new(self, link, asked, Source::Mux(running)))
+    }
+
+    pub(crate) fn asked(
+        &self,
+        keys: &[BlockKey],
+        kind: PayloadKind,
+        options: &RestoreOptions,
+    ) -> Asked {
+        let timeouts = self.timeouts();
+        // The daemon answers by the deadline; its answer gets the time of any other call.
+        let until = options
+            .deadline
+            .map(|deadline| deadline.saturating_add(timeouts.control));
+        Asked {
+            keys: keys.to_vec(),
+            kind,
+            idle: timeouts.restore_idle,
+            until: until.and_then(|until| Instant::now().checked_add(until)),
+        }
+    }
+
+    /// Waits until everything dropped before this call has been given back to the daemon.
+    ///
+    /// Errors: `Timeout`, `SessionLost` (the daemon takes all of it back itself).
+    /// Cancel safety: yes. Blocks: no.
+    pub async fn flush(&self) -> Result<(), Error> {
+        let link = self.link().await?;
+        let limit = self.timeouts().control;
+        link.releases.flushed(Call::reads("Release"), limit).await
+    }
+
+    pub(crate) fn timeouts(&self) -> &Timeouts {
+        &self.inner.recipe.connect.timeouts
+    }
+
+    /// Memory to fill blocks in. Unit: bytes.
+    pub(crate) fn staging_len(&self) -> usize {
+        let asked = self.inner.recipe.session.staging_bytes.get();
+        let staging = self
+            .current()
+            .staging
+            .as_ref()
+            .map(|region| region.map.len());
+        staging.unwrap_or(usize::try_from(asked).unwrap_or(usize::MAX))
+    }
+
+    fn current(&self) -> Arc<Link> {
+        Arc::clone(
+            &self
+                .inner
+                .link
+                .read()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
+    }
+
+    /// The link to use: the current one, or a new one when that is lost.
+    pub(crate) async fn link(&self) -> Result<Arc<Link>, Error> {
+        let link = self.current();
+        if !link.life.is_lost() {
+            return Ok(link);
+        }
+        self.reconnect(self.inner.recipe.connect.reconnect.wait)
+            .await
+    }
+
+    async fn reconnect(&self, wait: Duration) -> Result<Arc<Link>, Error> {
+        let started = Instant::now();
+        loop {
+            let (next, error) = match self.attempt().await {
+                Ok(link) => return Ok(link),
+                Err(Attempt::Final(error)) => return Err(error),
+                Err(Attempt::Later(next, error)) => (next, error),
+            };
+            if next.saturating_duration_since(started) > wait {
+                return Err(error);
+            }
+            tokio::time::sleep_until(next).await;
+        }
+    }
+
+    /// One attempt, unless the pause after the last failure still lasts.
+    async fn attempt(&self) -> Result<Arc<Link>, Attempt> {
+        let mut pause = self.inner.pause.lock().await;
+        let link = self.current();
+        if !link.life.is_lost() {
+            return Ok(link);
+        }
+        let now = Instant::now();
+        if pause.next > now {
+            let error = Error::Unavailable {
+                message: pause.why.clone(),
+                retry_after: pause.next - now,
+            };
+            return Err(Attempt::Later(pause.next, error));
+        }
+        let opened = Link::open(&self.inner.recipe, None).await;
+        match opened.and_then(|link| self.same_identity(link)) {
+            Ok(link) => {
+                pause.failures = 0;
+                let mut current = self
+                    .inner
+                    .link
+                    .write()
+                    .unwrap_or_else(PoisonError::into_inner);
+                *current = Arc::clone(&link);
+                Ok(link)
+            }
+            Err(error) => {
+                pause.next = Instant::now() + self.next_pause(pause.failures);
+                pause.failures = pause.failures.saturating_add(1);
+                pause.why = error.to_string();
+                if error.is_transient() {
+                    Err(Attempt::Later(pause.next, error))
+                } else {
+                    Err(Attempt::Final(error))
+                }
+            }
+        }
+    }
+
+    /// Doubles from the shortest to the longest pause, each shortened or lengthened by up to
+    /// half, so that the clients of one daemon do not come back in step.
+    fn next_pause(&self, failures: u32) -> Duration {
+        let options = &self.inner.recipe.connect.reconnect;
+        let doubled = options.pause_min.saturating_mul(1 << failures.min(16));
+        let pause = doubled.min(options.pause_max);
+        pause.mul_f64(rand::rng().random_range(0.5..1.5))
+    }
+
+    /// A daemon that puts this peer elsewhere would never hit on the keys derived so far (S1).
+    fn same_identity(&self, link: Arc<Link>) -> Result<Arc<Link>, Error> {
+        let (before, now) = (&self.inner.identity, &link.identity);
+        if before.secret == now.secret && before.namespace == now.namespace {
+            return Ok(link);
+        }
+        Err(Error::NamespaceChanged {
+            before: before.name.clone(),
+            now: now.name.clone(),
+        })
+    }
+}
+
+enum Attempt {
+    /// Trying again is of no use.
+    Final(Error),
+    /// The daemon is away; an attempt may start then.
+    Later(Instant, Error),
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session")
+            .field("namespace", &self.namespace())
+            .field("state", &self.state())
+            .finish_non_exhaustive()
+    }
+}
