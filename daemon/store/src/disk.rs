@@ -25,6 +25,8 @@ pub mod lane;
     reason = "a named room: hands addresses of buffers to the kernel"
 )]
 pub mod ring;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 
 use std::fmt;
 use std::sync::Arc;
@@ -155,6 +157,60 @@ pub trait Disk: fmt::Debug {
 
     /// Name of the lane for logs and status: `io_uring`, `pread` or `sim`.
     fn lane(&self) -> &'static str;
+}
+
+impl<D: Disk + ?Sized> Disk for Box<D> {
+    fn list(&mut self) -> std::io::Result<Vec<Found>> {
+        (**self).list()
+    }
+
+    fn open(&mut self, name: &str) -> std::io::Result<FileId> {
+        (**self).open(name)
+    }
+
+    fn create(&mut self, name: &str, len: u64) -> std::io::Result<FileId> {
+        (**self).create(name, len)
+    }
+
+    fn remove(&mut self, file: FileId) -> std::io::Result<()> {
+        (**self).remove(file)
+    }
+
+    fn close(&mut self, file: FileId) {
+        (**self).close(file);
+    }
+
+    fn submit(&mut self, op: Op) -> Result<(), (Op, SubmitError)> {
+        (**self).submit(op)
+    }
+
+    fn reap(&mut self, wait: Wait, done: &mut Vec<Done>) {
+        (**self).reap(wait, done);
+    }
+
+    fn in_flight(&self) -> usize {
+        (**self).in_flight()
+    }
+
+    fn depth(&self) -> usize {
+        (**self).depth()
+    }
+
+    fn align(&self) -> usize {
+        (**self).align()
+    }
+
+    fn waker(&self) -> Waker {
+        (**self).waker()
+    }
+
+    fn attach(&mut self, arena: &Arc<Arena>) {
+        (**self).attach(arena);
+    }
+
+    fn lane(&self) -> &'static str {
+        (**self).lane()
+    }
 }
 
 /// Ends a blocking [`Disk::reap`] from another thread. Cheap to clone; never blocks.

@@ -1,0 +1,606 @@
+//! A simulated device under a seed: it reorders, tears, loses, misdirects and lies, on request.
+//!
+//! Upstairs:   the store's tests and the simulation in `tests/`.
+//! Downstairs: vectors.
+//!
+//! Completions come in seeded order. Every fault has a probability in [`Faults`] and a counter in
+//! [`Fired`] that proves it happened. [`SimDisk::crash`] makes the disk that is found after a
+//! power cut: durable bytes, plus any subset of the writes that no sync covered, each perhaps
+//! torn at 512 or 4096 bytes. The same seed and the same calls give the same run.
+//!
+//! Not here on purpose: no time. A slow operation is one that others overtake.
+
+mod faults;
+
+pub use faults::{Fault, Faults, Fired};
+
+use std::collections::BTreeMap;
+use std::io::{Error, ErrorKind};
+
+use super::{Disk, Done, FileId, Found, Op, OpKind, SubmitError, Wait, Waker};
+use crate::format::index;
+
+/// A small seeded generator (SplitMix64): the simulator must not depend on a crate's stream.
+#[derive(Debug, Clone)]
+pub struct Seeded(u64);
+
+impl Seeded {
+    /// Starts the stream of `seed`.
+    pub const fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// Next 64 bits.
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `n`; 0 when `n` is 0.
+    pub fn below(&mut self, n: u64) -> u64 {
+        if n == 0 { 0 } else { self.next() % n }
+    }
+
+    /// True with a probability of `per_million` in a million.
+    pub fn chance(&mut self, per_million: u32) -> bool {
+        per_million > 0 && self.below(1_000_000) < u64::from(per_million)
+    }
+}
+
+/// How a simulated disk is made.
+#[derive(Debug, Clone)]
+pub struct SimOptions {
+    /// Decides order and faults.
+    pub seed: u64,
+    /// Most operations in flight.
+    pub depth: usize,
+    /// Alignment that operations must keep. Unit: bytes.
+    pub align: usize,
+    /// Room for files; `create` beyond it answers ENOSPC. Unit: bytes.
+    pub space: u64,
+    /// Probabilities.
+    pub faults: Faults,
+    /// The power goes when this many calls and operations have been taken.
+    pub crash_at: Option<u64>,
+}
+
+impl Default for SimOptions {
+    fn default() -> Self {
+        let faults = Faults::default();
+        Self {
+            seed: 1,
+            depth: 32,
+            align: 512,
+            space: u64::MAX,
+            faults,
+            crash_at: None,
+        }
+    }
+}
+
+/// A write that no sync has covered.
+#[derive(Debug, Clone)]
+struct Loose {
+    at: u64,
+    data: Vec<u8>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct File {
+    name: String,
+    /// What a read sees now.
+    now: Vec<u8>,
+    /// What a power cut leaves for certain.
+    durable: Vec<u8>,
+    /// Completed writes that a sync would make durable, in order.
+    loose: Vec<Loose>,
+    /// What a stale read sees: the content before the last write.
+    before: Option<Loose>,
+}
+
+#[derive(Debug)]
+struct Flying {
+    op: Op,
+    /// For a sync: how many loose writes of the file it covers.
+    covers: usize,
+}
+
+/// The simulated device.
+#[derive(Debug)]
+pub struct SimDisk {
+    options: SimOptions,
+    random: Seeded,
+    files: BTreeMap<u32, File>,
+    next_file: u32,
+    flying: Vec<Flying>,
+    taken: u64,
+    crashed: bool,
+    fired: Fired,
+}
+
+impl SimDisk {
+    /// An empty disk.
+    pub fn new(options: SimOptions) -> Self {
+        Self {
+            random: Seeded::new(options.seed),
+            files: BTreeMap::new(),
+            next_file: 1,
+            flying: Vec::new(),
+            taken: 0,
+            crashed: false,
+            fired: Fired::default(),
+            options,
+        }
+    }
+
+    /// How often each fault happened.
+    pub fn fired(&self) -> &Fired {
+        &self.fired
+    }
+
+    /// Calls and operations taken so far: the points at which a crash can be placed.
+    pub fn taken(&self) -> u64 {
+        self.taken
+    }
+
+    /// True when the power went ([`SimOptions::crash_at`]).
+    pub fn has_crashed(&self) -> bool {
+        self.crashed
+    }
+
+    /// Changes the probabilities from now on.
+    pub fn set_faults(&mut self, faults: Faults) {
+        self.options.faults = faults;
+    }
+
+    /// Changes the room for files from now on. Unit: bytes.
+    pub fn set_space(&mut self, space: u64) {
+        self.options.space = space;
+    }
+
+    /// Content of a file, for tests that look or scribble. `None` when there is no such file.
+    pub fn content(&mut self, name: &str) -> Option<&mut Vec<u8>> {
+        self.files
+            .values_mut()
+            .find(|file| file.name == name)
+            .map(|file| &mut file.now)
+    }
+
+    /// Makes `name` hold `bytes`, durably, as another process could have.
+    pub fn plant(&mut self, name: &str, bytes: Vec<u8>) {
+        let number = self.number_of(name).unwrap_or_else(|| self.take_number());
+        let durable = bytes.clone();
+        self.files.insert(
+            number,
+            File {
+                name: name.to_owned(),
+                now: bytes,
+                durable,
+                ..File::default()
+            },
+        );
+    }
+
+    /// The disk as it is found after a power cut: durable bytes and a seeded subset of the writes
+    /// that no sync covered, finished or not, some of them torn. No faults, no crash to come.
+    pub fn crash(&self, seed: u64) -> SimDisk {
+        let mut random = Seeded::new(seed);
+        let options = SimOptions {
+            seed,
+            faults: Faults::default(),
+            crash_at: None,
+            ..self.options
+        };
+        let mut after = SimDisk::new(options);
+        for (number, file) in &self.files {
+            let mut bytes = file.durable.clone();
+            let in_flight = self
+                .flying
+                .iter()
+                .filter_map(|flying| loose_of(&flying.op, *number));
+            for write in file.loose.iter().cloned().chain(in_flight) {
+                survive(&mut bytes, &write, &mut random);
+            }
+            let (now, name) = (bytes.clone(), file.name.clone());
+            after.files.insert(
+                *number,
+                File {
+                    name,
+                    now,
+                    durable: bytes,
+                    ..File::default()
+                },
+            );
+        }
+        after.next_file = self.next_file;
+        after
+    }
+
+    /// The disk after an orderly power-off: everything written is there.
+    pub fn restart(&self, seed: u64) -> SimDisk {
+        let options = SimOptions {
+            seed,
+            crash_at: None,
+            ..self.options.clone()
+        };
+        let mut after = SimDisk::new(options);
+        for (number, file) in &self.files {
+            let (now, durable, name) = (file.now.clone(), file.now.clone(), file.name.clone());
+            after.files.insert(
+                *number,
+                File {
+                    name,
+                    now,
+                    durable,
+                    ..File::default()
+                },
+            );
+        }
+        after.next_file = self.next_file;
+        after
+    }
+
+    fn number_of(&self, name: &str) -> Option<u32> {
+        self.files
+            .iter()
+            .find(|(_, file)| file.name == name)
+            .map(|(number, _)| *number)
+    }
+
+    fn take_number(&mut self) -> u32 {
+        self.next_file += 1;
+        self.next_file - 1
+    }
+
+    /// Counts a call; false when the power is gone.
+    fn take(&mut self) -> bool {
+        self.taken += 1;
+        self.crashed |= self.options.crash_at.is_some_and(|at| self.taken > at);
+        !self.crashed
+    }
+
+    fn fault(&mut self, fault: Fault) -> bool {
+        let fires = self.random.chance(self.options.faults.per_million(fault));
+        if fires {
+            self.fired.count(fault);
+        }
+        fires
+    }
+
+    fn finish(&mut self, flying: Flying) -> Done {
+        let Flying { mut op, covers } = flying;
+        let moved = if self.crashed {
+            Err(Error::other("the power is gone"))
+        } else if self.fault(Fault::Interrupted) {
+            Err(Error::from(ErrorKind::Interrupted))
+        } else {
+            match op.kind {
+                OpKind::Read => self.read(&mut op),
+                OpKind::Write => self.write(&op),
+                OpKind::Sync => self.sync(op.file, covers),
+            }
+        };
+        Done {
+            user: op.user,
+            kind: op.kind,
+            buf: op.buf,
+            moved,
+        }
+    }
+
+    /// Length that an operation moves: all of it, or less when the short fault fires.
+    fn moved_len(&mut self, len: usize) -> usize {
+        let blocks = (len / self.options.align) as u64;
+        if blocks > 1 && self.fault(Fault::Short) {
+            index(1 + self.random.below(blocks - 1)) * self.options.align
+        } else {
+            len
+        }
+    }
+
+    fn read(&mut self, op: &mut Op) -> std::io::Result<usize> {
+        if self.fault(Fault::ReadError) {
+            return Err(Error::from_raw_os_error(5));
+        }
+        let len = self.moved_len(op.len);
+        let mut at = op.at;
+        if self.fault(Fault::MisdirectedRead) {
+            at = self.elsewhere(op.file, op.at, len);
+        }
+        let stale = self.fault(Fault::StaleRead);
+        let file = self
+            .files
+            .get(&op.file.0)
+            .ok_or(Error::from(ErrorKind::NotFound))?;
+        let from = index(at).min(file.now.len());
+        let to = (from + len).min(file.now.len());
+        let mut bytes = file.now.get(from..to).unwrap_or_default().to_vec();
+        if let Some(before) = file.before.as_ref().filter(|_| stale) {
+            overlay(&mut bytes, at, before);
+        }
+        if !bytes.is_empty() && self.fault(Fault::FlipOnRead) {
+            flip(&mut bytes, &mut self.random);
+        }
+        let buf = op
+            .buf
+            .as_mut()
+            .ok_or(Error::from(ErrorKind::InvalidInput))?;
+        let place = buf.get_mut(op.buf_at..op.buf_at + bytes.len());
+        place
+            .ok_or(Error::from(ErrorKind::InvalidInput))?
+            .copy_from_slice(&bytes);
+        Ok(bytes.len())
+    }
+
+    fn write(&mut self, op: &Op) -> std::io::Result<usize> {
+        if self.fault(Fault::WriteError) {
+            return Err(Error::from_raw_os_error(5));
+        }
+        let len = self.moved_len(op.len);
+        let mut write = loose_of(op, op.file.0).ok_or(Error::from(ErrorKind::InvalidInput))?;
+        write.data.truncate(len);
+        if self.fault(Fault::LostWrite) {
+            return Ok(len);
+        }
+        if self.fault(Fault::MisdirectedWrite) {
+            write.at = self.elsewhere(op.file, op.at, len);
+        }
+        if self.fault(Fault::FlipOnWrite) {
+            flip(&mut write.data, &mut self.random);
+        }
+        let torn = self.fault(Fault::TornWrite);
+        let mut random = self.random.clone();
+        let file = self
+            .files
+            .get_mut(&op.file.0)
+            .ok_or(Error::from(ErrorKind::NotFound))?;
+        let from = index(write.at);
+        let room = file
+            .now
+            .get(from..from + len)
+            .ok_or(Error::from_raw_os_error(27))?;
+        file.before = Some(Loose {
+            at: write.at,
+            data: room.to_vec(),
+        });
+        if torn {
+            let mut bytes = file.now.clone();
+            tear(&mut bytes, &write, &mut random);
+            write.data = bytes.get(from..from + len).unwrap_or_default().to_vec();
+        }
+        overlay(&mut file.now, 0, &write);
+        file.loose.push(write);
+        self.random.next();
+        Ok(len)
+    }
+
+    /// A failed sync drops what it covered: each write may or may not be on the device, and the
+    /// next sync will not tell (Rebello et al. 2020).
+    fn sync(&mut self, file: FileId, covers: usize) -> std::io::Result<usize> {
+        let fails = self.fault(Fault::SyncError);
+        let mut random = self.random.clone();
+        self.random.next();
+        let file = self
+            .files
+            .get_mut(&file.0)
+            .ok_or(Error::from(ErrorKind::NotFound))?;
+        let covered = file
+            .loose
+            .drain(..covers.min(file.loose.len()))
+            .collect::<Vec<_>>();
+        for write in covered {
+            if fails {
+                survive(&mut file.durable, &write, &mut random);
+            } else {
+                overlay(&mut file.durable, 0, &write);
+            }
+        }
+        if fails {
+            Err(Error::from_raw_os_error(5))
+        } else {
+            Ok(0)
+        }
+    }
+
+    /// Another aligned offset of the same file.
+    fn elsewhere(&mut self, file: FileId, at: u64, len: usize) -> u64 {
+        let size = self
+            .files
+            .get(&file.0)
+            .map_or(0, |file| file.now.len() as u64);
+        let places = size.saturating_sub(len as u64) / 4096 + 1;
+        let other = self.random.below(places) * 4096;
+        if other == at {
+            other.saturating_sub(4096)
+        } else {
+            other
+        }
+    }
+}
+
+/// The bytes that a write carries, when it is one of file `number`.
+fn loose_of(op: &Op, number: u32) -> Option<Loose> {
+    if op.kind != OpKind::Write || op.file.0 != number {
+        return None;
+    }
+    let data = op
+        .buf
+        .as_ref()?
+        .get(op.buf_at..op.buf_at + op.len)?
+        .to_vec();
+    Some(Loose { at: op.at, data })
+}
+
+/// Copies what `write` and `bytes`, which begin at offset `base`, have in common.
+fn overlay(bytes: &mut [u8], base: u64, write: &Loose) {
+    let end = (base + bytes.len() as u64).min(write.at + write.data.len() as u64);
+    let start = base.max(write.at);
+    if start < end {
+        let from = write
+            .data
+            .get(index(start - write.at)..index(end - write.at));
+        let to = bytes.get_mut(index(start - base)..index(end - base));
+        if let (Some(from), Some(to)) = (from, to) {
+            to.copy_from_slice(from);
+        }
+    }
+}
+
+/// Applies a seeded subset of the sectors of `write`.
+fn tear(bytes: &mut [u8], write: &Loose, random: &mut Seeded) {
+    let sector = if random.below(2) == 0 { 512 } else { 4096 };
+    for (number, data) in write.data.chunks(sector).enumerate() {
+        if random.below(2) == 0 {
+            let at = write.at + (number * sector) as u64;
+            overlay(
+                bytes,
+                0,
+                &Loose {
+                    at,
+                    data: data.to_vec(),
+                },
+            );
+        }
+    }
+}
+
+/// What a power cut makes of a write: nothing, all, or some sectors of it.
+fn survive(bytes: &mut [u8], write: &Loose, random: &mut Seeded) {
+    match random.below(3) {
+        0 => {}
+        1 => overlay(bytes, 0, write),
+        _ => tear(bytes, write, random),
+    }
+}
+
+fn flip(bytes: &mut [u8], random: &mut Seeded) {
+    let at = index(random.below(bytes.len() as u64));
+    let bit = random.below(8);
+    if let Some(byte) = bytes.get_mut(at) {
+        *byte ^= 1 << bit;
+    }
+}
+
+impl Disk for SimDisk {
+    fn list(&mut self) -> std::io::Result<Vec<Found>> {
+        if !self.take() {
+            return Err(Error::other("the power is gone"));
+        }
+        let found = |file: &File| Found {
+            name: file.name.clone(),
+            len: file.now.len() as u64,
+        };
+        Ok(self.files.values().map(found).collect())
+    }
+
+    fn open(&mut self, name: &str) -> std::io::Result<FileId> {
+        if !self.take() {
+            return Err(Error::other("the power is gone"));
+        }
+        self.number_of(name)
+            .map(FileId)
+            .ok_or(Error::from(ErrorKind::NotFound))
+    }
+
+    fn create(&mut self, name: &str, len: u64) -> std::io::Result<FileId> {
+        if !self.take() {
+            return Err(Error::other("the power is gone"));
+        }
+        let used: u64 = self.files.values().map(|file| file.now.len() as u64).sum();
+        if used.saturating_add(len) > self.options.space || self.fault(Fault::NoSpace) {
+            return Err(Error::from_raw_os_error(28));
+        }
+        if self.number_of(name).is_some() {
+            return Err(Error::from(ErrorKind::AlreadyExists));
+        }
+        let number = self.take_number();
+        let zeros = vec![0; index(len)];
+        let (name, durable) = (name.to_owned(), zeros.clone());
+        self.files.insert(
+            number,
+            File {
+                name,
+                now: zeros,
+                durable,
+                ..File::default()
+            },
+        );
+        Ok(FileId(number))
+    }
+
+    fn remove(&mut self, file: FileId) -> std::io::Result<()> {
+        if !self.take() {
+            return Err(Error::other("the power is gone"));
+        }
+        self.files
+            .remove(&file.0)
+            .map(drop)
+            .ok_or(Error::from(ErrorKind::NotFound))
+    }
+
+    fn close(&mut self, _file: FileId) {}
+
+    fn submit(&mut self, op: Op) -> Result<(), (Op, SubmitError)> {
+        if self.flying.len() >= self.options.depth {
+            let depth = u32::try_from(self.options.depth).unwrap_or(u32::MAX);
+            return Err((op, SubmitError::Full { depth }));
+        }
+        if !self.take() {
+            return Err((op, SubmitError::Failed));
+        }
+        let align = self.options.align as u64;
+        let aligned = op.at.is_multiple_of(align)
+            && (op.len as u64).is_multiple_of(align)
+            && (op.buf_at as u64).is_multiple_of(align);
+        assert!(aligned, "operation is not aligned to {align}: {op:?}");
+        let covers = self
+            .files
+            .get(&op.file.0)
+            .map_or(0, |file| file.loose.len());
+        self.flying.push(Flying { op, covers });
+        Ok(())
+    }
+
+    fn reap(&mut self, _wait: Wait, done: &mut Vec<Done>) {
+        if self.flying.is_empty() {
+            return;
+        }
+        let finished = 1 + self.random.below(self.flying.len() as u64);
+        for _ in 0..finished {
+            let slow = self.flying.len() > 1 && self.fault(Fault::Slow);
+            let at = if slow {
+                self.flying.len() - 1
+            } else {
+                index(self.random.below(self.flying.len() as u64))
+            };
+            let flying = self.flying.remove(at);
+            done.push(self.finish(flying));
+        }
+    }
+
+    fn in_flight(&self) -> usize {
+        self.flying.len()
+    }
+
+    fn depth(&self) -> usize {
+        self.options.depth
+    }
+
+    fn align(&self) -> usize {
+        self.options.align
+    }
+
+    fn waker(&self) -> Waker {
+        Waker::new(|| {})
+    }
+
+    fn lane(&self) -> &'static str {
+        "sim"
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,427 @@
+//! The index in RAM: which record holds which block, and which records a segment holds.
+//!
+//! Upstairs:   `store` looks up, publishes, evicts; `recover` fills it.
+//! Downstairs: nothing.
+//!
+//! A slab of 72-byte entries, a hash table of 8-byte buckets over it, and one list a segment
+//! through the entries, so that a segment is emptied without a walk over everything. The hash is
+//! keyed by the store's secret identity: clients choose keys, and must not choose collisions.
+//!
+//! Not here on purpose: no payload, no header. What a record says of itself is read from it.
+
+use std::hash::Hasher;
+
+use kvtier_proto::{BlockKey, LayoutFingerprint, Level, NamespaceId, PayloadKind};
+
+use crate::format::{BLOCK, Place, StoreId, Summary};
+
+const NONE: u32 = u32::MAX;
+/// Most entries: slab numbers are 32 bits wide.
+const ENTRIES_MAX: usize = 1 << 31;
+
+/// One block that the store holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored {
+    /// Whose block.
+    pub namespace: NamespaceId,
+    /// Which block.
+    pub key: BlockKey,
+    /// What its bytes are.
+    pub kind: PayloadKind,
+    /// Codec level of its parts.
+    pub level: Level,
+    /// First bytes of the layout fingerprint; the record has all of it.
+    pub layout_tag: u32,
+    /// Copied forward when its segment is reclaimed.
+    pub pinned: bool,
+    /// Where it lies.
+    pub place: Place,
+}
+
+impl Stored {
+    pub(crate) fn of(summary: &Summary) -> Self {
+        Self {
+            namespace: summary.namespace,
+            key: summary.key,
+            kind: summary.kind,
+            level: summary.level,
+            layout_tag: layout_tag(&summary.layout),
+            pinned: false,
+            place: summary.place,
+        }
+    }
+}
+
+pub(crate) fn layout_tag(layout: &LayoutFingerprint) -> u32 {
+    let [a, b, c, d, ..] = layout.0;
+    u32::from_le_bytes([a, b, c, d])
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    key: BlockKey,
+    sequence: u64,
+    namespace: NamespaceId,
+    segment: u32,
+    block: u32,
+    blocks: u32,
+    layout_tag: u32,
+    prev: u32,
+    next: u32,
+    kind: PayloadKind,
+    level: Level,
+    head_blocks: u8,
+    pinned: bool,
+}
+
+const _: () = assert!(size_of::<Entry>() <= 72);
+
+#[derive(Debug, Clone, Copy)]
+struct Bucket {
+    hash: u32,
+    entry: u32,
+}
+
+const EMPTY: Bucket = Bucket {
+    hash: 0,
+    entry: NONE,
+};
+
+#[derive(Debug, Clone, Copy)]
+struct SegmentList {
+    epoch: u64,
+    head: u32,
+    entries: u32,
+}
+
+/// What became of an insert.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Inserted {
+    /// The key was not there.
+    New,
+    /// An older record of the key made room.
+    Replaced(Stored),
+    /// A newer record of the key is there already; nothing changed.
+    Older,
+}
+
+/// All blocks of one store.
+#[derive(Debug)]
+pub(crate) struct Index {
+    seed: StoreId,
+    entries: Vec<Entry>,
+    free: u32,
+    len: usize,
+    buckets: Vec<Bucket>,
+    segments: Vec<SegmentList>,
+}
+
+impl Index {
+    pub(crate) fn new(seed: StoreId) -> Self {
+        let buckets = vec![EMPTY; 64];
+        Self {
+            seed,
+            entries: Vec::new(),
+            free: NONE,
+            len: 0,
+            buckets,
+            segments: Vec::new(),
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Memory that the index holds. Unit: bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.entries.capacity() * size_of::<Entry>()
+            + self.buckets.capacity() * size_of::<Bucket>()
+            + self.segments.capacity() * size_of::<SegmentList>()
+    }
+
+    /// Announces the epoch of a segment's present life. Its list must be empty.
+    pub(crate) fn set_epoch(&mut self, segment: u32, epoch: u64) {
+        let blank = SegmentList {
+            epoch: 0,
+            head: NONE,
+            entries: 0,
+        };
+        while self.segments.len() <= segment as usize {
+            self.segments.push(blank);
+        }
+        if let Some(list) = self.segments.get_mut(segment as usize) {
+            debug_assert_eq!(
+                list.entries, 0,
+                "a segment with records cannot start a new life"
+            );
+            list.epoch = epoch;
+        }
+    }
+
+    /// Blocks whose record lies in `segment`.
+    pub(crate) fn live_in(&self, segment: u32) -> u32 {
+        self.segments
+            .get(segment as usize)
+            .map_or(0, |list| list.entries)
+    }
+
+    pub(crate) fn get(&self, namespace: NamespaceId, key: &BlockKey) -> Option<Stored> {
+        let (_, entry) = self.find(namespace, key)?;
+        self.entries
+            .get(entry as usize)
+            .map(|entry| self.view(entry))
+    }
+
+    pub(crate) fn set_pinned(&mut self, namespace: NamespaceId, key: &BlockKey, pinned: bool) {
+        if let Some((_, entry)) = self.find(namespace, key)
+            && let Some(entry) = self.entries.get_mut(entry as usize)
+        {
+            entry.pinned = pinned;
+        }
+    }
+
+    /// Adds a record; of two records of a key the higher sequence stays.
+    pub(crate) fn insert(&mut self, stored: &Stored) -> Inserted {
+        let replaced = match self.get(stored.namespace, &stored.key) {
+            Some(old) if old.place.sequence >= stored.place.sequence => return Inserted::Older,
+            Some(old) => {
+                self.remove(stored.namespace, &stored.key);
+                Some(old)
+            }
+            None => None,
+        };
+        if self.len < ENTRIES_MAX {
+            let pinned = stored.pinned || replaced.is_some_and(|old: Stored| old.pinned);
+            let number = self.take_entry(&Stored { pinned, ..*stored });
+            self.link(number, stored.place.segment);
+            self.put_bucket(Bucket {
+                hash: self.hash(stored.namespace, &stored.key),
+                entry: number,
+            });
+            self.len += 1;
+        }
+        replaced.map_or(Inserted::New, Inserted::Replaced)
+    }
+
+    /// Takes a key out. Returns what it was.
+    pub(crate) fn remove(&mut self, namespace: NamespaceId, key: &BlockKey) -> Option<Stored> {
+        let (bucket, number) = self.find(namespace, key)?;
+        let stored = self
+            .entries
+            .get(number as usize)
+            .map(|entry| self.view(entry))?;
+        self.close_gap(bucket);
+        self.unlink(number);
+        if let Some(entry) = self.entries.get_mut(number as usize) {
+            entry.next = self.free;
+            entry.prev = NONE;
+            entry.segment = NONE;
+        }
+        self.free = number;
+        self.len -= 1;
+        Some(stored)
+    }
+
+    /// Blocks of one segment, newest first.
+    pub(crate) fn in_segment(&self, segment: u32) -> impl Iterator<Item = Stored> + '_ {
+        let mut at = self
+            .segments
+            .get(segment as usize)
+            .map_or(NONE, |list| list.head);
+        std::iter::from_fn(move || {
+            let entry = self.entries.get(at as usize)?;
+            at = entry.next;
+            Some(self.view(entry))
+        })
+    }
+
+    /// All blocks, in no order that means anything.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Stored> + '_ {
+        self.entries
+            .iter()
+            .filter(|entry| entry.segment != NONE)
+            .map(|entry| self.view(entry))
+    }
+
+    fn view(&self, entry: &Entry) -> Stored {
+        let bytes = |blocks: u32| u64::from(blocks) * BLOCK;
+        let small = |blocks: u32| u32::try_from(bytes(blocks)).unwrap_or(u32::MAX);
+        let place = Place {
+            segment: entry.segment,
+            offset: bytes(entry.block),
+            len: small(entry.blocks),
+            head_len: small(u32::from(entry.head_blocks)),
+            epoch: self
+                .segments
+                .get(entry.segment as usize)
+                .map_or(0, |list| list.epoch),
+            sequence: entry.sequence,
+        };
+        Stored {
+            namespace: entry.namespace,
+            key: entry.key,
+            kind: entry.kind,
+            level: entry.level,
+            layout_tag: entry.layout_tag,
+            pinned: entry.pinned,
+            place,
+        }
+    }
+
+    fn take_entry(&mut self, stored: &Stored) -> u32 {
+        let place = &stored.place;
+        let blocks = |bytes: u64| u32::try_from(bytes / BLOCK).unwrap_or(u32::MAX);
+        let entry = Entry {
+            key: stored.key,
+            sequence: place.sequence,
+            namespace: stored.namespace,
+            segment: place.segment,
+            block: blocks(place.offset),
+            blocks: blocks(u64::from(place.len)),
+            layout_tag: stored.layout_tag,
+            prev: NONE,
+            next: NONE,
+            kind: stored.kind,
+            level: stored.level,
+            head_blocks: u8::try_from(u64::from(place.head_len) / BLOCK).unwrap_or(u8::MAX),
+            pinned: stored.pinned,
+        };
+        if let Some(free) = self.entries.get_mut(self.free as usize) {
+            let number = self.free;
+            self.free = free.next;
+            *free = entry;
+            return number;
+        }
+        if self.entries.len() == self.entries.capacity() {
+            // A quarter more at a time: doubling would cost 72 idle bytes a block at worst.
+            self.entries.reserve_exact(self.entries.len() / 4 + 256);
+        }
+        self.entries.push(entry);
+        u32::try_from(self.entries.len() - 1).unwrap_or(NONE)
+    }
+
+    fn link(&mut self, number: u32, segment: u32) {
+        if self.segments.len() <= segment as usize {
+            self.set_epoch(segment, 0);
+        }
+        let Some(list) = self.segments.get_mut(segment as usize) else {
+            return;
+        };
+        let head = std::mem::replace(&mut list.head, number);
+        list.entries += 1;
+        if let Some(entry) = self.entries.get_mut(number as usize) {
+            entry.next = head;
+        }
+        if let Some(next) = self.entries.get_mut(head as usize) {
+            next.prev = number;
+        }
+    }
+
+    fn unlink(&mut self, number: u32) {
+        let Some(&Entry {
+            prev,
+            next,
+            segment,
+            ..
+        }) = self.entries.get(number as usize)
+        else {
+            return;
+        };
+        if let Some(next) = self.entries.get_mut(next as usize) {
+            next.prev = prev;
+        }
+        if let Some(prev) = self.entries.get_mut(prev as usize) {
+            prev.next = next;
+        }
+        if let Some(list) = self.segments.get_mut(segment as usize) {
+            list.entries -= 1;
+            if prev == NONE {
+                list.head = next;
+            }
+        }
+    }
+
+    fn hash(&self, namespace: NamespaceId, key: &BlockKey) -> u32 {
+        // SipHash with a secret prefix; the constructor's own keys are fixed, so runs repeat.
+        let mut hasher = std::hash::DefaultHasher::new();
+        hasher.write(&self.seed.0);
+        hasher.write_u32(namespace.0);
+        hasher.write(&key.0);
+        let [a, b, c, d, ..] = hasher.finish().to_le_bytes();
+        u32::from_le_bytes([a, b, c, d])
+    }
+
+    fn home(&self, hash: u32) -> usize {
+        hash as usize & (self.buckets.len() - 1)
+    }
+
+    fn find(&self, namespace: NamespaceId, key: &BlockKey) -> Option<(usize, u32)> {
+        let hash = self.hash(namespace, key);
+        let mut at = self.home(hash);
+        loop {
+            let bucket = self.buckets.get(at)?;
+            if bucket.entry == NONE {
+                return None;
+            }
+            if bucket.hash == hash
+                && let Some(entry) = self.entries.get(bucket.entry as usize)
+                && entry.key == *key
+                && entry.namespace == namespace
+            {
+                return Some((at, bucket.entry));
+            }
+            at = (at + 1) & (self.buckets.len() - 1);
+        }
+    }
+
+    fn put_bucket(&mut self, bucket: Bucket) {
+        if (self.len + 1) * 4 > self.buckets.len() * 3 {
+            let old = std::mem::take(&mut self.buckets);
+            self.buckets = vec![EMPTY; old.len() * 2];
+            for bucket in old.into_iter().filter(|bucket| bucket.entry != NONE) {
+                self.place_bucket(bucket);
+            }
+        }
+        self.place_bucket(bucket);
+    }
+
+    fn place_bucket(&mut self, bucket: Bucket) {
+        let mut at = self.home(bucket.hash);
+        while let Some(place) = self.buckets.get_mut(at) {
+            if place.entry == NONE {
+                *place = bucket;
+                return;
+            }
+            at = (at + 1) & (self.buckets.len() - 1);
+        }
+    }
+
+    /// Empties a bucket and moves those behind it that the gap would hide.
+    fn close_gap(&mut self, mut gap: usize) {
+        let mask = self.buckets.len() - 1;
+        let mut at = gap;
+        loop {
+            at = (at + 1) & mask;
+            let Some(&bucket) = self.buckets.get(at) else {
+                return;
+            };
+            if bucket.entry == NONE {
+                break;
+            }
+            let distance_of = |from: usize| at.wrapping_sub(from) & mask;
+            if distance_of(self.home(bucket.hash)) >= distance_of(gap) {
+                if let Some(place) = self.buckets.get_mut(gap) {
+                    *place = bucket;
+                }
+                gap = at;
+            }
+        }
+        if let Some(place) = self.buckets.get_mut(gap) {
+            *place = EMPTY;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

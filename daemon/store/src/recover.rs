@@ -1,0 +1,360 @@
+//! Opening a store: who it is, what it holds, and where it may write next.
+//!
+//! Upstairs:   `Store::open`.
+//! Downstairs: `superblock`, `recover::survey`, `recover::rebuild`, `catalog`, `scan`.
+//!
+//! ```text
+//!   superblock -> survey (header and trailer of every segment) -> superblock, one incarnation on
+//!       -> catalog, when it is sound -----------------------------+-> index
+//!       -> else footers -> else record by record, then a footer --+
+//! ```
+//! Everything here is bounded by the device's size and can be cut short at any point and run
+//! again: the only writes are the superblock and footers of segments that lack one.
+//!
+//! Invariants kept here
+//!   L2  Epochs and sequences of this life are above those of all earlier ones, because the
+//!       incarnation is durable before anything is written.
+//!   P7  The rebuilt index is the index that was live.
+//!
+//! Not here on purpose: no repair by guessing. A record that does not pass is not a record.
+
+mod rebuild;
+mod survey;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use kvtier_proto::Miss;
+
+use crate::catalog::{Catalog, Stamp, Sum};
+use crate::disk::Disk;
+use crate::events::DeviceState;
+use crate::format::segment::segment_number;
+use crate::format::{CleanClose, Superblock};
+use crate::index::{Inserted, Stored};
+use crate::lane::Lane;
+use crate::mem::{Arena, Share};
+use crate::segments::{Life, Segment};
+use crate::store::{Store, StoreOptions};
+use crate::superblock::{SuperFile, load};
+
+use survey::Surveyed;
+
+/// Memory of the store's own blocks: two scan windows and some small ones. Unit: bytes.
+const ARENA: usize = 16 << 20;
+
+/// Why a store cannot be opened. Damage is not among it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The options are out of bounds; every problem is listed.
+    #[error("store options: {}", .0.join("; "))]
+    Options(Vec<String>),
+    /// No memory for the store's own blocks.
+    #[error("memory for the store's own blocks")]
+    Memory(#[source] std::io::Error),
+    /// The device does not list its files.
+    #[error("listing the store's folder")]
+    List(#[source] std::io::Error),
+    /// The superblock cannot be read or made.
+    #[error("reading the superblock")]
+    Superblock(#[source] std::io::Error),
+}
+
+/// How far an opening is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Segments whose records are known.
+    pub segments_done: u64,
+    /// Segments in all.
+    pub segments_total: u64,
+    /// Records found.
+    pub records: u64,
+    /// Bytes read.
+    pub bytes: u64,
+}
+
+/// What the superblock was found to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
+pub enum SuperblockFound {
+    /// There was none and no segment: a new store.
+    New,
+    /// Sound.
+    Sound,
+    /// One slot was damaged, the other is sound.
+    OneSlot,
+    /// No slot is sound, or segments are younger: the store starts over, all records are stale.
+    Lost,
+}
+
+/// Where the index came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IndexSource {
+    /// The catalog, after a clean close.
+    Catalog,
+    /// The segments: there was no clean close, or no catalog is used.
+    Segments,
+    /// The segments, because the catalog could not be trusted, and why.
+    SegmentsAfter(String),
+}
+
+/// What an opening found and did.
+#[derive(Debug, Clone)]
+pub struct RecoveryReport {
+    /// State of the superblock.
+    pub superblock: SuperblockFound,
+    /// Where the index came from.
+    pub source: IndexSource,
+    /// Segment files.
+    pub segments: u64,
+    /// Segments whose footer was read.
+    pub by_footer: u64,
+    /// Segments that were read record by record.
+    pub scanned: u64,
+    /// Segments without a block; they are free.
+    pub empty: u64,
+    /// Segment files beyond the capacity; they were removed.
+    pub removed: u64,
+    /// Records found.
+    pub records: u64,
+    /// Records that an older or newer one of the same key replaced.
+    pub superseded: u64,
+    /// Records of wiped namespaces.
+    pub wiped: u64,
+    /// What was found that is no record, by reason. A torn tail and earlier lives show here too.
+    pub refused: BTreeMap<Miss, u64>,
+    /// Blocks in the index.
+    pub blocks: u64,
+    /// Bytes read.
+    pub bytes: u64,
+}
+
+pub(crate) fn open<D: Disk>(
+    disk: D,
+    mut options: StoreOptions,
+    catalog: Option<Box<dyn Catalog>>,
+    progress: &mut dyn FnMut(&Progress),
+) -> Result<(Store<D>, RecoveryReport), OpenError> {
+    let problems = options.problems();
+    if !problems.is_empty() {
+        return Err(OpenError::Options(problems));
+    }
+    let mut lane = Lane::new(disk);
+    let arena = Arena::create("kvtier-store", ARENA, Share::Private).map_err(OpenError::Memory)?;
+    let loaded = load(&mut lane, &arena).map_err(OpenError::Superblock)?;
+    if let Some(found) = &loaded.found {
+        options.segment_size = found.segment_size;
+    }
+    let mut files = lane.disk().list().map_err(OpenError::List)?;
+    files.retain(|file| segment_number(&file.name).is_some());
+    let surveyed = survey::survey(&mut lane, &arena, &files);
+    let (superblock, found) = decide(&options, loaded.found, loaded.bad_slots, &surveyed);
+    let clean = superblock.clean;
+    let mut superfile = SuperFile::new(loaded.file, Arc::clone(&arena), superblock);
+    let stamp = clean.map(|close| stamp_of(superfile.now(), close));
+    superfile.change(|now| {
+        now.incarnation = now.incarnation.saturating_add(1);
+        now.clean = None;
+    });
+    let written = superfile.write(&mut lane);
+    let mut store = Store::empty(options, lane, arena, superfile, None);
+    let mut report = blank_report(found, surveyed.len() as u64);
+    fill(&mut store, surveyed, catalog, stamp, &mut report, progress);
+    if let Err(problem) = written {
+        tracing::error!(%problem, "superblock not written: the store takes no writes");
+        store.open_read_only();
+    }
+    report.blocks = store.index.len() as u64;
+    Ok((store, report))
+}
+
+/// What counts from now on. A superblock that is older than a segment has forgotten something,
+/// perhaps a wipe: it is worth as little as a damaged one.
+fn decide(
+    options: &StoreOptions,
+    found: Option<Superblock>,
+    bad_slots: u32,
+    surveyed: &[Surveyed],
+) -> (Superblock, SuperblockFound) {
+    let younger = |now: &Superblock| {
+        surveyed.iter().filter_map(|one| one.header).any(|header| {
+            header.store_id == now.store_id && header.epoch >> 32 > u64::from(now.incarnation)
+        })
+    };
+    let state = match &found {
+        Some(now) if younger(now) => SuperblockFound::Lost,
+        Some(_) if bad_slots > 0 => SuperblockFound::OneSlot,
+        Some(_) => SuperblockFound::Sound,
+        None if bad_slots == 0 && surveyed.is_empty() => SuperblockFound::New,
+        None => SuperblockFound::Lost,
+    };
+    let revision = found.as_ref().map_or(0, |now| now.revision);
+    match found {
+        Some(now) if state != SuperblockFound::Lost => (now, state),
+        _ => {
+            let new = Superblock {
+                store_id: options.new_store_id,
+                revision,
+                incarnation: 0,
+                segment_size: options.segment_size,
+                floor: 0,
+                clean: None,
+                wiped: Vec::new(),
+            };
+            (new, state)
+        }
+    }
+}
+
+fn stamp_of(now: &Superblock, close: CleanClose) -> Stamp {
+    Stamp {
+        store_id: now.store_id,
+        incarnation: now.incarnation,
+        close,
+    }
+}
+
+fn blank_report(superblock: SuperblockFound, segments: u64) -> RecoveryReport {
+    RecoveryReport {
+        superblock,
+        source: IndexSource::Segments,
+        segments,
+        by_footer: 0,
+        scanned: 0,
+        empty: 0,
+        removed: 0,
+        records: 0,
+        superseded: 0,
+        wiped: 0,
+        refused: BTreeMap::new(),
+        blocks: 0,
+        bytes: 0,
+    }
+}
+
+fn fill<D: Disk>(
+    store: &mut Store<D>,
+    mut surveyed: Vec<Surveyed>,
+    catalog: Option<Box<dyn Catalog>>,
+    stamp: Option<Stamp>,
+    report: &mut RecoveryReport,
+    progress: &mut dyn FnMut(&Progress),
+) {
+    rebuild::trim(store, &mut surveyed, report);
+    for one in &surveyed {
+        let mut segment = Segment::new(one.number, one.file, one.size);
+        if let Some(epoch) = one.epoch(store.superfile.now().store_id) {
+            segment.epoch = epoch;
+            store.index.set_epoch(one.number, epoch);
+        }
+        store.segments.add(segment);
+    }
+    let mut catalog = catalog;
+    let trusted = match (&mut catalog, stamp) {
+        (Some(catalog), Some(stamp)) => load_catalog(store, catalog.as_mut(), &stamp, report),
+        _ => false,
+    };
+    if !trusted {
+        rebuild::rebuild(store, surveyed, report, progress);
+        if let Some(Err(problem)) = catalog.as_mut().map(|catalog| catalog.reset()) {
+            tracing::warn!(%problem, "no catalog until the next opening");
+            catalog = None;
+        }
+    }
+    store.catalog = catalog;
+    if store.catalog.is_some() {
+        store.catalog_work.start();
+    }
+    settle_lives(store, trusted, report);
+}
+
+/// A segment with a block is sealed, one without is free.
+fn settle_lives<D: Disk>(store: &mut Store<D>, trusted: bool, report: &mut RecoveryReport) {
+    let numbers: Vec<u32> = store
+        .segments
+        .iter()
+        .map(|segment| segment.number)
+        .collect();
+    for number in numbers {
+        let live = store.index.live_in(number);
+        let Some(segment) = store.segments.get_mut(number) else {
+            continue;
+        };
+        if live == 0 && segment.size == store.options.segment_size {
+            segment.life = Life::Free;
+            report.empty += 1;
+        } else {
+            segment.life = Life::Sealed;
+            if !trusted {
+                store.catalog_work.sealed(number);
+            }
+        }
+    }
+}
+
+/// Fills the index from the catalog. False when it is not what the clean close left.
+fn load_catalog<D: Disk>(
+    store: &mut Store<D>,
+    catalog: &mut dyn Catalog,
+    stamp: &Stamp,
+    report: &mut RecoveryReport,
+) -> bool {
+    let mut sum = Sum::default();
+    let mut rows: Vec<Stored> = Vec::new();
+    let outcome = catalog.load(stamp, &mut |stored| {
+        sum.add(stored);
+        rows.push(*stored);
+    });
+    let known = rows.iter().all(|row| {
+        let segment = store.segments.get(row.place.segment);
+        segment.is_some_and(|segment| {
+            segment.epoch > 0 && row.place.offset + u64::from(row.place.len) <= segment.size
+        })
+    });
+    let problem = match outcome {
+        Err(problem) => problem.to_string(),
+        Ok(()) if sum.close() != stamp.close => "its rows do not add up".to_owned(),
+        Ok(()) if !known => "a row names a segment that is not there".to_owned(),
+        Ok(()) => {
+            for row in &rows {
+                report.records += 1;
+                add(store, row, report);
+            }
+            report.source = IndexSource::Catalog;
+            return true;
+        }
+    };
+    tracing::warn!(
+        problem,
+        "catalog not trusted; rebuilding the index from the segments"
+    );
+    report.source = IndexSource::SegmentsAfter(problem);
+    false
+}
+
+/// Adds a record to the index unless it was wiped.
+fn add<D: Disk>(store: &mut Store<D>, stored: &Stored, report: &mut RecoveryReport) {
+    if store
+        .superfile
+        .now()
+        .is_wiped(stored.namespace, stored.place.sequence)
+    {
+        report.wiped += 1;
+        return;
+    }
+    if store.index.insert(stored) != Inserted::New {
+        report.superseded += 1;
+    }
+}
+
+impl<D: Disk> Store<D> {
+    fn open_read_only(&mut self) {
+        let mut events = Vec::new();
+        self.poison(&mut events);
+        debug_assert_eq!(self.state(), DeviceState::ReadOnly);
+    }
+}
+
+#[cfg(test)]
+mod tests;

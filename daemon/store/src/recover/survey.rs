@@ -1,0 +1,128 @@
+//! The first look at every segment: its header block and its last block.
+//!
+//! Upstairs:   `recover`, `verify`.
+//! Downstairs: `lane`, `format::segment`.
+
+use std::sync::Arc;
+
+use crate::disk::{Disk, FileId, Found};
+use crate::format::segment::segment_number;
+use crate::format::{BLOCK, SegmentHeader, StoreId, Trailer, index};
+use crate::lane::{Lane, Transfer};
+use crate::mem::{Arena, IoBuf};
+use crate::store::SEGMENTS_MAX;
+
+/// Segments looked at together.
+const TOGETHER: usize = 64;
+
+/// What one segment file says of itself.
+#[derive(Debug)]
+pub(crate) struct Surveyed {
+    pub(crate) number: u32,
+    pub(crate) file: FileId,
+    /// Length of the file in whole blocks. Unit: bytes.
+    pub(crate) size: u64,
+    /// A sound header that names this segment.
+    pub(crate) header: Option<SegmentHeader>,
+    /// A sound trailer that names this segment.
+    pub(crate) trailer: Option<Trailer>,
+}
+
+impl Surveyed {
+    /// Epoch of the life that the file leads in this store, as far as header and trailer say.
+    pub(crate) fn epoch(&self, store_id: StoreId) -> Option<u64> {
+        let header = self.header.filter(|header| header.store_id == store_id);
+        let trailer = self.trailer.filter(|trailer| trailer.store_id == store_id);
+        header
+            .map(|header| header.epoch)
+            .or(trailer.map(|trailer| trailer.epoch))
+    }
+
+    /// The trailer, when it is the one of the present life.
+    pub(crate) fn footer_of(&self, store_id: StoreId) -> Option<Trailer> {
+        let epoch = self.epoch(store_id)?;
+        self.trailer
+            .filter(|trailer| trailer.store_id == store_id && trailer.epoch == epoch)
+    }
+
+    /// True when the header says that the file belongs to another store.
+    pub(crate) fn is_foreign(&self, store_id: StoreId) -> bool {
+        self.header
+            .is_some_and(|header| header.store_id != store_id)
+    }
+}
+
+/// Opens every segment file and reads its first and its last block. Files whose number is out of
+/// bounds, or that do not open, are left alone.
+pub(crate) fn survey<D: Disk>(
+    lane: &mut Lane<D>,
+    arena: &Arc<Arena>,
+    files: &[Found],
+) -> Vec<Surveyed> {
+    let mut surveyed = Vec::with_capacity(files.len());
+    for found in files {
+        let number = segment_number(&found.name).filter(|n| u64::from(*n) < SEGMENTS_MAX);
+        let Some(number) = number else { continue };
+        match lane.disk().open(&found.name) {
+            Ok(file) => {
+                let size = found.len / BLOCK * BLOCK;
+                surveyed.push(Surveyed {
+                    number,
+                    file,
+                    size,
+                    header: None,
+                    trailer: None,
+                });
+            }
+            Err(problem) => tracing::warn!(name = found.name, %problem, "segment not opened"),
+        }
+    }
+    surveyed.sort_by_key(|one| one.number);
+    for group in surveyed.chunks_mut(TOGETHER) {
+        read_ends(lane, arena, group);
+    }
+    surveyed
+}
+
+fn read_ends<D: Disk>(lane: &mut Lane<D>, arena: &Arc<Arena>, group: &mut [Surveyed]) {
+    let mut transfers = Vec::new();
+    let mut whose = Vec::new();
+    for (number, one) in group
+        .iter()
+        .enumerate()
+        .filter(|(_, one)| one.size >= 2 * BLOCK)
+    {
+        for (last, at) in [(false, 0), (true, one.size - BLOCK)] {
+            if let Some(buf) = arena.alloc(index(BLOCK)) {
+                transfers.push(Transfer::read(one.file, at, buf, index(BLOCK)));
+                whose.push((number, last));
+            }
+        }
+    }
+    let results = lane.run_all(transfers);
+    for ((number, last), (buf, result)) in whose.into_iter().zip(results) {
+        let Some(one) = group.get_mut(number) else {
+            continue;
+        };
+        match (buf, result) {
+            (Some(block), Ok(())) => one.note(last, &block),
+            (_, Err(problem)) => {
+                tracing::warn!(segment = one.number, %problem, "end of a segment not read");
+            }
+            (None, Ok(())) => {}
+        }
+    }
+}
+
+impl Surveyed {
+    fn note(&mut self, last: bool, block: &IoBuf) {
+        let number = self.number;
+        if last {
+            let trailer = Trailer::decode(block, self.size);
+            self.trailer = trailer.filter(|trailer| trailer.segment == number);
+        } else {
+            let header = SegmentHeader::decode(block);
+            self.header = header.filter(|header| header.segment == number);
+        }
+    }
+}

@@ -1,0 +1,355 @@
+//! Walks through a segment block by block and says what every record is worth.
+//!
+//! Upstairs:   `recover` for segments without a sound footer, `verify` for all of them.
+//! Downstairs: `format`, `lane`.
+//!
+//! The scanner takes blocks in order and keeps no more than one head room. A sound header says how
+//! far its record goes, so the walk steps over whole records; behind a damaged one it looks at
+//! every block. A payload cannot pass for a record: a header needs the store's identity, which
+//! no tenant knows.
+//!
+//! Invariants kept here
+//!   H2  A record is good only when every span of its payload passed.
+//!   L2  ... and it was written by this store, in this epoch, for this very place.
+//!
+//! Not here on purpose: nothing is changed on the device.
+
+use std::sync::Arc;
+
+use kvtier_proto::Miss;
+
+use crate::disk::{Disk, FileId};
+use crate::format::record::SPAN;
+use crate::format::segment::is_blank;
+use crate::format::{BLOCK, Head, Header, StoreId, Summary, index};
+use crate::lane::{Lane, Transfer};
+use crate::mem::{Arena, IoBuf};
+
+/// Bytes read at a time; the next window is on its way while one is walked through.
+pub(crate) const WINDOW: u64 = 4 << 20;
+/// Bytes read at a time where a window could not be read.
+const PIECE: u64 = 64 << 10;
+
+/// What lies at one place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// A whole record.
+    Good(Summary),
+    /// A block or record that is none, and why. Its length when a sound header said it.
+    Bad { offset: u64, miss: Miss },
+}
+
+/// State of the walk.
+#[derive(Debug)]
+enum State {
+    Seek,
+    Head {
+        header: Header,
+        bytes: Vec<u8>,
+    },
+    Payload {
+        summary: Summary,
+        left: u64,
+        spans: SpanCheck,
+    },
+    Skip {
+        left: u64,
+    },
+}
+
+/// Walks through one segment.
+#[derive(Debug)]
+pub(crate) struct Scanner {
+    store_id: StoreId,
+    segment: u32,
+    size: u64,
+    /// Epoch of the segment's life; learned from the first record when the header is lost.
+    epoch: Option<u64>,
+    at: u64,
+    state: State,
+}
+
+impl Scanner {
+    /// A walk that begins behind the segment header.
+    pub(crate) fn new(store_id: StoreId, segment: u32, size: u64, epoch: Option<u64>) -> Self {
+        Self {
+            store_id,
+            segment,
+            size,
+            epoch,
+            at: BLOCK,
+            state: State::Seek,
+        }
+    }
+
+    /// Epoch of the life, given or learned.
+    pub(crate) fn epoch(&self) -> Option<u64> {
+        self.epoch
+    }
+
+    /// Takes the next block; `None` stands for one that could not be read.
+    pub(crate) fn feed(&mut self, block: Option<&[u8]>, each: &mut dyn FnMut(Verdict)) {
+        let at = self.at;
+        self.at += BLOCK;
+        let state = std::mem::replace(&mut self.state, State::Seek);
+        self.state = match (state, block) {
+            (State::Skip { left }, _) => skip(left),
+            (State::Seek, Some(block)) => self.seek(at, block, each),
+            (State::Seek, None) => {
+                each(Verdict::Bad {
+                    offset: at,
+                    miss: Miss::Device,
+                });
+                State::Seek
+            }
+            (State::Head { header, mut bytes }, Some(block)) => {
+                bytes.extend_from_slice(block);
+                collect(header, bytes, each)
+            }
+            (
+                State::Payload {
+                    summary,
+                    left,
+                    mut spans,
+                },
+                Some(block),
+            ) => {
+                spans.feed(block);
+                let left = left.saturating_sub(BLOCK);
+                if left > 0 {
+                    State::Payload {
+                        summary,
+                        left,
+                        spans,
+                    }
+                } else {
+                    each(match spans.passed() {
+                        true => Verdict::Good(summary),
+                        false => bad(&summary, Miss::PayloadCrc),
+                    });
+                    State::Seek
+                }
+            }
+            (State::Head { header, bytes }, None) => {
+                each(bad(&header.summary, Miss::Device));
+                skip(u64::from(header.summary.place.len) - bytes.len() as u64)
+            }
+            (State::Payload { summary, left, .. }, None) => {
+                each(bad(&summary, Miss::Device));
+                skip(left)
+            }
+        };
+    }
+
+    /// The segment ends; a record that goes further is cut off.
+    pub(crate) fn finish(&mut self, each: &mut dyn FnMut(Verdict)) {
+        let summary = match std::mem::replace(&mut self.state, State::Seek) {
+            State::Head { header, .. } => header.summary,
+            State::Payload { summary, .. } => summary,
+            State::Seek | State::Skip { .. } => return,
+        };
+        each(bad(&summary, Miss::Device));
+    }
+
+    fn seek(&mut self, at: u64, block: &[u8], each: &mut dyn FnMut(Verdict)) -> State {
+        let checked = match Header::decode(block) {
+            Ok(header) => self.check(at, header),
+            Err(_) if is_blank(block) => return State::Seek,
+            Err(miss) => Err(miss),
+        };
+        match checked {
+            Ok(header) => collect(header, block.to_vec(), each),
+            Err(miss) => {
+                each(Verdict::Bad { offset: at, miss });
+                State::Seek
+            }
+        }
+    }
+
+    fn check(&mut self, at: u64, header: Header) -> Result<Header, Miss> {
+        let own = header.summary.place;
+        let mut expect = own;
+        (expect.segment, expect.offset) = (self.segment, at);
+        expect.epoch = self.epoch.unwrap_or(own.epoch);
+        header.check_place(self.store_id, &expect)?;
+        if at.saturating_add(u64::from(own.len)) > self.size {
+            return Err(Miss::Device);
+        }
+        self.epoch = Some(own.epoch);
+        Ok(header)
+    }
+}
+
+fn bad(summary: &Summary, miss: Miss) -> Verdict {
+    Verdict::Bad {
+        offset: summary.place.offset,
+        miss,
+    }
+}
+
+fn skip(left: u64) -> State {
+    let left = left.saturating_sub(BLOCK);
+    if left > 0 {
+        State::Skip { left }
+    } else {
+        State::Seek
+    }
+}
+
+/// Goes on to the payload when the head room is complete.
+fn collect(header: Header, bytes: Vec<u8>, each: &mut dyn FnMut(Verdict)) -> State {
+    let place = header.summary.place;
+    if bytes.len() < place.head_len as usize {
+        return State::Head { header, bytes };
+    }
+    let left = u64::from(place.len - place.head_len);
+    match Head::decode_table(header, &bytes) {
+        Ok(head) => State::Payload {
+            summary: header.summary,
+            left,
+            spans: SpanCheck::new(&head),
+        },
+        Err(miss) => {
+            each(bad(&header.summary, miss));
+            State::Skip { left }
+        }
+    }
+}
+
+/// Compares a payload that comes in pieces with its span checksums.
+#[derive(Debug)]
+pub(crate) struct SpanCheck {
+    /// Length and checksum of every span, last first.
+    spans: Vec<(u32, u32)>,
+    hasher: crc32fast::Hasher,
+    left: u32,
+    passed: bool,
+}
+
+impl SpanCheck {
+    pub(crate) fn new(head: &Head) -> Self {
+        let lens = head.parts().iter().flat_map(|part| {
+            let (whole, rest) = (part.stored_len / SPAN, part.stored_len % SPAN);
+            let whole = std::iter::repeat_n(SPAN, whole as usize);
+            whole.chain((rest > 0).then_some(rest))
+        });
+        let mut spans: Vec<_> = lens.zip(head.spans().iter().copied()).collect();
+        spans.reverse();
+        let left = spans.last().map_or(0, |(len, _)| *len);
+        Self {
+            spans,
+            hasher: crc32fast::Hasher::new(),
+            left,
+            passed: true,
+        }
+    }
+
+    /// Takes the next bytes of the payload; padding behind the last span is ignored.
+    pub(crate) fn feed(&mut self, mut bytes: &[u8]) {
+        while !self.spans.is_empty() && !bytes.is_empty() {
+            let (now, later) = bytes.split_at(bytes.len().min(self.left as usize));
+            self.hasher.update(now);
+            self.left -= u32::try_from(now.len()).unwrap_or(self.left);
+            bytes = later;
+            if self.left == 0 {
+                let hasher = std::mem::take(&mut self.hasher);
+                let want = self.spans.pop().map(|(_, crc)| crc);
+                self.passed &= want == Some(hasher.finalize());
+                self.left = self.spans.last().map_or(0, |(len, _)| *len);
+            }
+        }
+    }
+
+    /// True when every span was seen and matched.
+    pub(crate) fn passed(&self) -> bool {
+        self.passed && self.spans.is_empty()
+    }
+}
+
+/// Reads `from..to` of a file and feeds it to `scanner`, which stands at `from`. Returns the
+/// bytes that were read.
+pub(crate) fn scan<D: Disk>(
+    lane: &mut Lane<D>,
+    arena: &Arc<Arena>,
+    file: FileId,
+    range: std::ops::Range<u64>,
+    scanner: &mut Scanner,
+    each: &mut dyn FnMut(Verdict),
+) -> std::io::Result<u64> {
+    let mut read = 0;
+    let mut at = range.start;
+    let mut next = start_window(lane, arena, file, at, range.end)?;
+    while let Some((user, len)) = next {
+        next = start_window(lane, arena, file, at + len, range.end)?;
+        match lane.wait_for(user) {
+            (Some(window), Ok(())) => {
+                read += len;
+                let bytes = window.get(..index(len)).unwrap_or_default();
+                bytes
+                    .chunks(index(BLOCK))
+                    .for_each(|block| scanner.feed(Some(block), each));
+            }
+            (buf, _) => read += scan_pieces(lane, file, at..at + len, buf, scanner, each),
+        }
+        at += len;
+    }
+    scanner.finish(each);
+    Ok(read)
+}
+
+fn start_window<D: Disk>(
+    lane: &mut Lane<D>,
+    arena: &Arc<Arena>,
+    file: FileId,
+    at: u64,
+    end: u64,
+) -> std::io::Result<Option<(u64, u64)>> {
+    let len = WINDOW.min(end.saturating_sub(at));
+    if len == 0 {
+        return Ok(None);
+    }
+    let room = arena.alloc(index(len));
+    let buf = room.ok_or_else(|| std::io::Error::other("no memory for a scan window"))?;
+    Ok(Some((
+        lane.start(Transfer::read(file, at, buf, index(len))),
+        len,
+    )))
+}
+
+/// A window failed: what can be read of it is read in pieces.
+fn scan_pieces<D: Disk>(
+    lane: &mut Lane<D>,
+    file: FileId,
+    range: std::ops::Range<u64>,
+    mut buf: Option<IoBuf>,
+    scanner: &mut Scanner,
+    each: &mut dyn FnMut(Verdict),
+) -> u64 {
+    let (mut at, mut read) = (range.start, 0);
+    while at < range.end {
+        let len = PIECE.min(range.end - at);
+        let good = match buf.take() {
+            Some(piece) => {
+                let (back, result) = lane.run(Transfer::read(file, at, piece, index(len)));
+                buf = back;
+                result.is_ok()
+            }
+            None => false,
+        };
+        let bytes = buf
+            .as_deref()
+            .and_then(|buf| buf.get(..index(len)))
+            .filter(|_| good);
+        for number in 0..index(len / BLOCK) {
+            let from = number * index(BLOCK);
+            let block = bytes.and_then(|bytes| bytes.get(from..from + index(BLOCK)));
+            scanner.feed(block, each);
+        }
+        read += if good { len } else { 0 };
+        at += len;
+    }
+    read
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,457 @@
+//! The store: one device's records, a step machine that one thread owns.
+//!
+//! Upstairs:   the daemon's store thread.
+//! Downstairs: `lane` moves bytes, `index` finds, `segments` keeps the files' lives.
+//!
+//! ```text
+//!   put ---> queue ---> placed, writing ---> written ---> sync ---> published, Event::Put
+//!                 (window of bytes)     (barrier: the batch)
+//!   get ---> read in flight ---> Event::Got(Unverified)
+//! ```
+//!
+//! Group commit: the first record of a segment that is written closes the batch: everything
+//! placed so far belongs to it. When all of it is written, one sync makes it durable; records
+//! placed meanwhile gather for the next.
+//!
+//! Invariants kept here: L1, L2, L3, W1 of the crate's header, in the rooms below.
+//!
+//! Not here on purpose: no deadline and no priority. The caller orders its puts and gives up on
+//! a read by ignoring its event; the buffer comes home all the same.
+
+mod append;
+mod commit;
+mod fetch;
+mod reclaim;
+mod wipe;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use kvtier_proto::{BlockKey, Miss, NamespaceId};
+use strum::IntoEnumIterator;
+
+use crate::catalog::Catalog;
+use crate::disk::{Disk, Wait};
+use crate::events::{Counter, Counters, DeviceState, Event, Usage};
+use crate::format::segment::{SEGMENT_SIZE_MAX, SEGMENT_SIZE_MIN, footer_len};
+use crate::format::{BLOCK, Place, StoreId};
+use crate::image::RecordImage;
+use crate::index::{Index, Stored};
+use crate::lane::Lane;
+use crate::mem::{Arena, IoBuf, Share};
+use crate::recover::{OpenError, Progress, RecoveryReport};
+use crate::segments::Segments;
+use crate::superblock::SuperFile;
+
+use append::{Queued, Tail};
+pub(crate) use commit::trailer_of;
+use reclaim::Drain;
+
+/// Most segments of a store: 256 TiB at the default segment size.
+pub const SEGMENTS_MAX: u64 = 1 << 20;
+/// Fewest segments: one open, one being sealed, one to read, one to recycle.
+pub const SEGMENTS_MIN: u64 = 4;
+/// Failed writes in a row after which the log is poisoned.
+pub const WRITE_ERRORS_MAX: u32 = 3;
+
+/// How a store is made and bounded.
+#[derive(Debug, Clone)]
+pub struct StoreOptions {
+    /// Space that segments may take. Unit: bytes. At least [`SEGMENTS_MIN`] segments.
+    pub capacity: u64,
+    /// Length of a segment file. Unit: bytes, a multiple of 4096. A store that exists keeps the
+    /// length it was made with.
+    pub segment_size: u64,
+    /// 16 random bytes: the identity, if this opening makes a new store. Never shown to tenants.
+    pub new_store_id: StoreId,
+    /// Most puts that wait. One more is refused as [`crate::PutError::Busy`].
+    pub queue_max: usize,
+    /// Image bytes in flight to the device before the queue waits. Larger: longer batches.
+    pub window_bytes: u64,
+}
+
+impl StoreOptions {
+    /// A store of `capacity` bytes with the usual bounds.
+    pub fn new(capacity: u64, new_store_id: [u8; 16]) -> Self {
+        Self {
+            capacity,
+            segment_size: 256 << 20,
+            new_store_id: StoreId(new_store_id),
+            queue_max: 4096,
+            window_bytes: 64 << 20,
+        }
+    }
+
+    /// Every problem at once, each naming the field, its value and what is accepted.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let size = self.segment_size;
+        if !(SEGMENT_SIZE_MIN..=SEGMENT_SIZE_MAX).contains(&size) || !size.is_multiple_of(BLOCK) {
+            problems.push(format!(
+                "segment_size is {size} bytes; accepted is a multiple of {BLOCK} from \
+                 {SEGMENT_SIZE_MIN} to {SEGMENT_SIZE_MAX}"
+            ));
+        }
+        let segments = self.capacity / size.max(1);
+        if !(SEGMENTS_MIN..=SEGMENTS_MAX).contains(&segments) {
+            problems.push(format!(
+                "capacity is {} bytes, which is {segments} segments of {size}; accepted are \
+                 {SEGMENTS_MIN} to {SEGMENTS_MAX} segments",
+                self.capacity
+            ));
+        }
+        if self.queue_max == 0 {
+            problems.push("queue_max is 0; accepted is 1 or more".to_owned());
+        }
+        if self.window_bytes == 0 {
+            problems.push("window_bytes is 0; accepted is 1 or more".to_owned());
+        }
+        problems
+    }
+}
+
+/// What a transfer in flight is for.
+#[derive(Debug)]
+enum Flight {
+    SegmentHeader {
+        segment: u32,
+        tries: u32,
+    },
+    Record(append::Writing),
+    Sync {
+        segment: u32,
+        covers: Vec<append::Written>,
+    },
+    Footer {
+        segment: u32,
+    },
+    FooterSync {
+        segment: u32,
+    },
+    Read(fetch::Reading),
+    Forward {
+        stored: Stored,
+    },
+}
+
+/// One device's store. See the crate's header for how to drive it.
+#[derive(Debug)]
+pub struct Store<D: Disk> {
+    pub(crate) options: StoreOptions,
+    pub(crate) lane: Lane<D>,
+    pub(crate) arena: Arc<Arena>,
+    pub(crate) superfile: SuperFile,
+    pub(crate) index: Index,
+    pub(crate) segments: Segments,
+    pub(crate) catalog: Option<Box<dyn Catalog>>,
+    pub(crate) catalog_work: crate::catalog::Work,
+    flights: BTreeMap<u64, Flight>,
+    queue: VecDeque<Queued>,
+    forwards: VecDeque<Queued>,
+    tails: BTreeMap<u32, Tail>,
+    active: Option<u32>,
+    drain: Option<Drain>,
+    writing_bytes: u64,
+    pinned_bytes: u64,
+    pub(crate) next_sequence: u64,
+    pub(crate) next_epoch: u64,
+    /// Fewer than the capacity allows after the device ran out of room.
+    pub(crate) segments_max: u64,
+    recycled_when_full: u64,
+    write_errors_in_a_row: u32,
+    poisoned: Option<u64>,
+    state: DeviceState,
+    counters: Counters,
+    misses: BTreeMap<Miss, u64>,
+}
+
+impl<D: Disk> Store<D> {
+    /// Opens the store in the disk's directory, or makes one. Blocks until the index is whole;
+    /// `progress` is called as it grows.
+    ///
+    /// Errors: the options are out of bounds, or the device does not let the superblock be read.
+    /// Damage is not an error: it is counted in the report.
+    pub fn open(
+        disk: D,
+        options: StoreOptions,
+        catalog: Option<Box<dyn Catalog>>,
+        progress: &mut dyn FnMut(&Progress),
+    ) -> Result<(Self, RecoveryReport), OpenError> {
+        crate::recover::open(disk, options, catalog, progress)
+    }
+
+    /// A store with nothing in it yet; `recover` fills it.
+    pub(crate) fn empty(
+        options: StoreOptions,
+        lane: Lane<D>,
+        arena: Arc<Arena>,
+        superfile: SuperFile,
+        catalog: Option<Box<dyn Catalog>>,
+    ) -> Self {
+        let now = superfile.now();
+        let life = u64::from(now.incarnation);
+        Self {
+            index: Index::new(now.store_id),
+            next_sequence: life << 40,
+            next_epoch: life << 32,
+            segments_max: options.capacity / options.segment_size,
+            options,
+            lane,
+            arena,
+            superfile,
+            segments: Segments::default(),
+            catalog,
+            catalog_work: crate::catalog::Work::default(),
+            flights: BTreeMap::new(),
+            queue: VecDeque::new(),
+            forwards: VecDeque::new(),
+            tails: BTreeMap::new(),
+            active: None,
+            drain: None,
+            writing_bytes: 0,
+            pinned_bytes: 0,
+            recycled_when_full: 0,
+            write_errors_in_a_row: 0,
+            poisoned: None,
+            state: DeviceState::Healthy,
+            counters: Counters::default(),
+            misses: Miss::iter().map(|miss| (miss, 0)).collect(),
+        }
+    }
+
+    /// Moves everything on that can move and appends what happened to `events`.
+    ///
+    /// With [`Wait::One`] it may block until the device finishes something or the disk's waker is
+    /// used; it does not block when it has something to report.
+    pub fn step(&mut self, wait: Wait, events: &mut Vec<Event>) {
+        self.advance(events);
+        let may_block = events.is_empty() && !self.work_on_catalog();
+        let mut finished = Vec::new();
+        self.lane
+            .collect(if may_block { wait } else { Wait::No }, &mut finished);
+        for one in finished {
+            self.settle(one, events);
+        }
+        if self.lane.has_failed() {
+            self.set_state(DeviceState::Failed, events);
+            self.poison(events);
+        }
+        self.advance(events);
+    }
+
+    fn advance(&mut self, events: &mut Vec<Event>) {
+        self.drain_on(events);
+        self.place_queued(events);
+        self.commit_on();
+    }
+
+    /// Where a block lies, if it is here: for the caller to size its buffer.
+    pub fn peek(&self, namespace: NamespaceId, key: &BlockKey) -> Option<Stored> {
+        self.index.get(namespace, key)
+    }
+
+    /// All blocks that can be read, in no order that means anything.
+    pub fn blocks(&self) -> impl Iterator<Item = Stored> + '_ {
+        self.index.iter()
+    }
+
+    /// Keeps a block when its segment is recycled, by copying it forward. False when it is not
+    /// here, or when half of the capacity is pinned already.
+    pub fn pin(&mut self, namespace: NamespaceId, key: &BlockKey) -> bool {
+        let Some(stored) = self.index.get(namespace, key) else {
+            return false;
+        };
+        let pinned = self.pinned_bytes + u64::from(stored.place.len);
+        if stored.pinned || pinned > self.segments_max * self.options.segment_size / 2 {
+            return stored.pinned;
+        }
+        self.pinned_bytes = pinned;
+        self.index.set_pinned(namespace, key, true);
+        true
+    }
+
+    /// Ends [`Store::pin`].
+    pub fn unpin(&mut self, namespace: NamespaceId, key: &BlockKey) {
+        if let Some(stored) = self
+            .index
+            .get(namespace, key)
+            .filter(|stored| stored.pinned)
+        {
+            self.pinned_bytes -= u64::from(stored.place.len);
+            self.index.set_pinned(namespace, key, false);
+        }
+    }
+
+    /// A reader found the record at `place` damaged: the block leaves the index, unless another
+    /// record has taken its place meanwhile. Counted by reason.
+    pub fn condemn(
+        &mut self,
+        namespace: NamespaceId,
+        key: &BlockKey,
+        place: &Place,
+        reason: Miss,
+    ) -> bool {
+        self.count_miss(reason);
+        let present = self.index.get(namespace, key);
+        let same = present.is_some_and(|stored| stored.place.sequence == place.sequence);
+        if same {
+            self.forget(namespace, key);
+            self.counters.add(Counter::Condemned, 1);
+            tracing::warn!(
+                namespace = namespace.0,
+                key = %key.short(),
+                segment = place.segment,
+                offset = place.offset,
+                reason = reason.as_str(),
+                "record condemned"
+            );
+        }
+        same
+    }
+
+    /// How the device does.
+    pub fn state(&self) -> DeviceState {
+        self.state
+    }
+
+    /// Counters since the opening.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Reads that ended in a miss, by reason, since the opening.
+    pub fn misses(&self) -> impl Iterator<Item = (Miss, u64)> + '_ {
+        self.misses.iter().map(|(miss, count)| (*miss, *count))
+    }
+
+    /// What the store holds now.
+    pub fn usage(&self) -> Usage {
+        let written = self
+            .tails
+            .values()
+            .map(|tail| tail.pending() as u64)
+            .sum::<u64>();
+        let reads = self
+            .flights
+            .values()
+            .filter(|one| matches!(one, Flight::Read(_)))
+            .count();
+        Usage {
+            blocks: self.index.len() as u64,
+            index_bytes: self.index.bytes() as u64,
+            segments: self.segments.count() as u64,
+            segments_max: self.segments_max,
+            segment_size: self.options.segment_size,
+            puts_pending: self.queue.len() as u64 + written,
+            reads_pending: reads as u64,
+        }
+    }
+
+    /// True when nothing is in flight and nothing waits.
+    pub fn is_idle(&self) -> bool {
+        self.flights.is_empty()
+            && self.queue.is_empty()
+            && self.tails.values().all(|tail| tail.pending() == 0)
+            && self.lane.busy() == 0
+    }
+
+    /// Longest image that fits into a segment. Unit: bytes.
+    pub fn image_len_max(&self) -> u64 {
+        self.options.segment_size - BLOCK - footer_len(1)
+    }
+
+    /// The disk, for its name, depth and waker, and for tests.
+    pub fn disk(&self) -> &D {
+        self.lane.disk_ref()
+    }
+
+    /// The disk, for tests that change its mood.
+    #[cfg(any(test, feature = "sim"))]
+    pub fn disk_mut(&mut self) -> &mut D {
+        self.lane.disk()
+    }
+
+    /// Drops the store where it stands and gives the disk, as a crash would find it.
+    #[cfg(any(test, feature = "sim"))]
+    pub fn abandon(self) -> D {
+        self.lane.into_disk()
+    }
+
+    /// Ends in order: everything queued is made durable or refused, the open segment is sealed,
+    /// the catalog is closed, and the superblock says so. Blocks.
+    pub fn close(mut self, events: &mut Vec<Event>) -> D {
+        while !self.is_idle() {
+            let wait = if self.lane.busy() > 0 {
+                Wait::One
+            } else {
+                Wait::No
+            };
+            self.step(wait, events);
+            if self.flights.is_empty() && self.lane.busy() == 0 {
+                // Nothing is under way that could make room for what still waits.
+                self.refuse_queued(events);
+            }
+        }
+        if self.poisoned.is_none() {
+            self.seal_active();
+            while !self.tails.is_empty() && self.poisoned.is_none() {
+                let wait = if self.lane.busy() > 0 {
+                    Wait::One
+                } else {
+                    Wait::No
+                };
+                self.step(wait, events);
+            }
+        }
+        if self.poisoned.is_none() {
+            self.close_catalog();
+        }
+        self.lane.into_disk()
+    }
+
+    pub(crate) fn count_miss(&mut self, reason: Miss) {
+        *self.misses.entry(reason).or_default() += 1;
+    }
+
+    /// Takes a block out of the index.
+    fn forget(&mut self, namespace: NamespaceId, key: &BlockKey) -> Option<Stored> {
+        let stored = self.index.remove(namespace, key)?;
+        if stored.pinned {
+            self.pinned_bytes = self
+                .pinned_bytes
+                .saturating_sub(u64::from(stored.place.len));
+        }
+        self.catalog_work.removed(&stored);
+        Some(stored)
+    }
+
+    pub(crate) fn set_state(&mut self, state: DeviceState, events: &mut Vec<Event>) {
+        // A state only gets worse, except that a full device may find room again.
+        if state > self.state || (self.state, state) == (DeviceState::Full, DeviceState::Healthy) {
+            tracing::warn!(
+                from = self.state.as_str(),
+                to = state.as_str(),
+                "device state"
+            );
+            self.state = state;
+            events.push(Event::Device(state));
+        }
+    }
+
+    /// A buffer for the store's own blocks: headers, footers, copies.
+    pub(crate) fn own_buf(&self, len: u64) -> std::io::Result<IoBuf> {
+        let len = crate::format::index(len);
+        match self.arena.alloc(len) {
+            Some(buf) => Ok(buf),
+            None => Arena::create("kvtier-store-large", len, Share::Private)?
+                .alloc(len)
+                .ok_or_else(|| std::io::Error::other("no memory for a store buffer")),
+        }
+    }
+}
+
+/// A put that did not get in: the image and why.
+pub type Refused = (RecordImage, crate::PutError);
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,217 @@
+//! Reads: from an index entry to bytes that wait for verification.
+//!
+//! Upstairs:   `Store::get`, `Store::get_parts`.
+//! Downstairs: `lane`, `read`.
+//!
+//! Invariants kept here
+//!   L5  A segment has a reader from the start of a read to its last transfer.
+//!   W1  A read that was under way when its namespace was wiped ends as a miss.
+//!
+//! Not here on purpose: no verification of payloads. It costs CPU and belongs to other threads.
+
+use std::io::Error;
+use std::ops::Range;
+
+use kvtier_proto::Miss;
+
+use crate::disk::{Disk, OpKind};
+use crate::events::{Counter, Event};
+use crate::format::{Head, Place, index};
+use crate::lane::Transfer;
+use crate::mem::IoBuf;
+use crate::read::{Covered, Expectation, Unverified, Want, cover};
+
+use super::{Flight, Store};
+
+/// A read in flight.
+#[derive(Debug)]
+pub(super) struct Reading {
+    tag: u64,
+    expect: Expectation,
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// The whole image, in one operation.
+    Whole,
+    /// The head room, which says where the parts lie.
+    Head(Range<usize>),
+    /// The blocks that cover the parts.
+    Parts(Covered),
+}
+
+impl<D: Disk> Store<D> {
+    /// Reads a whole record into `buf`, which has at least `peek(..).place.len` bytes. The answer
+    /// is an [`Event::Got`] with this `tag`. Reads in flight are bounded by the caller's buffers.
+    ///
+    /// A miss that is known at once comes back with the buffer: `Absent`; `NoSpace` when the
+    /// buffer is too short; `Device` when the device takes no operations.
+    pub fn get(&mut self, tag: u64, want: &Want, buf: IoBuf) -> Result<(), (IoBuf, Miss)> {
+        let expect = match self.expect(want, &buf) {
+            Ok(expect) if (expect.place.len as usize) <= buf.len() => expect,
+            Ok(_) => return Err(self.missed(buf, Miss::NoSpace)),
+            Err(miss) => return Err(self.missed(buf, miss)),
+        };
+        let len = expect.place.len as usize;
+        let reading = Reading {
+            tag,
+            expect,
+            stage: Stage::Whole,
+        };
+        let started = self.start_read(reading, expect.place.offset, buf, 0, len);
+        started.map_err(|buf| self.missed(buf, Miss::Device))
+    }
+
+    /// Reads the parts numbered `parts` of a record: its head room first, then the blocks that
+    /// cover them, behind it in `buf`. A buffer of `peek(..).place.len` bytes always suffices.
+    pub fn get_parts(
+        &mut self,
+        tag: u64,
+        want: &Want,
+        parts: Range<usize>,
+        buf: IoBuf,
+    ) -> Result<(), (IoBuf, Miss)> {
+        let expect = match self.expect(want, &buf) {
+            Ok(expect) => expect,
+            Err(miss) => return Err(self.missed(buf, miss)),
+        };
+        let len = expect.place.head_len as usize;
+        let reading = Reading {
+            tag,
+            expect,
+            stage: Stage::Head(parts),
+        };
+        let started = self.start_read(reading, expect.place.offset, buf, 0, len);
+        started.map_err(|buf| self.missed(buf, Miss::Device))
+    }
+
+    fn expect(&self, want: &Want, buf: &IoBuf) -> Result<Expectation, Miss> {
+        let stored = self
+            .index
+            .get(want.namespace, &want.key)
+            .ok_or(Miss::Absent)?;
+        if self.lane.has_failed() {
+            return Err(Miss::Device);
+        }
+        if buf.len() < stored.place.head_len as usize {
+            return Err(Miss::NoSpace);
+        }
+        let store_id = self.superfile.now().store_id;
+        Ok(Expectation {
+            store_id,
+            want: *want,
+            place: stored.place,
+        })
+    }
+
+    fn missed(&mut self, buf: IoBuf, miss: Miss) -> (IoBuf, Miss) {
+        self.count_miss(miss);
+        (buf, miss)
+    }
+
+    fn start_read(
+        &mut self,
+        reading: Reading,
+        at: u64,
+        buf: IoBuf,
+        buf_at: usize,
+        len: usize,
+    ) -> Result<(), IoBuf> {
+        let Some(file) = self.segments.read_begins(&reading.expect.place) else {
+            // The index names no segment that is not there; answered as a miss all the same.
+            tracing::error!(place = ?reading.expect.place, "a block lies in no segment");
+            return Err(buf);
+        };
+        let kind = OpKind::Read;
+        let user = self.lane.start(Transfer {
+            kind,
+            file,
+            at,
+            buf: Some(buf),
+            buf_at,
+            len,
+        });
+        self.counters.add(Counter::BytesRead, len as u64);
+        self.flights.insert(user, Flight::Read(reading));
+        Ok(())
+    }
+
+    pub(super) fn read_done(
+        &mut self,
+        reading: Reading,
+        buf: Option<IoBuf>,
+        result: Result<(), Error>,
+        events: &mut Vec<Event>,
+    ) {
+        let Reading { tag, expect, stage } = reading;
+        self.segments.read_ends(&expect.place);
+        let Some(mut buf) = buf else {
+            tracing::error!(tag, "the disk kept the buffer of a read");
+            return;
+        };
+        let wiped = self
+            .superfile
+            .now()
+            .is_wiped(expect.want.namespace, expect.place.sequence);
+        let outcome = match (result, stage) {
+            (Err(problem), _) => {
+                tracing::warn!(place = ?expect.place, %problem, "read failed");
+                Err(Miss::Device)
+            }
+            (Ok(()), _) if wiped => Err(Miss::Absent),
+            (Ok(()), Stage::Whole) => Ok(None),
+            (Ok(()), Stage::Parts(covered)) => Ok(Some(covered)),
+            (Ok(()), Stage::Head(parts)) => match plan_parts(&expect, &parts, &buf) {
+                Ok((covered, at, len)) => {
+                    let head_len = expect.place.head_len as usize;
+                    let stage = Stage::Parts(covered);
+                    let reading = Reading { tag, expect, stage };
+                    match self.start_read(reading, at, buf, head_len, len) {
+                        Ok(()) => return,
+                        Err(back) => {
+                            buf = back;
+                            Err(Miss::Device)
+                        }
+                    }
+                }
+                Err(miss) => Err(miss),
+            },
+        };
+        self.counters.add(Counter::Reads, 1);
+        let result = match outcome {
+            Ok(covered) => Ok(Unverified::new(buf, expect, covered)),
+            Err(miss) => {
+                buf.fill(0);
+                Err(self.missed(buf, miss))
+            }
+        };
+        events.push(Event::Got { tag, result });
+    }
+}
+
+/// From a head room that just arrived: what to read, from where in the file, how much.
+fn plan_parts(
+    expect: &Expectation,
+    parts: &Range<usize>,
+    buf: &IoBuf,
+) -> Result<(Covered, u64, usize), Miss> {
+    let head = Head::decode(buf)?;
+    expect.check(&head.header)?;
+    let (payload_from, len) = cover(&head, parts).ok_or(Miss::Absent)?;
+    let Place {
+        offset, head_len, ..
+    } = expect.place;
+    if u64::from(head_len) + len > buf.len() as u64 {
+        return Err(Miss::NoSpace);
+    }
+    let covered = Covered {
+        parts: parts.clone(),
+        payload_from,
+    };
+    Ok((
+        covered,
+        offset + u64::from(head_len) + payload_from,
+        index(len),
+    ))
+}

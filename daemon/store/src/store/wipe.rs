@@ -1,0 +1,132 @@
+//! Wiping a namespace, and the clean end.
+//!
+//! Upstairs:   the daemon's wipe call; `Store::close`.
+//! Downstairs: `superblock`, `catalog`.
+//!
+//! Invariants kept here
+//!   W1  The wipe is in both slots of the superblock before it is acknowledged. It names a
+//!       sequence that every record written before is below, so a rebuild drops them, whatever
+//!       segment, copy or catalog they are found in.
+//!
+//! Not here on purpose: bytes are not overwritten. They lie on the device until their segment is
+//! recycled; encryption at rest is what makes them unreadable.
+
+use kvtier_proto::NamespaceId;
+
+use crate::disk::Disk;
+use crate::events::{Counter, Event, PutError, WipeError};
+use crate::format::CleanClose;
+use crate::index::Stored;
+
+use super::append::{Origin, Queued};
+use super::{Flight, Store};
+
+impl<D: Disk> Store<D> {
+    /// Forgets every record of `namespace` that was put before, here and after any restart.
+    /// Blocks for two syncs of the superblock; returns how many blocks went.
+    ///
+    /// Puts of the namespace that are not durable yet end as [`PutError::Wiped`], reads under way
+    /// as a miss. Bytes that were handed out as [`crate::Unverified`] or later are the caller's.
+    pub fn wipe(
+        &mut self,
+        namespace: NamespaceId,
+        events: &mut Vec<Event>,
+    ) -> Result<u64, WipeError> {
+        let below = self.next_sequence;
+        self.superfile.change(|now| now.wipe(namespace, below));
+        let gone: Vec<Stored> = self
+            .index
+            .iter()
+            .filter(|stored| {
+                self.superfile
+                    .now()
+                    .is_wiped(stored.namespace, stored.place.sequence)
+            })
+            .collect();
+        for stored in &gone {
+            self.forget(stored.namespace, &stored.key);
+        }
+        self.drop_queued(namespace, events);
+        if self.poisoned.is_some() {
+            return Err(WipeError::Poisoned { namespace });
+        }
+        self.superfile
+            .write(&mut self.lane)
+            .map_err(|source| WipeError::Superblock { namespace, source })?;
+        self.counters.add(Counter::Wipes, 1);
+        Ok(gone.len() as u64)
+    }
+
+    /// Records without a sequence would get one above the wipe: they go now.
+    fn drop_queued(&mut self, namespace: NamespaceId, events: &mut Vec<Event>) {
+        let queued: Vec<Queued> = self.queue.drain(..).collect();
+        for queued in queued {
+            if queued.image.summary().namespace == namespace {
+                self.fail(
+                    queued.origin,
+                    queued.image,
+                    PutError::Wiped { namespace },
+                    events,
+                );
+            } else {
+                self.queue.push_back(queued);
+            }
+        }
+        let forwards: Vec<Queued> = self.forwards.drain(..).collect();
+        for queued in forwards {
+            let Origin::Forward { from } = queued.origin else {
+                continue;
+            };
+            if self.index.get(from.namespace, &from.key).is_some() {
+                self.forwards.push_back(queued);
+            } else {
+                if let Some(drain) = self.drain.as_mut() {
+                    drain.release(u64::from(from.place.len));
+                }
+                self.drain_settled();
+            }
+        }
+    }
+
+    /// Gives the catalog a bounded portion of what it has not heard. True when there is more.
+    pub(super) fn work_on_catalog(&mut self) -> bool {
+        let Some(catalog) = self.catalog.as_mut() else {
+            return false;
+        };
+        let outcome = self.catalog_work.portion(catalog.as_mut(), &self.index);
+        let more = outcome.unwrap_or_else(|problem| {
+            tracing::warn!(%problem, "catalog given up until the next opening");
+            self.counters.add(Counter::CatalogErrors, 1);
+            self.catalog = None;
+            false
+        });
+        more && self
+            .flights
+            .values()
+            .all(|flight| !matches!(flight, Flight::Record(_)))
+    }
+
+    /// Closes the catalog and says so in the superblock: only then may the next opening trust it.
+    pub(super) fn close_catalog(&mut self) {
+        let Some(mut catalog) = self.catalog.take() else {
+            return;
+        };
+        let stamp = crate::catalog::Stamp::of(self.superfile.now(), &self.index);
+        let closed = self
+            .catalog_work
+            .finish(catalog.as_mut(), &self.index)
+            .and_then(|()| catalog.close(&stamp));
+        drop(catalog);
+        let CleanClose { rows, digest } = stamp.close;
+        let outcome = closed
+            .map_err(|problem| std::io::Error::other(problem.to_string()))
+            .and_then(|()| {
+                self.superfile
+                    .change(|now| now.clean = Some(CleanClose { rows, digest }));
+                self.superfile.write(&mut self.lane)
+            });
+        if let Err(problem) = outcome {
+            tracing::warn!(%problem, "catalog not closed in order; the next opening rebuilds it");
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Keeps the superblock on the device: two slots, both written, both read back.
+//!
+//! Upstairs:   `recover` loads it and bumps the incarnation; `store::wipe` and `close` change it.
+//! Downstairs: `format::superblock`, `lane`.
+//!
+//! Invariants kept here
+//!   W1  A change counts only when both slots hold it and have been read back from the device:
+//!       a torn write, a lost write or later damage to one slot never brings back an older wipe
+//!       table.
+//!
+//! Not here on purpose: no guess. When no slot is sound the store starts over under a new
+//! identity, and every record of the old one is stale.
+
+use std::io::Error;
+use std::sync::Arc;
+
+use crate::disk::{Disk, FileId};
+use crate::format::superblock::{SLOT_LEN, SLOTS, SUPERBLOCK_NAME};
+use crate::format::{Superblock, index};
+use crate::lane::{Lane, Transfer};
+use crate::mem::{Arena, IoBuf, Share};
+
+/// Times that a change is tried before it fails.
+const TRIES: u32 = 3;
+
+/// The file and what it holds.
+#[derive(Debug)]
+pub(crate) struct SuperFile {
+    file: FileId,
+    arena: Arc<Arena>,
+    now: Superblock,
+}
+
+/// What was found at the opening.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(crate) file: FileId,
+    /// The sound slot with the highest revision.
+    pub(crate) found: Option<Superblock>,
+    /// Slots that could not be used.
+    pub(crate) bad_slots: u32,
+}
+
+/// Finds the file, or makes an empty one, and reads both slots.
+///
+/// A device that does not deliver any slot is an error: forgetting the whole store for what may
+/// pass would be a guess.
+pub(crate) fn load<D: Disk>(lane: &mut Lane<D>, arena: &Arc<Arena>) -> Result<Loaded, Error> {
+    let len = SLOTS * SLOT_LEN;
+    let files = lane.disk().list()?;
+    match files.iter().find(|file| file.name == SUPERBLOCK_NAME) {
+        None => {
+            let file = lane.disk().create(SUPERBLOCK_NAME, len)?;
+            Ok(Loaded {
+                file,
+                found: None,
+                bad_slots: 0,
+            })
+        }
+        Some(file) if file.len != len => {
+            let old = lane.disk().open(SUPERBLOCK_NAME)?;
+            lane.disk().remove(old)?;
+            let file = lane.disk().create(SUPERBLOCK_NAME, len)?;
+            Ok(Loaded {
+                file,
+                found: None,
+                bad_slots: 2,
+            })
+        }
+        Some(_) => {
+            let file = lane.disk().open(SUPERBLOCK_NAME)?;
+            read_slots(lane, arena, file)
+        }
+    }
+}
+
+fn read_slots<D: Disk>(
+    lane: &mut Lane<D>,
+    arena: &Arc<Arena>,
+    file: FileId,
+) -> Result<Loaded, Error> {
+    let mut best: Option<Superblock> = None;
+    let (mut bad_slots, mut refused) = (0, None);
+    for slot in 0..SLOTS {
+        let mut sound = None;
+        for _ in 0..TRIES {
+            match read_slot(lane, arena, file, slot) {
+                Ok(found) => sound = Superblock::decode(&found),
+                Err(problem) => refused = Some(problem),
+            }
+            if sound.is_some() {
+                break;
+            }
+        }
+        bad_slots += u32::from(sound.is_none());
+        let newer = match (&best, &sound) {
+            (Some(best), Some(sound)) => sound.revision > best.revision,
+            (None, Some(_)) => true,
+            (_, None) => false,
+        };
+        if newer {
+            best = sound;
+        }
+    }
+    match (best, refused) {
+        (None, Some(problem)) => Err(problem),
+        (found, _) => Ok(Loaded {
+            file,
+            found,
+            bad_slots,
+        }),
+    }
+}
+
+fn read_slot<D: Disk>(
+    lane: &mut Lane<D>,
+    arena: &Arc<Arena>,
+    file: FileId,
+    slot: u64,
+) -> Result<IoBuf, Error> {
+    let buf = buffer(arena)?;
+    let (buf, result) = lane.run(Transfer::read(file, slot * SLOT_LEN, buf, index(SLOT_LEN)));
+    result?;
+    buf.ok_or_else(|| Error::other("the disk kept a buffer"))
+}
+
+fn buffer(arena: &Arc<Arena>) -> Result<IoBuf, Error> {
+    match arena.alloc(index(SLOT_LEN)) {
+        Some(buf) => Ok(buf),
+        None => Arena::create("kvtier-superblock", index(SLOT_LEN), Share::Private)?
+            .alloc(index(SLOT_LEN))
+            .ok_or_else(|| Error::other("no memory for a superblock slot")),
+    }
+}
+
+impl SuperFile {
+    pub(crate) fn new(file: FileId, arena: Arc<Arena>, now: Superblock) -> Self {
+        Self { file, arena, now }
+    }
+
+    /// What counts now.
+    pub(crate) fn now(&self) -> &Superblock {
+        &self.now
+    }
+
+    /// Changes what counts in this process; [`SuperFile::write`] makes it durable.
+    pub(crate) fn change(&mut self, change: impl FnOnce(&mut Superblock)) {
+        change(&mut self.now);
+    }
+
+    /// Makes the present content durable in both slots.
+    pub(crate) fn write<D: Disk>(&mut self, lane: &mut Lane<D>) -> Result<(), Error> {
+        let mut result = Ok(());
+        for _ in 0..TRIES {
+            self.now.revision += 1;
+            result = (0..SLOTS).try_for_each(|slot| self.write_slot(lane, slot));
+            if result.is_ok() {
+                break;
+            }
+        }
+        result
+    }
+
+    fn write_slot<D: Disk>(&self, lane: &mut Lane<D>, slot: u64) -> Result<(), Error> {
+        let mut buf = buffer(&self.arena)?;
+        self.now.encode(&mut buf);
+        let (at, len) = (slot * SLOT_LEN, index(SLOT_LEN));
+        let (_, result) = lane.run(Transfer::write(self.file, at, buf, len));
+        result?;
+        let (_, result) = lane.run(Transfer::sync(self.file));
+        result?;
+        let found = read_slot(lane, &self.arena, self.file, slot)?;
+        if Superblock::decode(&found).as_ref() == Some(&self.now) {
+            Ok(())
+        } else {
+            Err(Error::other(format!(
+                "slot {slot} of the superblock reads back differently"
+            )))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
