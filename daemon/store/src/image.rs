@@ -214,7 +214,7 @@ impl<'a> RecordBuilder<'a> {
             spans.extend(bytes.chunks(SPAN as usize).map(crc32fast::hash));
         }
         encode_head(head, &header, &parts, &spans);
-        Ok(RecordImage { buf, header })
+        Ok(RecordImage::from_verified(buf, header))
     }
 
     fn checked(&self, buf: &IoBuf) -> Result<(ImageLayout, Vec<Part>), ImageError> {
@@ -299,11 +299,13 @@ impl<'a> RecordBuilder<'a> {
 #[derive(Debug)]
 pub struct RecordImage {
     buf: IoBuf,
-    header: Header,
+    /// Boxed: images travel in results and queues.
+    header: Box<Header>,
 }
 
 impl RecordImage {
     pub(crate) fn from_verified(buf: IoBuf, header: Header) -> Self {
+        let header = Box::new(header);
         Self { buf, header }
     }
 
@@ -340,7 +342,7 @@ impl RecordImage {
 
     /// Splits it for a write: the memory goes to the device, the header stays.
     pub(crate) fn into_parts(self) -> (IoBuf, Header) {
-        (self.buf, self.header)
+        (self.buf, *self.header)
     }
 
     /// Writes where and when it is appended.

@@ -28,7 +28,7 @@ pub(crate) fn key(number: u64) -> BlockKey {
     let mut random = Seeded::new(number ^ 0x6b65_7973);
     let mut key = [0; 32];
     key.chunks_mut(8)
-        .for_each(|run| run.copy_from_slice(&random.next().to_le_bytes()));
+        .for_each(|run| run.copy_from_slice(&random.draw().to_le_bytes()));
     BlockKey(key)
 }
 
@@ -87,7 +87,7 @@ pub(crate) fn parts(number: u64) -> Vec<PartSpec> {
 pub(crate) fn payload(namespace: NamespaceId, number: u64, version: u64, len: usize) -> Vec<u8> {
     let mut random = Seeded::new(number ^ version << 32 ^ u64::from(namespace.0) << 48);
     let mut bytes: Vec<u8> = (0..len.div_ceil(8))
-        .flat_map(|_| random.next().to_le_bytes())
+        .flat_map(|_| random.draw().to_le_bytes())
         .collect();
     bytes.truncate(len);
     bytes

@@ -31,7 +31,7 @@ impl Seeded {
     }
 
     /// Next 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -41,7 +41,7 @@ impl Seeded {
 
     /// A number below `n`; 0 when `n` is 0.
     pub fn below(&mut self, n: u64) -> u64 {
-        if n == 0 { 0 } else { self.next() % n }
+        if n == 0 { 0 } else { self.draw() % n }
     }
 
     /// True with a probability of `per_million` in a million.
@@ -373,7 +373,7 @@ impl SimDisk {
         }
         overlay(&mut file.now, 0, &write);
         file.loose.push(write);
-        self.random.next();
+        self.random.draw();
         Ok(len)
     }
 
@@ -382,7 +382,7 @@ impl SimDisk {
     fn sync(&mut self, file: FileId, covers: usize) -> std::io::Result<usize> {
         let fails = self.fault(Fault::SyncError);
         let mut random = self.random.clone();
-        self.random.next();
+        self.random.draw();
         let file = self
             .files
             .get_mut(&file.0)
