@@ -1,0 +1,313 @@
+//! `status`: what the daemon is doing, holds and did.
+//!
+//! Upstairs:   `kvtier status`.
+//! Downstairs: `Stats` of the control protocol.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use kvtier_proto::v1::{Counter, StatsReply, StatsRequest};
+use serde_json::{Value, json};
+
+use super::Target;
+use super::connect::{CliError, connect, question};
+use super::output::{Answer, duration, percent, section, size, table};
+
+/// Flags of `status`.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    target: Target,
+    /// Show every counter that is not zero, not only the ones that summarise
+    #[arg(long)]
+    counters: bool,
+}
+
+pub(super) async fn run(args: &Args) -> Result<Answer, CliError> {
+    let mut client = connect(&args.target.socket).await?;
+    let reply = client.stats(question(StatsRequest {})).await?.into_inner();
+    Ok(answer(&reply, args.counters))
+}
+
+fn answer(stats: &StatsReply, counters: bool) -> Answer {
+    let mut text = format!(
+        "kvtierd {}: {}, up {}\n",
+        stats.version,
+        stats.state,
+        duration(stats.uptime_s)
+    );
+    text += &tiers(stats);
+    text += &namespaces(stats);
+    text += &sessions(stats);
+    text += &summary(&Counted::new(&stats.counters));
+    if counters {
+        text += &all_counters(&stats.counters);
+    }
+    Answer::new(to_json(stats), text)
+}
+
+fn tiers(stats: &StatsReply) -> String {
+    let mut rows = table(&[
+        "tier",
+        "state",
+        ">blocks",
+        ">used",
+        ">capacity",
+        ">full",
+        "lane",
+    ]);
+    for tier in &stats.tiers {
+        rows.add_row([
+            tier.name.clone(),
+            tier.state.clone(),
+            tier.blocks.to_string(),
+            size(tier.used_bytes),
+            size(tier.capacity_bytes),
+            percent(tier.used_bytes as f64, tier.capacity_bytes as f64),
+            tier.lane.clone(),
+        ]);
+    }
+    section("Tiers", &rows)
+}
+
+fn namespaces(stats: &StatsReply) -> String {
+    let mut rows = table(&[
+        "namespace",
+        ">id",
+        ">blocks",
+        ">host",
+        ">quota",
+        ">sessions",
+    ]);
+    for one in &stats.namespaces {
+        rows.add_row([
+            one.name.clone(),
+            one.namespace_id.to_string(),
+            one.blocks.to_string(),
+            size(one.host_bytes),
+            size(one.host_quota_bytes),
+            one.sessions.to_string(),
+        ]);
+    }
+    section("Namespaces", &rows)
+}
+
+fn sessions(stats: &StatsReply) -> String {
+    let columns = [
+        "client", "model", ">ns", ">uid", ">pid", ">leases", ">region", ">open",
+    ];
+    let mut rows = table(&columns);
+    for one in &stats.sessions {
+        rows.add_row([
+            crate::log::clean(&one.client).to_string(),
+            crate::log::clean(&one.model).to_string(),
+            one.namespace_id.to_string(),
+            one.uid.to_string(),
+            one.pid.to_string(),
+            one.leases.to_string(),
+            size(one.region_bytes),
+            duration(one.open_s),
+        ]);
+    }
+    section("Sessions", &rows)
+}
+
+/// Counters by metric and label.
+struct Counted<'a>(BTreeMap<&'a str, f64>);
+
+impl<'a> Counted<'a> {
+    fn new(counters: &'a [Counter]) -> Self {
+        Self(
+            counters
+                .iter()
+                .map(|one| (one.name.as_str(), one.value))
+                .collect(),
+        )
+    }
+
+    /// Sum over all series of `metric` whose labels contain `label` (all for "").
+    fn sum(&self, metric: &str, label: &str) -> f64 {
+        self.series(metric)
+            .filter(|(labels, _)| labels.contains(label))
+            .map(|(_, n)| n)
+            .sum()
+    }
+
+    /// Labels and value of each series of `metric`.
+    fn series<'b>(&'b self, metric: &'b str) -> impl Iterator<Item = (&'a str, f64)> + 'b {
+        self.0.iter().filter_map(move |(name, value)| {
+            let labels = name.strip_prefix(metric)?;
+            (labels.is_empty() || labels.starts_with('{')).then_some((labels, *value))
+        })
+    }
+}
+
+fn summary(counted: &Counted<'_>) -> String {
+    let mut rows = table(&["since start", ">"]);
+    let hits = counted.sum("kvtier_lookup_total", "outcome=\"hit\"");
+    let asked = counted.sum("kvtier_lookup_total", "");
+    let raw = counted.sum("kvtier_saved_bytes_total", "raw");
+    let stored = counted.sum("kvtier_saved_bytes_total", "stored");
+    rows.add_row(["blocks looked up", &asked.to_string()]);
+    rows.add_row(["hit ratio", &percent(hits, asked)]);
+    for tier in ["host", "disk"] {
+        let blocks = counted.sum("kvtier_restore_blocks_total", tier);
+        rows.add_row([format!("blocks restored from {tier}"), blocks.to_string()]);
+    }
+    rows.add_row(["stored bytes of raw bytes", &percent(stored, raw)]);
+    for (metric, what) in [
+        ("kvtier_save_blocks_total", "saves"),
+        ("kvtier_miss_total", "misses"),
+        ("kvtier_evicted_blocks_total", "evicted"),
+        ("kvtier_corrupt_total", "DAMAGED"),
+        ("kvtier_disk_errors_total", "DEVICE ERRORS"),
+        ("kvtier_invariant_broken_total", "INVARIANT BROKEN"),
+    ] {
+        for (labels, value) in counted.series(metric).filter(|(_, value)| *value != 0.0) {
+            let label = labels.split('"').nth(1).unwrap_or_default();
+            rows.add_row([format!("{what} {label}"), value.to_string()]);
+        }
+    }
+    format!("\n{rows}\n")
+}
+
+fn all_counters(counters: &[Counter]) -> String {
+    let mut text = String::from("\nCounters that are not zero\n");
+    for one in counters.iter().filter(|one| one.value != 0.0) {
+        let _ = writeln!(text, "{} {}", one.name, one.value);
+    }
+    text
+}
+
+fn to_json(stats: &StatsReply) -> Value {
+    let tiers = stats.tiers.iter().map(|one| {
+        json!({
+            "name": one.name, "state": one.state, "blocks": one.blocks, "lane": one.lane,
+            "used_bytes": one.used_bytes, "capacity_bytes": one.capacity_bytes,
+        })
+    });
+    let namespaces = stats.namespaces.iter().map(|one| {
+        json!({
+            "id": one.namespace_id, "name": one.name, "blocks": one.blocks,
+            "host_bytes": one.host_bytes, "host_quota_bytes": one.host_quota_bytes,
+            "sessions": one.sessions,
+        })
+    });
+    let sessions = stats.sessions.iter().map(|one| {
+        json!({
+            "client": one.client, "model": one.model, "namespace_id": one.namespace_id,
+            "uid": one.uid, "pid": one.pid, "leases": one.leases,
+            "region_bytes": one.region_bytes, "open_s": one.open_s,
+        })
+    });
+    let counters: BTreeMap<&str, f64> = stats
+        .counters
+        .iter()
+        .map(|one| (one.name.as_str(), one.value))
+        .collect();
+    json!({
+        "version": stats.version,
+        "uptime_s": stats.uptime_s,
+        "state": stats.state,
+        "tiers": tiers.collect::<Vec<_>>(),
+        "namespaces": namespaces.collect::<Vec<_>>(),
+        "sessions": sessions.collect::<Vec<_>>(),
+        "counters": counters,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use kvtier_proto::Miss;
+    use kvtier_proto::v1::{NamespaceStats, SessionStats, TierStats};
+
+    use super::*;
+    use crate::metrics::{Found, Metrics, Stage, Tier};
+
+    fn stats() -> StatsReply {
+        let metrics = Metrics::new();
+        metrics.lookups.of((Tier::Host, Found::Hit)).inc_by(3);
+        metrics.lookups.of((Tier::Disk, Found::Miss)).inc();
+        metrics.saved_bytes.of(Stage::Raw).inc_by(200);
+        metrics.saved_bytes.of(Stage::Stored).inc_by(150);
+        metrics.restore_blocks.of(Tier::Disk).inc_by(7);
+        metrics.miss(Miss::PayloadCrc);
+        let counters = metrics.counters().into_iter();
+        StatsReply {
+            version: String::from("0.1.0"),
+            uptime_s: 61,
+            state: String::from("serving"),
+            tiers: vec![TierStats {
+                name: String::from("host"),
+                state: String::from("healthy"),
+                capacity_bytes: 1 << 30,
+                used_bytes: 1 << 29,
+                blocks: 12,
+                ..TierStats::default()
+            }],
+            namespaces: vec![NamespaceStats {
+                namespace_id: 1,
+                name: String::from("default"),
+                ..NamespaceStats::default()
+            }],
+            sessions: vec![SessionStats {
+                client: String::from("bad\nclient"),
+                ..SessionStats::default()
+            }],
+            counters: counters
+                .map(|(name, value)| Counter { name, value })
+                .collect(),
+        }
+    }
+
+    // Goal: the names that the summary looks for are those that the daemon counts under.
+    #[test]
+    fn summary_finds_the_counters_of_the_daemon() {
+        let text = answer(&stats(), false).text;
+        let row = |name: &str| {
+            let line = text
+                .lines()
+                .find(|line| line.trim_start().starts_with(name));
+            line.unwrap_or_else(|| panic!("{name} not in {text}"))
+                .to_owned()
+        };
+        assert!(
+            text.starts_with("kvtierd 0.1.0: serving, up 1 min 1 s\n"),
+            "{text}"
+        );
+        assert!(row("blocks looked up").trim_end().ends_with(" 4"));
+        assert!(row("hit ratio").contains("75.0 %"));
+        assert!(row("blocks restored from disk").trim_end().ends_with(" 7"));
+        assert!(row("stored bytes of raw bytes").contains("75.0 %"));
+        assert!(row("misses payload_crc").trim_end().ends_with(" 1"));
+        assert!(row("DAMAGED payload_crc").trim_end().ends_with(" 1"));
+        assert!(row("host ").contains("50.0 %"));
+        assert!(row("bad\\nclient").contains("0 s"));
+    }
+
+    #[test]
+    fn every_counter_that_moved_is_listed_when_asked_for() {
+        let text = answer(&stats(), true).text;
+        assert!(
+            text.contains("\nkvtier_miss_total{reason=\"payload_crc\"} 1\n"),
+            "{text}"
+        );
+        assert!(!text.contains("reason=\"absent\""), "{text}");
+    }
+
+    #[test]
+    fn json_carries_everything_the_daemon_said() {
+        let json = answer(&stats(), false).json;
+        assert_eq!(json["state"], "serving");
+        assert_eq!(json["tiers"][0]["used_bytes"], 1 << 29);
+        assert_eq!(json["sessions"][0]["client"], "bad\nclient");
+        assert_eq!(
+            json["counters"]["kvtier_miss_total{reason=\"payload_crc\"}"],
+            1.0
+        );
+        assert_eq!(
+            json["counters"]["kvtier_miss_total{reason=\"absent\"}"],
+            0.0
+        );
+    }
+}
