@@ -1,1 +1,65 @@
-fn main() {}
+//! `kvtier-bench`: every performance claim, measured side by side with its limit.
+//!
+//! Upstairs:   whoever wants to know how fast this is on their machine.
+//! Downstairs: one module per suite; `report` for rows and files.
+//!
+//! Not here on purpose: no measuring. This file is the table of suites.
+#![forbid(unsafe_code)]
+
+mod fio;
+mod limits;
+mod machine;
+mod report;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Measures kvtier beside the limits of this machine.
+#[derive(Debug, Parser)]
+#[command(name = "kvtier-bench", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    suite: Suite,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// What every suite understands.
+#[derive(Debug, Args)]
+struct Common {
+    /// Also write the result file.
+    #[arg(long, global = true, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Seconds instead of minutes; good for a look, too noisy for a claim.
+    #[arg(long, global = true)]
+    quick: bool,
+    /// Exit with status 1 when a row is below its bar.
+    #[arg(long, global = true)]
+    check: bool,
+    /// Directory on the device to measure.
+    #[arg(long, global = true, value_name = "DIR", default_value_os_t = std::env::temp_dir())]
+    dir: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum Suite {
+    /// Disk lanes and store beside fio, copies beside memcpy.
+    Limits(limits::Options),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let report = match &cli.suite {
+        Suite::Limits(options) => limits::run(options, &cli.common),
+    };
+    match report.and_then(|report| report.finish(&cli.common)) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(problem) => {
+            eprintln!("kvtier-bench: {problem}");
+            ExitCode::from(2)
+        }
+    }
+}

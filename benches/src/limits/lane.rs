@@ -1,0 +1,194 @@
+//! Our side of the disk limits: a lane kept full from one thread.
+//!
+//! Upstairs:   `limits`.
+//! Downstairs: `kvtier_store::disk::Disk`.
+//!
+//! Not here on purpose: no store. These rows say what the lane costs alone.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use indicatif::ProgressBar;
+use kvtier_store::disk::{Disk, Done, FileId, Op, OpKind, Wait};
+use kvtier_store::mem::{Arena, IoBuf};
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+
+use super::Sample;
+use crate::report::Problem;
+
+/// One file, one arena, one size of operation.
+pub(super) struct Run<'a> {
+    disk: &'a mut dyn Disk,
+    file: FileId,
+    arena: &'a Arc<Arena>,
+    size: u64,
+    blocks: u64,
+    moved: u64,
+    done: Vec<Done>,
+}
+
+impl<'a> Run<'a> {
+    pub(super) fn new(
+        disk: &'a mut dyn Disk,
+        file: FileId,
+        arena: &'a Arc<Arena>,
+        size: u64,
+        span: u64,
+    ) -> Self {
+        Self {
+            disk,
+            file,
+            arena,
+            size,
+            blocks: span / size,
+            moved: 0,
+            done: Vec::new(),
+        }
+    }
+
+    /// Writes every block of the file once, and syncs.
+    pub(super) fn fill(&mut self, bar: &ProgressBar) -> Result<(), Problem> {
+        let mut random = ChaCha8Rng::seed_from_u64(1);
+        let mut block = 0;
+        while block < self.blocks || self.disk.in_flight() > 0 {
+            while block < self.blocks && self.disk.in_flight() < self.disk.depth() {
+                let mut buf = self.buffer()?;
+                // One page in each block is enough to make blocks differ.
+                if let Some(page) = buf.get_mut(..4096) {
+                    random.fill(page);
+                }
+                self.submit(OpKind::Write, block, Some(buf))?;
+                block += 1;
+            }
+            self.reap()?;
+            bar.set_position(self.moved);
+        }
+        self.submit(OpKind::Sync, 0, None)?;
+        self.drain()
+    }
+
+    /// Random reads for this long.
+    pub(super) fn read_random(mut self, seconds: f64) -> Result<Sample, Problem> {
+        let mut random = ChaCha8Rng::seed_from_u64(2);
+        let clock = Clock::start(seconds);
+        while !clock.over() {
+            while self.disk.in_flight() < self.disk.depth() {
+                let block = random.random_range(0..self.blocks);
+                let buf = self.buffer()?;
+                self.submit(OpKind::Read, block, Some(buf))?;
+            }
+            self.reap()?;
+        }
+        self.drain()?;
+        Ok(clock.stop(self.moved))
+    }
+
+    /// Writes front to back for this long, with a sync behind every `sync_every` writes that are
+    /// complete; later writes go on while it runs. Ends when the last sync has.
+    pub(super) fn write_durable(
+        mut self,
+        seconds: f64,
+        sync_every: u64,
+    ) -> Result<Sample, Problem> {
+        let batch = sync_every * self.size;
+        let (mut block, mut synced) = (0, 0);
+        let clock = Clock::start(seconds);
+        while !clock.over() {
+            while self.disk.in_flight() < self.disk.depth() {
+                if self.moved - synced >= batch {
+                    synced = self.moved;
+                    self.submit(OpKind::Sync, 0, None)?;
+                } else {
+                    let buf = self.buffer()?;
+                    self.submit(OpKind::Write, block % self.blocks, Some(buf))?;
+                    block += 1;
+                }
+            }
+            self.reap()?;
+        }
+        self.drain()?;
+        self.submit(OpKind::Sync, 0, None)?;
+        self.drain()?;
+        Ok(clock.stop(self.moved))
+    }
+
+    fn buffer(&self) -> Result<IoBuf, Problem> {
+        let len = usize::try_from(self.size)?;
+        self.arena
+            .alloc(len)
+            .ok_or_else(|| "the arena is too small for the depth".into())
+    }
+
+    fn submit(&mut self, kind: OpKind, block: u64, buf: Option<IoBuf>) -> Result<(), Problem> {
+        let len = buf.as_ref().map_or(0, |buf| buf.len());
+        let at = block * self.size;
+        let op = Op {
+            user: 0,
+            kind,
+            file: self.file,
+            at,
+            buf,
+            buf_at: 0,
+            len,
+        };
+        self.disk.submit(op).map_err(|(_, error)| error.into())
+    }
+
+    fn reap(&mut self) -> Result<(), Problem> {
+        self.disk.reap(Wait::One, &mut self.done);
+        for done in self.done.drain(..) {
+            let moved = done.moved? as u64;
+            if done.kind != OpKind::Sync && moved != self.size {
+                return Err(
+                    format!("a {:?} moved {moved} of {} bytes", done.kind, self.size).into(),
+                );
+            }
+            self.moved += moved;
+        }
+        Ok(())
+    }
+
+    fn drain(&mut self) -> Result<(), Problem> {
+        while self.disk.in_flight() > 0 {
+            self.reap()?;
+        }
+        Ok(())
+    }
+}
+
+/// Wall clock and CPU of this process, kernel workers included.
+pub(super) struct Clock {
+    start: Instant,
+    until: Duration,
+    cpu_s: f64,
+}
+
+impl Clock {
+    pub(super) fn start(seconds: f64) -> Self {
+        Self {
+            start: Instant::now(),
+            until: Duration::from_secs_f64(seconds),
+            cpu_s: cpu_s(),
+        }
+    }
+
+    pub(super) fn over(&self) -> bool {
+        self.start.elapsed() >= self.until
+    }
+
+    pub(super) fn stop(&self, bytes: u64) -> Sample {
+        let seconds = self.start.elapsed().as_secs_f64();
+        Sample {
+            bytes: bytes as f64,
+            seconds,
+            cpu_s: cpu_s() - self.cpu_s,
+        }
+    }
+}
+
+fn cpu_s() -> f64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    now.tv_sec as f64 + now.tv_nsec as f64 * 1e-9
+}

@@ -1,0 +1,242 @@
+//! Rows, the table and the result file, in one form for all suites.
+//!
+//! Upstairs:   every suite.
+//! Downstairs: a terminal and a JSON file.
+//!
+//! A result file is one object: `{"suite", "machine": {"cores", "cpu", "kernel", "device"},
+//! "notes": [..], "rows": [{"name", "unit", "n", "min", "median", "max", "limit", "ratio"}]}`.
+//! `limit` names the row it was measured beside; `ratio` is the median of the pairwise ratios, so
+//! a slow minute of the machine hurts both sides of a pair and not the ratio.
+//!
+//! Not here on purpose: no mean and no standard deviation. Runs on shared machines have long
+//! tails, and three order statistics cannot hide them.
+
+use std::path::Path;
+
+use comfy_table::{CellAlignment, Table, presets};
+use serde::Serialize;
+
+use crate::Common;
+use crate::machine::Machine;
+
+/// Why a suite could not be run or written, for people.
+pub(crate) type Problem = Box<dyn std::error::Error>;
+
+/// Everything that one suite measured.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    suite: &'static str,
+    machine: Machine,
+    notes: Vec<String>,
+    rows: Vec<Row>,
+}
+
+/// One measured quantity.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct Row {
+    name: String,
+    unit: &'static str,
+    n: usize,
+    min: f64,
+    median: f64,
+    max: f64,
+    limit: Option<String>,
+    ratio: Option<f64>,
+    #[serde(skip)]
+    bar: Option<f64>,
+}
+
+impl Report {
+    /// An empty report about the machine and the device below `dir`.
+    pub(crate) fn new(suite: &'static str, dir: &Path) -> Self {
+        Self {
+            suite,
+            machine: Machine::look(dir),
+            notes: Vec::new(),
+            rows: Vec::new(),
+        }
+    }
+
+    /// A condition that a reader of the numbers must know.
+    pub(crate) fn note(&mut self, text: impl Into<String>) {
+        self.notes.push(text.into());
+    }
+
+    /// A row of its own.
+    pub(crate) fn row(&mut self, name: impl Into<String>, unit: &'static str, values: &[f64]) {
+        self.rows.extend(Row::of(name.into(), unit, values));
+    }
+
+    /// A row that was measured beside another: `values[i]` and `limits[i]` are one pair. `bar` is
+    /// the least ratio that is good enough, if there is a promise about it.
+    pub(crate) fn beside(
+        &mut self,
+        (name, unit): (impl Into<String>, &'static str),
+        values: &[f64],
+        (limit, limits): (&str, &[f64]),
+        bar: Option<f64>,
+    ) {
+        let ratios: Vec<f64> = values
+            .iter()
+            .zip(limits)
+            .map(|(ours, limit)| ours / limit)
+            .collect();
+        let Some(mut row) = Row::of(name.into(), unit, values) else {
+            return;
+        };
+        row.limit = Some(limit.to_owned());
+        row.ratio = Spread::of(&ratios).map(|spread| spread.median);
+        row.bar = bar;
+        self.rows.push(row);
+    }
+
+    /// Prints the table, writes the file if asked to, and tells whether all bars hold (always
+    /// true without `--check`).
+    pub(crate) fn finish(&self, common: &Common) -> Result<bool, Problem> {
+        println!("\n{}", self.machine);
+        self.notes.iter().for_each(|note| println!("{note}"));
+        println!("{}", self.table());
+        if let Some(path) = &common.json {
+            let text = serde_json::to_string_pretty(self)? + "\n";
+            std::fs::write(path, text)
+                .map_err(|e| format!("cannot write {}: {e}", path.display()))?;
+        }
+        Ok(!common.check || self.rows.iter().all(Row::holds))
+    }
+
+    fn table(&self) -> Table {
+        let mut table = Table::new();
+        table.load_preset(presets::NOTHING);
+        table.set_header([
+            "name", "unit", "n", "min", "median", "max", "ratio", "beside", "bar",
+        ]);
+        for row in &self.rows {
+            let show = |value: Option<f64>| value.map_or(String::new(), |v| format!("{v:.3}"));
+            let bar = row.bar.map_or(String::new(), |bar| {
+                format!(
+                    ">= {bar:.2} {}",
+                    if row.holds() { "holds" } else { "BELOW" }
+                )
+            });
+            table.add_row([
+                row.name.clone(),
+                row.unit.to_owned(),
+                row.n.to_string(),
+                show(Some(row.min)),
+                show(Some(row.median)),
+                show(Some(row.max)),
+                show(row.ratio),
+                row.limit.clone().unwrap_or_default(),
+                bar,
+            ]);
+        }
+        for column in table.column_iter_mut().skip(2).take(5) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        table
+    }
+}
+
+impl Row {
+    fn of(name: String, unit: &'static str, values: &[f64]) -> Option<Self> {
+        let Spread { min, median, max } = Spread::of(values)?;
+        let n = values.len();
+        Some(Self {
+            name,
+            unit,
+            n,
+            min,
+            median,
+            max,
+            limit: None,
+            ratio: None,
+            bar: None,
+        })
+    }
+
+    fn holds(&self) -> bool {
+        match (self.ratio, self.bar) {
+            (Some(ratio), Some(bar)) => ratio >= bar,
+            _ => true,
+        }
+    }
+}
+
+/// Order statistics of a sample.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Spread {
+    pub(crate) min: f64,
+    pub(crate) median: f64,
+    pub(crate) max: f64,
+}
+
+impl Spread {
+    /// Of the finite values; `None` when there are none.
+    pub(crate) fn of(values: &[f64]) -> Option<Self> {
+        let mut sorted: Vec<f64> = values.iter().copied().filter(|v| v.is_finite()).collect();
+        sorted.sort_by(f64::total_cmp);
+        let upper = *sorted.get(sorted.len() / 2)?;
+        let lower = *sorted.get(sorted.len().saturating_sub(1) / 2)?;
+        Some(Self {
+            min: *sorted.first()?,
+            median: f64::midpoint(lower, upper),
+            max: *sorted.last()?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spread_takes_the_middle_and_skips_what_is_no_number() {
+        let spread = Spread::of(&[3.0, f64::NAN, 1.0, 9.0, f64::INFINITY]).unwrap();
+        assert_eq!(
+            spread,
+            Spread {
+                min: 1.0,
+                median: 3.0,
+                max: 9.0
+            }
+        );
+        assert_eq!(Spread::of(&[1.0, 2.0]).unwrap().median, 1.5);
+        assert_eq!(Spread::of(&[]), None);
+    }
+
+    #[test]
+    fn ratio_is_the_median_of_pairs_and_not_of_medians() {
+        let mut report = Report::new("test", Path::new("/"));
+        // A machine that gets slower: each pair agrees, whatever the minute.
+        let (ours, limit) = ([8.0, 4.0, 0.8], [10.0, 5.0, 1.0]);
+        report.beside(("a.gib_s", "GiB/s"), &ours, ("limit.a", &limit), Some(0.75));
+        let row = report.rows.first().unwrap();
+        assert_eq!((row.ratio, row.holds()), (Some(0.8), true));
+    }
+
+    #[test]
+    fn result_file_has_the_promised_fields() {
+        let mut report = Report::new("test", Path::new("/"));
+        report.row("a.b", "us", &[1.0]);
+        report.beside(("a.c", "us"), &[1.0], ("a.b", &[2.0]), Some(0.9));
+        let file = serde_json::to_value(&report).unwrap();
+        for field in ["cores", "cpu", "kernel", "device"] {
+            assert!(!file["machine"][field].is_null(), "{field}");
+        }
+        let fields: Vec<_> = file["rows"][1]
+            .as_object()
+            .unwrap()
+            .keys()
+            .cloned()
+            .collect();
+        assert_eq!(
+            fields,
+            [
+                "limit", "max", "median", "min", "n", "name", "ratio", "unit"
+            ]
+        );
+        assert!(file["rows"][0]["limit"].is_null());
+        assert_eq!(file["rows"][1]["ratio"], 0.5);
+        assert!(!report.rows.iter().all(Row::holds));
+    }
+}
