@@ -33,7 +33,7 @@ const EXIT_FAILED: u8 = 2;
 
 /// Operate a kvtier daemon.
 #[derive(Debug, Parser)]
-#[command(name = "kvtier", version, about, max_term_width = 100)]
+#[command(name = "kvtier", version, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
