@@ -6,6 +6,7 @@
 //! Not here on purpose: no measuring. This file is the table of suites.
 #![forbid(unsafe_code)]
 
+mod codecs;
 mod fio;
 mod limits;
 mod machine;
@@ -47,12 +48,15 @@ struct Common {
 enum Suite {
     /// Disk lanes and store beside fio, copies beside memcpy.
     Limits(limits::Options),
+    /// Codec levels and page movers on one core, beside plain zstd and memcpy.
+    Codecs(codecs::Options),
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let report = match &cli.suite {
         Suite::Limits(options) => limits::run(options, &cli.common),
+        Suite::Codecs(options) => codecs::run(options, &cli.common),
     };
     match report.and_then(|report| report.finish(&cli.common)) {
         Ok(true) => ExitCode::SUCCESS,
