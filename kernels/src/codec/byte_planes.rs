@@ -13,8 +13,9 @@
 //!
 //! Float planes have hardly any repeats, so a match finder spends its time to make the result
 //! larger: `zstd` is told to look for long matches in a tiny table, which leaves the entropy
-//! coder. On real bf16 KV that is 1.486 instead of 1.457 for level 1 as it comes, at more than
-//! twice its speed. Bytes without numeric meaning get level 1 as it comes.
+//! coder. On real bf16 KV of three documents the ratio is 1.485, where the same planes through
+//! level 1 as it comes give 1.455 to 1.461; the exponent plane codes 2.7 times as fast. Bytes
+//! without numeric meaning get level 1 as it comes.
 //!
 //! Invariants kept here
 //!   K1  A part that would grow is stored behind its header as it is.
