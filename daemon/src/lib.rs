@@ -3,10 +3,11 @@
 //! Upstairs:   `bin/kvtierd.rs` (the daemon) and `bin/kvtier.rs` (its operator's command line).
 //! Downstairs: `kvtier-store`, `kvtier-kernels`, `kvtier-proto`.
 //!
-//! Layers, each calling only those below it: server, session, tenant, tier. Beside them stands
-//! what every layer may use: configuration, logging, health and metrics.
+//! Layers, each calling only those below it: server, session, tenant, restore, tier. Beside them
+//! stands what every layer may use: blocks, configuration, logging, health and metrics.
 #![deny(unsafe_code)]
 
+pub mod block;
 pub mod cli;
 pub mod config;
 #[cfg(test)]
@@ -15,3 +16,15 @@ pub mod health;
 pub mod http;
 pub mod log;
 pub mod metrics;
+pub mod process;
+pub mod region;
+pub mod restore;
+pub mod server;
+pub mod session;
+#[allow(
+    unsafe_code,
+    reason = "a room of its own: it copies from memory that clients write"
+)]
+pub mod shm;
+pub mod tenant;
+pub mod tier;

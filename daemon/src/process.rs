@@ -1,0 +1,392 @@
+//! The process: what starts in which order, and how it ends.
+//!
+//! Upstairs:   `bin/kvtierd.rs`.
+//! Downstairs: everything.
+//!
+//! ```text
+//!   config -> log -> HTTP endpoint -> state directory -> namespaces and their arenas
+//!          -> disk tier (recovery) -> sockets -> READY=1 -> serve
+//!   SIGTERM or Drain -> no new sessions and saves -> writes durable -> calls end -> store closed
+//! ```
+//!
+//! Nothing is bound before what it would serve is there, except the HTTP endpoint: operators watch
+//! a recovery through it.
+
+mod listen;
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kvtier_proto::limits::{
+    HTTP2_CONNECTION_WINDOW, HTTP2_FRAME, HTTP2_STREAM_WINDOW, MESSAGE_BYTES_MAX,
+};
+use kvtier_proto::v1::kvtier_server::KvtierServer;
+use kvtier_store::disk::lane::LaneKind;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::config::{Config, DiskConfig, HugePages, Lane};
+use crate::health::{Health, State};
+use crate::metrics::Metrics;
+use crate::server::{Drain, Service, Shared, descriptors};
+use crate::session::Sessions;
+use crate::tenant::{TenantSpec, Tenants};
+use crate::tier::Tiers;
+use crate::tier::disk::{DiskOptions, DiskTier};
+use crate::tier::scratch::Scratch;
+
+/// Why the daemon did not start or did not end in order.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}")]
+pub struct Failed {
+    what: String,
+}
+
+fn failed(what: impl Into<String>) -> Failed {
+    Failed { what: what.into() }
+}
+
+/// Share of host memory that records in flight may take: what the device can have queued.
+const SCRATCH_SHARE: u64 = 8;
+/// Least scratch memory. Unit: bytes.
+const SCRATCH_MIN: u64 = 64 << 20;
+
+/// Runs the daemon until it is told to stop. Blocks.
+///
+/// # Errors
+/// What kept it from starting.
+pub fn run(config: Config) -> Result<(), Failed> {
+    let workers = std::thread::available_parallelism()
+        .map_or(1, usize::from)
+        .min(8);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers)
+        .thread_name("kvtier-serve")
+        .enable_all()
+        .build()
+        .map_err(|problem| failed(format!("cannot start the runtime: {problem}")))?;
+    runtime.block_on(serve(config))
+}
+
+async fn serve(config: Config) -> Result<(), Failed> {
+    let (health, metrics) = (Arc::new(Health::new()), Arc::new(Metrics::new()));
+    let (drain, mut drained) = watch::channel(Drain::No);
+    let stop = Stop::listen(drain.clone())?;
+    let _locks = lock_directories(&config)?;
+
+    let shared_late: Arc<std::sync::OnceLock<Arc<Shared>>> = Arc::default();
+    let gauge = {
+        let shared = Arc::clone(&shared_late);
+        move || shared.get().into_iter().for_each(|shared| shared.gauge())
+    };
+    let http = listen::http(&config, &health, &metrics, gauge, stop.clone()).await?;
+
+    let tenants = open_tenants(&config)?;
+    let scratch = Scratch::create(scratch_bytes(&config))
+        .map_err(|problem| failed(format!("cannot reserve scratch memory: {problem}")))?;
+    populate(&config, &tenants, &scratch).await;
+    let disk = open_disk(&config, &tenants, &scratch, &health, &metrics).await?;
+    let level = config
+        .disks
+        .first()
+        .map_or(kvtier_proto::Level::RAW, |disk| disk.level.level());
+    let tiers = Tiers::new(disk, level, scratch, Arc::clone(&metrics));
+    let descriptor_socket = config.server.descriptor_socket();
+    let shared = Arc::new(Shared {
+        tenants,
+        sessions: Arc::new(Sessions::new(config.server.sessions_max)),
+        tiers,
+        tickets: Arc::default(),
+        health: Arc::clone(&health),
+        metrics,
+        started: Instant::now(),
+        descriptor_socket: descriptor_socket.display().to_string(),
+        limits: config.limits.clone(),
+        drain,
+    });
+    let _ = shared_late.set(Arc::clone(&shared));
+
+    let sockets = listen::sockets(&config).await?;
+    let tickets = Arc::clone(&shared.tickets);
+    let passing = tokio::spawn(descriptors::serve(
+        sockets.descriptors,
+        tickets,
+        stop.clone().ended(),
+    ));
+    let serving = spawn_grpc(&shared, sockets.control, sockets.tcp, &stop);
+    health.enter(State::Serving);
+    notify(&[sd_notify::NotifyState::Ready]);
+    tracing::info!(socket = %config.server.socket.display(), "serving");
+
+    let _ = drained.wait_for(|state| *state != Drain::No).await;
+    let limit = Duration::from_secs(config.server.drain_timeout_s.into());
+    end(&shared, &mut drained, stop, limit, serving).await;
+    let _ = passing.await;
+    listen::clean_up(&config);
+    health.enter(State::Stopped);
+    let _ = http.await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// The way down: refuse, flush, end calls, close the store.
+async fn end(
+    shared: &Arc<Shared>,
+    drained: &mut watch::Receiver<Drain>,
+    stop: Stop,
+    limit: Duration,
+    serving: Vec<tokio::task::JoinHandle<()>>,
+) {
+    shared.health.enter(State::Draining);
+    let flushed = tokio::time::timeout(limit, shared.tiers.flush()).await;
+    match flushed {
+        Ok(blocks) => tracing::info!(blocks, "drained"),
+        Err(_) => tracing::warn!(
+            unwritten = shared.tiers.pending_writes(),
+            seconds = limit.as_secs(),
+            "not everything became durable in time; blocks acknowledged durable are safe"
+        ),
+    }
+    // An operator's drain without a stop ends here and goes on serving restores.
+    let _ = drained.wait_for(|state| *state == Drain::Stop).await;
+    notify(&[sd_notify::NotifyState::Stopping]);
+    // Sessions are long streams that would keep the servers from ending.
+    for session in shared.sessions.all() {
+        shared.sessions.close(session.token);
+    }
+    stop.now();
+    for server in serving {
+        if tokio::time::timeout(Duration::from_secs(2), server)
+            .await
+            .is_err()
+        {
+            tracing::debug!("a connection was still open at the end");
+        }
+    }
+    if let Some(disk) = shared.tiers.disk()
+        && tokio::time::timeout(limit, disk.close()).await.is_err()
+    {
+        tracing::warn!("the store did not close in time; the next start recovers from segments");
+    }
+}
+
+/// SIGTERM and SIGINT begin the drain; a second one ends the process at once.
+#[derive(Debug, Clone)]
+pub struct Stop {
+    end: watch::Sender<bool>,
+}
+
+impl Stop {
+    fn listen(drain: watch::Sender<Drain>) -> Result<Self, Failed> {
+        let listen = |kind| signal(kind).map_err(|problem| failed(format!("signals: {problem}")));
+        let (mut term, mut int) = (
+            listen(SignalKind::terminate())?,
+            listen(SignalKind::interrupt())?,
+        );
+        tokio::spawn(async move {
+            tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+            tracing::info!("told to stop; draining");
+            drain.send_replace(Drain::Stop);
+            tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+            tracing::warn!("told to stop again; leaving at once");
+            std::process::exit(1);
+        });
+        Ok(Self {
+            end: watch::channel(false).0,
+        })
+    }
+
+    fn now(&self) {
+        self.end.send_replace(true);
+    }
+
+    /// Resolves when the servers are to end.
+    pub async fn ended(self) {
+        let mut end = self.end.subscribe();
+        let _ = end.wait_for(|end| *end).await;
+    }
+}
+
+fn spawn_grpc(
+    shared: &Arc<Shared>,
+    control: tokio::net::UnixListener,
+    tcp: Option<tokio::net::TcpListener>,
+    stop: &Stop,
+) -> Vec<tokio::task::JoinHandle<()>> {
+    let service = KvtierServer::new(Service::new(Arc::clone(shared)))
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let server = || {
+        tonic::transport::Server::builder()
+            .initial_stream_window_size(HTTP2_STREAM_WINDOW)
+            .initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
+            .max_frame_size(HTTP2_FRAME)
+            .tcp_nodelay(true)
+            .http2_keepalive_interval(Some(Duration::from_secs(20)))
+            .http2_keepalive_timeout(Some(Duration::from_secs(20)))
+    };
+    let over = |outcome: Result<(), tonic::transport::Error>| {
+        if let Err(problem) = outcome {
+            tracing::error!(%problem, "a listener ended");
+        }
+    };
+    let unix = {
+        let incoming = tokio_stream::wrappers::UnixListenerStream::new(control);
+        let (service, end, mut server) = (service.clone(), stop.clone().ended(), server());
+        let serve = async move {
+            server
+                .add_service(service)
+                .serve_with_incoming_shutdown(incoming, end)
+                .await
+        };
+        tokio::spawn(async move { over(serve.await) })
+    };
+    let mut serving = vec![unix];
+    if let Some(tcp) = tcp {
+        let incoming = tokio_stream::wrappers::TcpListenerStream::new(tcp);
+        let (end, mut server) = (stop.clone().ended(), server());
+        let serve = async move {
+            server
+                .add_service(service)
+                .serve_with_incoming_shutdown(incoming, end)
+                .await
+        };
+        serving.push(tokio::spawn(async move { over(serve.await) }));
+    }
+    serving
+}
+
+fn open_tenants(config: &Config) -> Result<Tenants, Failed> {
+    let spec = |namespace: &crate::config::NamespaceConfig| TenantSpec {
+        name: namespace.name.clone(),
+        uids: namespace.uids.clone(),
+        host_quota: namespace.host_quota(),
+        staging_max: namespace.staging_max,
+    };
+    let specs: Vec<_> = config.namespaces.iter().map(spec).collect();
+    let tcp = config
+        .server
+        .tcp
+        .and(config.server.tcp_namespace.as_deref());
+    let operators = config.operator.uids.clone().unwrap_or_default();
+    Tenants::open(&config.state.dir, &specs, tcp, &operators)
+        .map_err(|problem| failed(chain(&problem)))
+}
+
+/// Touches all host memory once, so that no restore pays for a first touch.
+async fn populate(config: &Config, tenants: &Tenants, scratch: &Scratch) {
+    if config.host.hugepages == HugePages::Off {
+        return;
+    }
+    let arenas = tenants.all().map(|tenant| Arc::clone(tenant.host.arena()));
+    let arenas: Vec<_> = arenas.chain([Arc::clone(scratch.arena())]).collect();
+    let touched = tokio::task::spawn_blocking(move || {
+        for arena in arenas {
+            let begin = Instant::now();
+            let mut told = Instant::now();
+            let mut progress = |done: usize, total: usize| {
+                if told.elapsed() > Duration::from_secs(2) {
+                    tracing::info!(done, total, "preparing host memory");
+                    told = Instant::now();
+                }
+            };
+            match arena.populate(&mut progress) {
+                Ok(pages) => tracing::info!(
+                    bytes = arena.capacity(), pages = %pages,
+                    seconds = begin.elapsed().as_secs_f64(), "host memory ready"
+                ),
+                Err(problem) => tracing::warn!(%problem, "host memory could not be prepared"),
+            }
+        }
+    });
+    if let Err(problem) = touched.await {
+        tracing::warn!(%problem, "host memory could not be prepared");
+    }
+}
+
+async fn open_disk(
+    config: &Config,
+    tenants: &Tenants,
+    scratch: &Scratch,
+    health: &Arc<Health>,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<DiskTier>, Failed> {
+    let Some(disk) = config.disks.first() else {
+        tracing::warn!("no [[disk]] is configured: blocks do not survive a restart");
+        return Ok(None);
+    };
+    health.enter(State::Recovering);
+    let mut arenas = vec![Arc::clone(scratch.arena())];
+    arenas.extend(tenants.all().map(|tenant| Arc::clone(tenant.host.arena())));
+    let options = disk_options(disk, arenas);
+    let opened = DiskTier::open(options, Arc::clone(health), Arc::clone(metrics)).await;
+    opened.map(Some).map_err(failed)
+}
+
+fn disk_options(disk: &DiskConfig, arenas: Vec<Arc<kvtier_store::mem::Arena>>) -> DiskOptions {
+    DiskOptions {
+        path: disk.path.clone(),
+        capacity: disk.capacity,
+        segment_size: disk.segment_size,
+        queue_depth: usize::try_from(disk.queue_depth).unwrap_or(64),
+        lane: match disk.lane {
+            Lane::Auto => LaneKind::Auto,
+            Lane::IoUring => LaneKind::IoUring,
+            Lane::Pread => LaneKind::Pread,
+        },
+        arenas,
+    }
+}
+
+fn scratch_bytes(config: &Config) -> usize {
+    let share = config.host.capacity.get() / SCRATCH_SHARE;
+    usize::try_from(share.max(SCRATCH_MIN)).unwrap_or(usize::MAX)
+}
+
+/// Makes the daemon's directories and locks them, so that no second daemon works in them.
+fn lock_directories(config: &Config) -> Result<Vec<File>, Failed> {
+    let disks = config.disks.iter().map(|disk| disk.path.as_path());
+    [config.state.dir.as_path()]
+        .into_iter()
+        .chain(disks)
+        .map(lock)
+        .collect()
+}
+
+fn lock(dir: &Path) -> Result<File, Failed> {
+    use std::os::unix::fs::DirBuilderExt;
+    let say = |problem: std::io::Error| failed(format!("cannot use {}: {problem}", dir.display()));
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(say)?;
+    let file = File::create(dir.join("lock")).map_err(say)?;
+    let how = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+    rustix::fs::flock(&file, how).map_err(|_| {
+        failed(format!(
+            "{} is in use by another daemon (its lock is held)",
+            dir.display()
+        ))
+    })?;
+    Ok(file)
+}
+
+fn notify(states: &[sd_notify::NotifyState<'_>]) {
+    if let Err(problem) = sd_notify::notify(states) {
+        tracing::warn!(%problem, "the service manager could not be told");
+    }
+}
+
+/// An error with all its sources, in one line.
+pub fn chain(problem: &dyn std::error::Error) -> String {
+    let mut text = problem.to_string();
+    let mut source = problem.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

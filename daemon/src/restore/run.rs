@@ -1,0 +1,338 @@
+//! Running a restore: lease what is there, load the rest, tell the reader as blocks arrive.
+//!
+//! Upstairs:   the server's Restore stream; one task a restore.
+//! Downstairs: `plan`, `tier::load`, and the session that holds the leases.
+//!
+//! Invariants kept here
+//!   P1  A block is announced only when it is leased: whole, verified and unchangeable.
+//!   E4  A restore ends: when all is there or missed, at its deadline, when it is cancelled, or
+//!       when nobody listens any more. Whatever was leased by then stays usable.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kvtier_proto::{BlockKey, Miss, PayloadKind};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::plan::{Plan, plan};
+use crate::block::{BlockId, HostBlock};
+use crate::metrics::Metrics;
+use crate::session::Session;
+use crate::tier::{Tier, Tiers};
+
+/// Most loads of one restore in flight. Enough to fill the device's queue with blocks of a few
+/// MiB; more would only take memory from others.
+const LOADS_MAX: usize = 32;
+
+/// What a reader asks for.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Oldest first.
+    pub keys: Vec<BlockKey>,
+    /// What the bytes are.
+    pub kind: PayloadKind,
+    /// Give up on what has not arrived this long after the start.
+    pub deadline: Option<Duration>,
+    /// Every block on its own, also after a miss.
+    pub scattered: bool,
+}
+
+/// What a reader says while its restore runs.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Control {
+    /// Stop; nobody wants the rest.
+    pub cancelled: bool,
+    /// Leading blocks that the engine has computed itself: no longer needed.
+    pub computed: usize,
+}
+
+/// A block the reader may read now.
+#[derive(Debug, Clone)]
+pub struct Leased {
+    /// Index into the request's keys.
+    pub index: usize,
+    /// The bytes.
+    pub block: Arc<HostBlock>,
+    /// Number of the lease in the session.
+    pub lease: u64,
+    /// Where it came from.
+    pub tier: Tier,
+}
+
+/// How a restore ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Leading blocks that are leased or were computed meanwhile.
+    pub usable: usize,
+    /// Blocks that did not arrive.
+    pub missed: Vec<(usize, Miss)>,
+    /// The reader stopped it.
+    pub cancelled: bool,
+}
+
+/// What happens in a restore, in order: one plan, blocks, one end.
+#[derive(Debug)]
+pub enum Event {
+    /// Where each block was found.
+    Plan(Vec<Result<Tier, Miss>>),
+    /// Blocks that arrived.
+    Ready(Vec<Leased>),
+    /// The end.
+    Done(Summary),
+}
+
+/// Everything one restore works with.
+#[derive(Debug)]
+pub struct Restore {
+    /// Who reads; holds the leases.
+    pub session: Arc<Session>,
+    /// Where the blocks are.
+    pub tiers: Arc<Tiers>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// What is asked for.
+    pub request: Request,
+    /// What the reader says meanwhile.
+    pub control: watch::Receiver<Control>,
+    /// Where events go. When the receiver is gone the restore ends.
+    pub events: mpsc::Sender<Event>,
+}
+
+struct State {
+    arrived: Vec<bool>,
+    missed: Vec<(usize, Miss)>,
+    /// Blocks from here on are of no use: one before them is missing.
+    end: usize,
+    cancelled: bool,
+}
+
+type Load = (usize, Result<(Arc<HostBlock>, Tier), Miss>);
+
+impl Restore {
+    /// Runs to the end. Sends one `Plan`, any number of `Ready`, and one `Done` while somebody
+    /// listens.
+    ///
+    /// Cancel safety: dropped early, leases given so far stay with the session; loads in flight
+    /// end in host memory for the next reader.
+    pub async fn run(mut self) {
+        let begin = Instant::now();
+        let deadline = self.request.deadline.map(|deadline| begin + deadline);
+        let request = &self.request;
+        let (host, prefix_only) = (&self.session.tenant.host, !request.scattered);
+        let found = self
+            .tiers
+            .locate(host, request.kind, &request.keys, prefix_only)
+            .await;
+        let todo = plan(&found, request.scattered);
+        let mut state = State {
+            arrived: vec![false; request.keys.len()],
+            missed: todo.missed.clone(),
+            end: request.keys.len(),
+            cancelled: false,
+        };
+        if let (true, Some((first, _))) = (prefix_only, todo.missed.first()) {
+            state.end = *first;
+        }
+        let heard = self.events.send(Event::Plan(found)).await.is_ok();
+        if heard && self.lease_residents(&todo, &mut state, begin).await {
+            self.load(todo, &mut state, begin, deadline).await;
+        }
+        self.finish(state).await;
+    }
+
+    /// Leases what is in host memory already. False when nobody listens any more.
+    async fn lease_residents(&self, todo: &Plan, state: &mut State, begin: Instant) -> bool {
+        let mut ready = Vec::with_capacity(todo.resident.len());
+        for index in &todo.resident {
+            let Some(id) = self.id(*index) else { continue };
+            let block = self.session.tenant.host.get(&(id.kind, id.key));
+            match block.filter(|block| block.facts().fingerprint == self.fingerprint()) {
+                Some(block) => self.lease(*index, block, Tier::Host, state, &mut ready),
+                None => state.miss(*index, Miss::Evicted, self.request.scattered),
+            }
+        }
+        self.announce(ready, begin).await
+    }
+
+    async fn load(
+        &mut self,
+        todo: Plan,
+        state: &mut State,
+        begin: Instant,
+        deadline: Option<Instant>,
+    ) {
+        let mut queue = todo.load.into_iter().peekable();
+        let mut loads: JoinSet<Load> = JoinSet::new();
+        loop {
+            let control = *self.control.borrow();
+            if control.cancelled {
+                state.cancelled = true;
+                return;
+            }
+            while loads.len() < LOADS_MAX
+                && let Some(index) = queue.next()
+            {
+                if index >= control.computed && index < state.end {
+                    self.start(&mut loads, index);
+                }
+            }
+            if loads.is_empty() {
+                return;
+            }
+            tokio::select! {
+                biased;
+                changed = self.control.changed() => {
+                    // The sender is gone with the stream: nobody wants the rest.
+                    state.cancelled |= changed.is_err();
+                    if changed.is_err() { return; }
+                }
+                () = sleep_until(deadline) => {
+                    let late: Vec<usize> = (0..state.end).filter(|at| !state.has(*at)).collect();
+                    for index in late {
+                        state.miss(index, Miss::Deadline, true);
+                    }
+                    return;
+                }
+                Some(load) = loads.join_next() => {
+                    let mut ready = Vec::new();
+                    let mut next = Some(load);
+                    while let Some(load) = next {
+                        self.land(load, state, &mut ready);
+                        next = loads.try_join_next();
+                    }
+                    if !self.announce(ready, begin).await {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn start(&self, loads: &mut JoinSet<Load>, index: usize) {
+        let Some(id) = self.id(index) else { return };
+        let (tiers, session) = (Arc::clone(&self.tiers), Arc::clone(&self.session));
+        loads.spawn(async move {
+            (
+                index,
+                tiers
+                    .fetch(&session.tenant.host, &session.layouts, id)
+                    .await,
+            )
+        });
+    }
+
+    fn land(
+        &self,
+        load: Result<Load, tokio::task::JoinError>,
+        state: &mut State,
+        ready: &mut Vec<Leased>,
+    ) {
+        match load {
+            Ok((index, Ok((block, tier)))) => self.lease(index, block, tier, state, ready),
+            Ok((index, Err(miss))) => state.miss(index, miss, self.request.scattered),
+            Err(problem) => tracing::error!(%problem, "a load ended without an answer"),
+        }
+    }
+
+    fn lease(
+        &self,
+        index: usize,
+        block: Arc<HostBlock>,
+        tier: Tier,
+        state: &mut State,
+        ready: &mut Vec<Leased>,
+    ) {
+        match self.session.lease(Arc::clone(&block)) {
+            Ok(lease) => {
+                if let Some(arrived) = state.arrived.get_mut(index) {
+                    *arrived = true;
+                }
+                ready.push(Leased {
+                    index,
+                    block,
+                    lease,
+                    tier,
+                });
+            }
+            Err(_) => state.miss(index, Miss::NoSpace, self.request.scattered),
+        }
+    }
+
+    async fn announce(&self, ready: Vec<Leased>, begin: Instant) -> bool {
+        if ready.is_empty() {
+            return !self.events.is_closed();
+        }
+        for leased in &ready {
+            self.metrics.restore_blocks.of(leased.tier).inc();
+            self.metrics
+                .restore_bytes
+                .of(leased.tier)
+                .inc_by(leased.block.payload().len() as u64);
+            self.metrics
+                .restore_seconds
+                .of(leased.tier)
+                .observe(begin.elapsed().as_secs_f64());
+        }
+        let leases: Vec<u64> = ready.iter().map(|leased| leased.lease).collect();
+        if self.events.send(Event::Ready(ready)).await.is_ok() {
+            return true;
+        }
+        for lease in leases {
+            self.session.release(lease);
+        }
+        false
+    }
+
+    async fn finish(self, state: State) {
+        let computed = self.control.borrow().computed;
+        let has = |index: &usize| *index < computed || state.has(*index);
+        let usable = (0..state.arrived.len()).take_while(has).count();
+        for (_, miss) in &state.missed {
+            self.metrics.misses.of(*miss).inc();
+        }
+        let mut missed = state.missed;
+        missed.sort_unstable_by_key(|(index, _)| *index);
+        let summary = Summary {
+            usable,
+            missed,
+            cancelled: state.cancelled,
+        };
+        // Nobody listening any more is a way to end, not an error.
+        let _ = self.events.send(Event::Done(summary)).await;
+    }
+
+    fn id(&self, index: usize) -> Option<BlockId> {
+        let (namespace, kind) = (self.session.tenant.id, self.request.kind);
+        self.request.keys.get(index).map(|key| BlockId {
+            namespace,
+            kind,
+            key: *key,
+        })
+    }
+
+    fn fingerprint(&self) -> kvtier_proto::LayoutFingerprint {
+        self.session.layouts.fingerprint()
+    }
+}
+
+impl State {
+    fn has(&self, index: usize) -> bool {
+        self.arrived.get(index).copied().unwrap_or(false)
+    }
+
+    fn miss(&mut self, index: usize, miss: Miss, scattered: bool) {
+        self.missed.push((index, miss));
+        if !scattered {
+            self.end = self.end.min(index);
+        }
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}

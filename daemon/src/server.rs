@@ -1,0 +1,358 @@
+//! The gRPC service: every call checked at the door, then handed to the layer that does it.
+//!
+//! Upstairs:   tonic, over the Unix socket and optionally TCP on the loopback address.
+//! Downstairs: `session`, `tenant`, `restore`, `tier`.
+//!
+//! Where a call does more than convert, it has a file here: `open` (sessions and regions), `save`,
+//! `restore`, `inline`, `operate`. `descriptors` is the companion socket that passes memory.
+//!
+//! Not here on purpose: no policy and no bytes of blocks.
+
+pub mod convert;
+pub mod descriptors;
+pub mod inline;
+pub mod open;
+pub mod operate;
+pub mod restore;
+pub mod save;
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Instant;
+
+use kvtier_proto::v1::kvtier_server::Kvtier;
+use kvtier_proto::{PayloadKind, keys_from_wire, v1};
+use tokio_stream::Stream;
+use tonic::transport::server::{TcpConnectInfo, UdsConnectInfo};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::config::LimitsConfig;
+use crate::health::Health;
+use crate::metrics::{Code, Found, Method, Metrics, Tier};
+use crate::session::{Session, Sessions};
+use crate::tenant::{Peer, Tenants};
+use crate::tier::Tiers;
+use descriptors::Tickets;
+
+/// A stream of replies.
+pub type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// What every call works with. One a daemon.
+#[derive(Debug)]
+pub struct Shared {
+    /// Namespaces.
+    pub tenants: Tenants,
+    /// Connected clients.
+    pub sessions: Arc<Sessions>,
+    /// Blocks.
+    pub tiers: Arc<Tiers>,
+    /// Descriptors waiting to be fetched.
+    pub tickets: Arc<Tickets>,
+    /// How the daemon is.
+    pub health: Arc<Health>,
+    /// What it counts.
+    pub metrics: Arc<Metrics>,
+    /// When it started.
+    pub started: Instant,
+    /// Where descriptors are fetched.
+    pub descriptor_socket: String,
+    /// What one session may hold.
+    pub limits: LimitsConfig,
+    /// How far the daemon has stopped serving.
+    pub drain: tokio::sync::watch::Sender<Drain>,
+}
+
+/// How far the daemon has stopped serving.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Drain {
+    /// Not at all.
+    No,
+    /// No new sessions and saves.
+    Draining,
+    /// Drained, and to exit.
+    Stop,
+}
+
+/// The service; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Service {
+    shared: Arc<Shared>,
+}
+
+impl Service {
+    /// The service over what the daemon has.
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    async fn timed<T>(
+        &self,
+        method: Method,
+        call: impl Future<Output = Result<T, Status>>,
+    ) -> Result<Response<T>, Status> {
+        let begin = Instant::now();
+        let reply = call.await;
+        let code = reply.as_ref().err().map_or(tonic::Code::Ok, Status::code);
+        let metrics = &self.shared.metrics;
+        metrics.rpcs.of((method, Code::from(code))).inc();
+        metrics
+            .rpc_seconds
+            .of(method)
+            .observe(begin.elapsed().as_secs_f64());
+        reply.map(Response::new)
+    }
+}
+
+impl Shared {
+    /// The session of a call.
+    pub fn session<T>(&self, request: &Request<T>, token: &[u8]) -> Result<Arc<Session>, Status> {
+        self.sessions.find(token, peer(request)?).ok_or_else(|| {
+            Status::unauthenticated("unknown session: it has ended, or is another user's; open one")
+        })
+    }
+
+    /// True once the daemon takes no new work.
+    pub fn draining(&self) -> bool {
+        *self.drain.borrow() != Drain::No
+    }
+}
+
+/// Who sent a request, as the kernel says.
+pub fn peer<T>(request: &Request<T>) -> Result<Peer, Status> {
+    if let Some(unix) = request.extensions().get::<UdsConnectInfo>() {
+        let cred = unix.peer_cred.ok_or_else(|| {
+            Status::unauthenticated("the kernel names no user for this Unix socket connection")
+        })?;
+        let pid = cred
+            .pid()
+            .and_then(|pid| u32::try_from(pid).ok())
+            .unwrap_or(0);
+        return Ok(Peer::Unix {
+            uid: cred.uid(),
+            pid,
+        });
+    }
+    match request.extensions().get::<TcpConnectInfo>() {
+        Some(_) => Ok(Peer::Tcp),
+        None => Err(Status::unauthenticated("a connection of unknown kind")),
+    }
+}
+
+/// The kind of payload a request speaks of.
+pub fn kind(number: i32) -> Result<PayloadKind, Status> {
+    let wire = v1::PayloadKind::try_from(number).unwrap_or(v1::PayloadKind::Unspecified);
+    PayloadKind::try_from(wire).map_err(convert::invalid)
+}
+
+#[tonic::async_trait]
+impl Kvtier for Service {
+    type OpenSessionStream = Replies<v1::SessionEvent>;
+    type RestoreStream = Replies<v1::RestoreEvent>;
+    type GetInlineStream = Replies<v1::GetInlineReply>;
+    type WatchEventsStream = Replies<v1::BlockEvent>;
+
+    async fn open_session(
+        &self,
+        request: Request<v1::OpenSessionRequest>,
+    ) -> Result<Response<Self::OpenSessionStream>, Status> {
+        self.timed(Method::OpenSession, open::session(&self.shared, request))
+            .await
+    }
+
+    async fn register_region(
+        &self,
+        request: Request<v1::RegisterRegionRequest>,
+    ) -> Result<Response<v1::RegisterRegionReply>, Status> {
+        self.timed(Method::RegisterRegion, open::region(&self.shared, request))
+            .await
+    }
+
+    async fn lookup(
+        &self,
+        request: Request<v1::LookupRequest>,
+    ) -> Result<Response<v1::LookupReply>, Status> {
+        self.timed(Method::Lookup, lookup(&self.shared, request))
+            .await
+    }
+
+    async fn save(
+        &self,
+        request: Request<v1::SaveRequest>,
+    ) -> Result<Response<v1::SaveReply>, Status> {
+        self.timed(Method::Save, save::save(&self.shared, request))
+            .await
+    }
+
+    async fn commit(
+        &self,
+        request: Request<v1::CommitRequest>,
+    ) -> Result<Response<v1::CommitReply>, Status> {
+        self.timed(Method::Commit, save::commit(&self.shared, request))
+            .await
+    }
+
+    async fn restore(
+        &self,
+        request: Request<Streaming<v1::RestoreCommand>>,
+    ) -> Result<Response<Self::RestoreStream>, Status> {
+        self.timed(Method::Restore, restore::restore(&self.shared, request))
+            .await
+    }
+
+    async fn release(
+        &self,
+        request: Request<v1::ReleaseRequest>,
+    ) -> Result<Response<v1::ReleaseReply>, Status> {
+        self.timed(Method::Release, save::release(&self.shared, request))
+            .await
+    }
+
+    async fn pin(
+        &self,
+        request: Request<v1::PinRequest>,
+    ) -> Result<Response<v1::PinReply>, Status> {
+        self.timed(Method::Pin, pin(&self.shared, request)).await
+    }
+
+    async fn prefetch(
+        &self,
+        request: Request<v1::PrefetchRequest>,
+    ) -> Result<Response<v1::PrefetchReply>, Status> {
+        self.timed(Method::Prefetch, prefetch(&self.shared, request))
+            .await
+    }
+
+    async fn put_inline(
+        &self,
+        request: Request<Streaming<v1::PutInlineRequest>>,
+    ) -> Result<Response<v1::CommitReply>, Status> {
+        self.timed(Method::PutInline, inline::put(&self.shared, request))
+            .await
+    }
+
+    async fn get_inline(
+        &self,
+        request: Request<v1::GetInlineRequest>,
+    ) -> Result<Response<Self::GetInlineStream>, Status> {
+        self.timed(Method::GetInline, inline::get(&self.shared, request))
+            .await
+    }
+
+    async fn wipe(
+        &self,
+        request: Request<v1::WipeRequest>,
+    ) -> Result<Response<v1::WipeReply>, Status> {
+        self.timed(Method::Wipe, operate::wipe(&self.shared, request))
+            .await
+    }
+
+    async fn watch_events(
+        &self,
+        request: Request<v1::WatchEventsRequest>,
+    ) -> Result<Response<Self::WatchEventsStream>, Status> {
+        self.timed(Method::WatchEvents, operate::watch(&self.shared, request))
+            .await
+    }
+
+    async fn explain(
+        &self,
+        request: Request<v1::ExplainRequest>,
+    ) -> Result<Response<v1::ExplainReply>, Status> {
+        self.timed(Method::Explain, operate::explain(&self.shared, request))
+            .await
+    }
+
+    async fn stats(
+        &self,
+        request: Request<v1::StatsRequest>,
+    ) -> Result<Response<v1::StatsReply>, Status> {
+        self.timed(Method::Stats, operate::stats(&self.shared, request))
+            .await
+    }
+
+    async fn drain(
+        &self,
+        request: Request<v1::DrainRequest>,
+    ) -> Result<Response<v1::DrainReply>, Status> {
+        self.timed(Method::Drain, operate::drain(&self.shared, request))
+            .await
+    }
+}
+
+async fn lookup(
+    shared: &Shared,
+    request: Request<v1::LookupRequest>,
+) -> Result<v1::LookupReply, Status> {
+    let session = shared.session(&request, &request.get_ref().session)?;
+    let asked = request.into_inner();
+    let keys = keys_from_wire("keys", &asked.keys).map_err(convert::invalid)?;
+    let (host, kind) = (&session.tenant.host, kind(asked.kind)?);
+    let found = shared
+        .tiers
+        .locate(host, kind, &keys, asked.prefix_only)
+        .await;
+    for place in &found {
+        match place {
+            Ok(tier) => shared.metrics.lookups.of((*tier, Found::Hit)).inc(),
+            Err(miss) => {
+                let last = if shared.tiers.disk().is_some() {
+                    Tier::Disk
+                } else {
+                    Tier::Host
+                };
+                shared.metrics.lookups.of((last, Found::Miss)).inc();
+                shared.metrics.misses.of(*miss).inc();
+            }
+        }
+    }
+    let prefix = found.iter().take_while(|place| place.is_ok()).count();
+    Ok(v1::LookupReply {
+        prefix_blocks: convert::count(prefix),
+        blocks: found.into_iter().map(convert::status).collect(),
+    })
+}
+
+async fn pin(shared: &Shared, request: Request<v1::PinRequest>) -> Result<v1::PinReply, Status> {
+    let session = shared.session(&request, &request.get_ref().session)?;
+    let asked = request.into_inner();
+    if asked.ttl_s > shared.limits.pin_ttl_max_s {
+        let accepted = format!("0 to {} seconds", shared.limits.pin_ttl_max_s);
+        return Err(convert::bad_field("ttl_s", asked.ttl_s, accepted));
+    }
+    let keys = keys_from_wire("keys", &asked.keys).map_err(convert::invalid)?;
+    let ttl = (asked.ttl_s > 0).then(|| std::time::Duration::from_secs(asked.ttl_s.into()));
+    let host = &session.tenant.host;
+    let blocks = shared.tiers.pin(host, kind(asked.kind)?, &keys, ttl).await;
+    Ok(v1::PinReply { blocks })
+}
+
+async fn prefetch(
+    shared: &Shared,
+    request: Request<v1::PrefetchRequest>,
+) -> Result<v1::PrefetchReply, Status> {
+    let session = shared.session(&request, &request.get_ref().session)?;
+    let asked = request.into_inner();
+    let keys = keys_from_wire("keys", &asked.keys).map_err(convert::invalid)?;
+    let (host, kind) = (&session.tenant.host, kind(asked.kind)?);
+    let found = shared.tiers.locate(host, kind, &keys, true).await;
+    let resident = found
+        .iter()
+        .take_while(|place| **place == Ok(Tier::Host))
+        .count();
+    let wanted = found
+        .iter()
+        .zip(&keys)
+        .take_while(|(place, _)| place.is_ok());
+    let wanted = wanted.filter(|(place, _)| **place == Ok(Tier::Disk));
+    let namespace = session.tenant.id;
+    let ids = wanted.map(|(_, key)| crate::block::BlockId {
+        namespace,
+        kind,
+        key: *key,
+    });
+    let started = shared.tiers.prefetch(host, &session.layouts, ids);
+    Ok(v1::PrefetchReply {
+        resident: convert::count(resident),
+        started,
+    })
+}

@@ -1,0 +1,257 @@
+//! The inline plane: payload in gRPC messages, for remote clients and for debugging.
+//!
+//! Upstairs:   `server`.
+//! Downstairs: `save` and `restore::run`, as if the bytes had come through a region.
+//!
+//! Bounds: a message carries at most 1 MiB, a block never more than its layout says, and one
+//! stream holds one block at a time.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use kvtier_proto::limits::{INLINE_CHUNK_MAX, KEYS_PER_CALL_MAX};
+use kvtier_proto::{BlockKey, keys_from_wire, v1};
+use tokio::sync::{mpsc, watch};
+use tonic::{Request, Status, Streaming};
+
+use super::{Replies, Shared, convert, kind, peer, save};
+use crate::block::{BlockId, PlannedBlock};
+use crate::restore::run::{self, Control, Restore};
+use crate::session::Session;
+
+/// Messages that wait for a slow reader.
+const MESSAGES_WAITING: usize = 8;
+
+struct Incoming {
+    planned: PlannedBlock,
+    crc32: u32,
+    payload: Vec<u8>,
+}
+
+type Accepted = Vec<(BlockKey, Result<BlockId, v1::CommitFailure>)>;
+
+/// Saves the blocks of a stream.
+pub async fn put(
+    shared: &Arc<Shared>,
+    request: Request<Streaming<v1::PutInlineRequest>>,
+) -> Result<v1::CommitReply, Status> {
+    use v1::put_inline_request::Part;
+    let peer = peer(&request)?;
+    let mut parts = request.into_inner();
+    let begin = Instant::now();
+    let mut opened: Option<(Arc<Session>, v1::Acknowledge)> = None;
+    let mut current: Option<Incoming> = None;
+    let mut accepted = Accepted::new();
+    while let Some(message) = parts.message().await? {
+        match message.part {
+            Some(Part::Block(block)) => {
+                if opened.is_none() {
+                    let session = shared.sessions.find(&block.session, peer);
+                    let session = session.ok_or_else(|| {
+                        Status::unauthenticated("the first block names no session of this user")
+                    })?;
+                    opened = Some((session, save::wait_for(block.wait_for)?));
+                }
+                let Some((session, _)) = &opened else {
+                    continue;
+                };
+                finish(shared, session, current.take(), &mut accepted).await?;
+                if accepted.len() >= KEYS_PER_CALL_MAX {
+                    let accepts = format!("1 to {KEYS_PER_CALL_MAX} blocks a stream");
+                    return Err(convert::bad_field("block", accepted.len() + 1, accepts));
+                }
+                current = Some(begin_block(shared, session, &block)?);
+            }
+            Some(Part::Data(data)) => append(current.as_mut(), &data)?,
+            None => return Err(convert::bad_field("part", "empty", "block or data")),
+        }
+    }
+    let Some((session, wait_for)) = opened else {
+        return Err(convert::bad_field("part", "missing", "at least one block"));
+    };
+    finish(shared, &session, current.take(), &mut accepted).await?;
+    Ok(save::settle(shared, &session, accepted, wait_for, begin).await)
+}
+
+fn begin_block(
+    shared: &Shared,
+    session: &Session,
+    block: &v1::PutInlineBlock,
+) -> Result<Incoming, Status> {
+    if shared.draining() {
+        return Err(Status::unavailable(
+            "the daemon is draining; it saves nothing new",
+        ));
+    }
+    let asked = block.block.as_ref();
+    let asked = asked.ok_or_else(|| convert::bad_field("block.block", "missing", "a block"))?;
+    let planned = save::plan(session, "block.block", asked)?;
+    let len = planned.facts.layout.payload_len();
+    let quota = session.tenant.host.arena().capacity();
+    if len > quota {
+        return Err(Status::resource_exhausted(format!(
+            "a block of {len} bytes exceeds the namespace's host memory of {quota} bytes"
+        )));
+    }
+    // Reserved as the bytes arrive, not at once: a peer pays for what it makes us hold.
+    Ok(Incoming {
+        planned,
+        crc32: block.crc32,
+        payload: Vec::new(),
+    })
+}
+
+fn append(current: Option<&mut Incoming>, data: &Bytes) -> Result<(), Status> {
+    let current = current.ok_or_else(|| {
+        convert::bad_field(
+            "part",
+            "data before any block",
+            "a block first, then its data",
+        )
+    })?;
+    if data.len() as u64 > INLINE_CHUNK_MAX.get() {
+        let value = format!("{} bytes long", data.len());
+        return Err(convert::bad_field(
+            "data",
+            value,
+            format!("at most {INLINE_CHUNK_MAX}"),
+        ));
+    }
+    let (have, want) = (
+        current.payload.len() + data.len(),
+        current.planned.facts.layout.payload_len(),
+    );
+    if have > want {
+        return Err(convert::bad_field(
+            "data",
+            format!("{have} bytes so far"),
+            format!("{want} bytes"),
+        ));
+    }
+    current.payload.extend_from_slice(data);
+    Ok(())
+}
+
+async fn finish(
+    shared: &Shared,
+    session: &Session,
+    current: Option<Incoming>,
+    accepted: &mut Accepted,
+) -> Result<(), Status> {
+    let Some(Incoming {
+        planned,
+        crc32,
+        payload,
+    }) = current
+    else {
+        return Ok(());
+    };
+    let (have, want) = (payload.len(), planned.facts.layout.payload_len());
+    if have != want {
+        return Err(convert::bad_field(
+            "data",
+            format!("{have} bytes"),
+            format!("{want} bytes"),
+        ));
+    }
+    let key = planned.id.key;
+    accepted.push((
+        key,
+        save::store(shared, session, planned, payload, Some(crc32)).await,
+    ));
+    Ok(())
+}
+
+/// Restores blocks into a stream.
+pub async fn get(
+    shared: &Arc<Shared>,
+    request: Request<v1::GetInlineRequest>,
+) -> Result<Replies<v1::GetInlineReply>, Status> {
+    let session = shared.session(&request, &request.get_ref().session)?;
+    let asked = request.into_inner();
+    let permit = Arc::clone(&session.restores)
+        .try_acquire_owned()
+        .map_err(|_| {
+            Status::resource_exhausted("the session runs as many restores as it may; wait for one")
+        })?;
+    let wanted = run::Request {
+        keys: keys_from_wire("keys", &asked.keys).map_err(convert::invalid)?,
+        kind: kind(asked.kind)?,
+        deadline: None,
+        scattered: false,
+    };
+    let (out, replies) = mpsc::channel(MESSAGES_WAITING);
+    let (control, listen) = watch::channel(Control::default());
+    let (events, mut happened) = mpsc::channel(MESSAGES_WAITING);
+    let restore = Restore {
+        session: Arc::clone(&session),
+        tiers: Arc::clone(&shared.tiers),
+        metrics: Arc::clone(&shared.metrics),
+        request: wanted,
+        control: listen,
+        events,
+    };
+    tokio::spawn(async move {
+        restore.run().await;
+        drop(permit);
+    });
+    tokio::spawn(async move {
+        while let Some(event) = happened.recv().await {
+            if send(&out, &session, event).await.is_err() {
+                break;
+            }
+        }
+        // Ends the restore when the reader has gone away.
+        drop(control);
+    });
+    Ok(Box::pin(tokio_stream::wrappers::ReceiverStream::new(
+        replies,
+    )))
+}
+
+type Out = mpsc::Sender<Result<v1::GetInlineReply, Status>>;
+
+/// Sends what an event brought. A lease lasts as long as its bytes are being sent.
+async fn send(out: &Out, session: &Session, event: run::Event) -> Result<(), ()> {
+    match event {
+        run::Event::Plan(_) => Ok(()),
+        run::Event::Ready(ready) => {
+            let mut heard = Ok(());
+            for leased in ready {
+                if heard.is_ok() {
+                    heard = send_block(out, &leased).await;
+                }
+                session.release(leased.lease);
+            }
+            heard
+        }
+        run::Event::Done(summary) => {
+            let done = super::restore::done(summary);
+            send_part(out, v1::get_inline_reply::Part::Done(done)).await
+        }
+    }
+}
+
+async fn send_block(out: &Out, leased: &run::Leased) -> Result<(), ()> {
+    use v1::get_inline_reply::Part;
+    let payload = leased.block.payload();
+    let block = v1::GetInlineBlock {
+        index: convert::count(leased.index),
+        length: payload.len() as u64,
+        crc32: crc32fast::hash(payload),
+        tokens: leased.block.facts().layout.tokens(),
+        tier: convert::tier(leased.tier) as i32,
+    };
+    send_part(out, Part::Block(block)).await?;
+    for chunk in payload.chunks(usize::try_from(INLINE_CHUNK_MAX.get()).unwrap_or(1 << 20)) {
+        send_part(out, Part::Data(Bytes::copy_from_slice(chunk))).await?;
+    }
+    Ok(())
+}
+
+async fn send_part(out: &Out, part: v1::get_inline_reply::Part) -> Result<(), ()> {
+    out.send(Ok(v1::GetInlineReply { part: Some(part) }))
+        .await
+        .map_err(|_| ())
+}

@@ -1,0 +1,231 @@
+//! OpenSession and RegisterRegion: who comes in, and which memory it shares with us.
+//!
+//! Upstairs:   `server`.
+//! Downstairs: `tenant`, `session`, `region`, `descriptors`.
+//!
+//! The stream that OpenSession returns is the session's life: when tonic drops it, because the
+//! client closed it, died or lost its connection, the session ends.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use kvtier_proto::limits::{NAME_BYTES_MAX, PROTOCOL_VERSION, REGION_BYTES_MIN};
+use kvtier_proto::{ModelDescriptor, v1};
+use tokio_stream::Stream;
+use tonic::{Request, Status};
+
+use super::{Drain, Replies, Shared, convert, peer};
+use crate::metrics::SessionOutcome;
+use crate::session::{ARENA_REGION, Session, Sessions, Token};
+use crate::tenant::{Peer, Tenant};
+
+/// Opens a session.
+pub async fn session(
+    shared: &Arc<Shared>,
+    request: Request<v1::OpenSessionRequest>,
+) -> Result<Replies<v1::SessionEvent>, Status> {
+    let opened = open(shared, &request);
+    let outcome = opened
+        .as_ref()
+        .map_or_else(|(outcome, _)| *outcome, |_| SessionOutcome::Opened);
+    shared.metrics.sessions_opened.of(outcome).inc();
+    let (session, opened) = opened.map_err(|(_, refusal)| refusal)?;
+    tracing::info!(
+        namespace = session.tenant.name, peer = ?session.peer, client = session.client,
+        model = session.layouts.model().model,
+        layout = session.layouts.fingerprint().short(), "session opened"
+    );
+    let drain = shared.drain.subscribe();
+    let events = async_events(opened, drain);
+    let (sessions, token) = (Arc::clone(&shared.sessions), session.token);
+    Ok(Box::pin(Life {
+        events,
+        _end: End { sessions, token },
+    }))
+}
+
+type Refused = (SessionOutcome, Status);
+
+fn open(
+    shared: &Shared,
+    request: &Request<v1::OpenSessionRequest>,
+) -> Result<(Arc<Session>, v1::SessionOpened), Refused> {
+    if shared.draining() {
+        let refusal = Status::unavailable("the daemon is draining; it takes no new sessions");
+        return Err((SessionOutcome::RefusedDraining, refusal));
+    }
+    let (peer, tenant) =
+        admit(shared, request).map_err(|refusal| (SessionOutcome::RefusedPeer, refusal))?;
+    let asked = request.get_ref();
+    if asked.protocol_version != PROTOCOL_VERSION {
+        let (version, accepted) = (asked.protocol_version, PROTOCOL_VERSION.to_string());
+        let refusal = convert::bad_field("protocol_version", version, accepted);
+        return Err((SessionOutcome::RefusedVersion, refusal));
+    }
+    let model = model(asked).map_err(|refusal| (SessionOutcome::RefusedModel, refusal))?;
+    let full = |refusal| (SessionOutcome::RefusedFull, refusal);
+    let token = Token::random().map_err(|problem| full(internal(problem)))?;
+    let arena = arena_grant(shared, &tenant, peer).map_err(full)?;
+    let (client, limits) = (asked.client.clone(), &shared.limits);
+    let session = Session::new(token, Arc::clone(&tenant), peer, client, model, limits);
+    let session = shared.sessions.open(session);
+    let session =
+        session.map_err(|refusal| full(Status::resource_exhausted(refusal.to_string())))?;
+    let socket = arena.as_ref().map(|_| shared.descriptor_socket.clone());
+    let opened = v1::SessionOpened {
+        session: token.expose().to_vec().into(),
+        namespace_id: tenant.id.0,
+        namespace_name: tenant.name.clone(),
+        key_secret: tenant.key_secret.expose().to_vec().into(),
+        layout_fingerprint: session.layouts.fingerprint().0.to_vec().into(),
+        descriptor_socket: socket.unwrap_or_default(),
+        arena,
+        daemon_version: env!("CARGO_PKG_VERSION").into(),
+        durable: shared.tiers.disk().is_some(),
+    };
+    Ok((session, opened))
+}
+
+/// Who is at the door, and which namespace that gives.
+fn admit<T>(shared: &Shared, request: &Request<T>) -> Result<(Peer, Arc<Tenant>), Status> {
+    let peer = peer(request)?;
+    let tenant = shared.tenants.of(peer).ok_or_else(|| match peer {
+        Peer::Unix { uid, .. } => Status::permission_denied(format!(
+            "user {uid} belongs to no namespace; list it under [[namespace]] uids"
+        )),
+        Peer::Tcp => Status::permission_denied("TCP has no namespace; set server.tcp_namespace"),
+    })?;
+    Ok((peer, tenant))
+}
+
+fn model(asked: &v1::OpenSessionRequest) -> Result<ModelDescriptor, Status> {
+    if asked.client.len() > NAME_BYTES_MAX {
+        let value = format!("{} bytes long", asked.client.len());
+        return Err(convert::bad_field(
+            "client",
+            value,
+            format!("0 to {NAME_BYTES_MAX} bytes"),
+        ));
+    }
+    let model = asked.model.as_ref();
+    let model = model.ok_or_else(|| convert::bad_field("model", "missing", "a descriptor"))?;
+    ModelDescriptor::try_from(model).map_err(convert::invalid)
+}
+
+/// Descriptors travel over Unix sockets only; elsewhere payload is inline.
+fn arena_grant(
+    shared: &Shared,
+    tenant: &Tenant,
+    peer: Peer,
+) -> Result<Option<v1::RegionGrant>, Status> {
+    let Peer::Unix { uid, .. } = peer else {
+        return Ok(None);
+    };
+    let arena = tenant.host.arena();
+    let ticket = shared.tickets.issue(arena.fd(), uid).map_err(internal)?;
+    let (region, bytes) = (ARENA_REGION, arena.capacity() as u64);
+    Ok(Some(v1::RegionGrant {
+        region,
+        bytes,
+        ticket: ticket.expose().to_vec().into(),
+    }))
+}
+
+/// Makes a staging region.
+pub async fn region(
+    shared: &Shared,
+    request: Request<v1::RegisterRegionRequest>,
+) -> Result<v1::RegisterRegionReply, Status> {
+    let session = shared.session(&request, &request.get_ref().session)?;
+    let Peer::Unix { uid, .. } = session.peer else {
+        return Err(Status::failed_precondition(
+            "regions need a Unix socket; use PutInline and GetInline over TCP",
+        ));
+    };
+    let (bytes, max) = (request.get_ref().bytes, session.tenant.staging_max);
+    if bytes < REGION_BYTES_MIN.get() || bytes > max.get() {
+        return Err(convert::bad_field(
+            "bytes",
+            bytes,
+            format!("{REGION_BYTES_MIN} to {max}"),
+        ));
+    }
+    let made = {
+        let session = Arc::clone(&session);
+        tokio::task::spawn_blocking(move || session.add_region(bytes)).await
+    };
+    let staging = made
+        .map_err(internal)?
+        .map_err(|problem| {
+            Status::resource_exhausted(format!("no memory for a region: {problem}"))
+        })?
+        .map_err(|refusal| Status::resource_exhausted(refusal.to_string()))?;
+    let ticket = shared
+        .tickets
+        .issue(staging.memory().fd(), uid)
+        .map_err(internal)?;
+    let grant = v1::RegionGrant {
+        region: staging.number(),
+        bytes: staging.memory().len() as u64,
+        ticket: ticket.expose().to_vec().into(),
+    };
+    Ok(v1::RegisterRegionReply { grant: Some(grant) })
+}
+
+/// A defect or a lack of ours, not of the request.
+pub fn internal(problem: impl std::fmt::Display) -> Status {
+    tracing::error!(%problem, "a call failed for a reason of the daemon's own");
+    Status::internal(problem.to_string())
+}
+
+/// `opened`, then `draining` when that comes, then nothing until the client goes away.
+fn async_events(
+    opened: v1::SessionOpened,
+    mut drain: tokio::sync::watch::Receiver<Drain>,
+) -> Replies<v1::SessionEvent> {
+    use v1::session_event::Event;
+    let (sender, receiver) = tokio::sync::mpsc::channel(2);
+    let event = |event| Ok(v1::SessionEvent { event: Some(event) });
+    tokio::spawn(async move {
+        if sender.send(event(Event::Opened(opened))).await.is_err() {
+            return;
+        }
+        tokio::select! {
+            () = sender.closed() => return,
+            changed = drain.wait_for(|state| *state != Drain::No) => drop(changed),
+        }
+        let reason = "the daemon is stopping; finish restores, save nothing new".to_owned();
+        let _ = sender
+            .send(event(Event::Draining(v1::Draining { reason })))
+            .await;
+        sender.closed().await;
+    });
+    Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver))
+}
+
+/// Ends the session when the stream is dropped.
+struct Life {
+    events: Replies<v1::SessionEvent>,
+    _end: End,
+}
+
+struct End {
+    sessions: Arc<Sessions>,
+    token: Token,
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.sessions.close(self.token);
+        tracing::info!(open = self.sessions.len(), "session closed");
+    }
+}
+
+impl Stream for Life {
+    type Item = Result<v1::SessionEvent, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.events.as_mut().poll_next(context)
+    }
+}

@@ -1,0 +1,351 @@
+//! Wipe, WatchEvents, Explain, Stats and Drain: seeing and steering.
+//!
+//! Upstairs:   `server`; the `kvtier` command speaks to these.
+//! Downstairs: `tenant`, `session`, `tier`.
+//!
+//! Operators are users the configuration names; the kernel says who a peer is. A session may ask
+//! about its own namespace and nobody else's.
+
+use std::sync::Arc;
+
+use kvtier_proto::{Miss, NamespaceId, PayloadKind, key_from_wire, v1};
+use strum::IntoEnumIterator;
+use tokio::sync::broadcast::error::RecvError;
+use tonic::{Request, Status};
+
+use super::{Drain, Replies, Shared, convert, peer};
+use crate::block::BlockId;
+use crate::metrics::Tier;
+use crate::tenant::{Peer, Tenant};
+
+fn operator<T>(shared: &Shared, request: &Request<T>) -> Result<Peer, Status> {
+    let peer = peer(request)?;
+    if shared.tenants.is_operator(peer) {
+        return Ok(peer);
+    }
+    Err(Status::permission_denied(match peer {
+        Peer::Unix { uid, .. } => {
+            format!("user {uid} is no operator; list it under [operator] uids")
+        }
+        Peer::Tcp => "operators connect through the Unix socket".to_owned(),
+    }))
+}
+
+/// Forgets a namespace.
+pub async fn wipe(
+    shared: &Shared,
+    request: Request<v1::WipeRequest>,
+) -> Result<v1::WipeReply, Status> {
+    let asked = request.get_ref();
+    let tenant = if asked.namespace_name.is_empty() {
+        Arc::clone(&shared.session(&request, &asked.session)?.tenant)
+    } else {
+        operator(shared, &request)?;
+        let known = || {
+            shared
+                .tenants
+                .all()
+                .map(|tenant| tenant.name.as_str())
+                .collect::<Vec<_>>()
+        };
+        Arc::clone(shared.tenants.named(&asked.namespace_name).ok_or_else(|| {
+            convert::bad_field("namespace_name", &asked.namespace_name, known().join(", "))
+        })?)
+    };
+    let blocks = shared.tiers.wipe(&tenant.host).await.map_err(|problem| {
+        Status::unavailable(format!("the wipe is not durable, repeat it: {problem}"))
+    })?;
+    tracing::info!(namespace = tenant.name, blocks, "namespace wiped");
+    Ok(v1::WipeReply { blocks })
+}
+
+/// Streams what happens to a namespace's blocks.
+pub async fn watch(
+    shared: &Shared,
+    request: Request<v1::WatchEventsRequest>,
+) -> Result<Replies<v1::BlockEvent>, Status> {
+    use v1::block_event::Event;
+    let session = shared.session(&request, &request.get_ref().session)?;
+    let mut events = session.tenant.host.watch();
+    let (out, replies) = tokio::sync::mpsc::channel(256);
+    tokio::spawn(async move {
+        loop {
+            let event = tokio::select! {
+                event = events.recv() => event,
+                () = out.closed() => return,
+            };
+            let event = match event {
+                Ok(event) => {
+                    let tier = convert::tier(event.tier) as i32;
+                    let what = event
+                        .removed
+                        .map_or(Event::Stored(tier), |_| Event::Removed(tier));
+                    let reason = event.removed.map_or(0, convert::miss);
+                    v1::BlockEvent {
+                        key: event.key.0.to_vec().into(),
+                        event: Some(what),
+                        reason,
+                    }
+                }
+                Err(RecvError::Lagged(missed)) => {
+                    let what = Some(Event::Dropped(missed));
+                    v1::BlockEvent {
+                        key: Vec::new().into(),
+                        event: what,
+                        reason: 0,
+                    }
+                }
+                Err(RecvError::Closed) => return,
+            };
+            if out.send(Ok(event)).await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok(Box::pin(tokio_stream::wrappers::ReceiverStream::new(
+        replies,
+    )))
+}
+
+/// Says where a block is, and why a lookup of it misses.
+pub async fn explain(
+    shared: &Shared,
+    request: Request<v1::ExplainRequest>,
+) -> Result<v1::ExplainReply, Status> {
+    let asked = request.get_ref();
+    let tenant = if asked.session.is_empty() {
+        operator(shared, &request)?;
+        let tenant = shared.tenants.numbered(NamespaceId(asked.namespace_id));
+        Arc::clone(tenant.ok_or_else(|| {
+            convert::bad_field(
+                "namespace_id",
+                asked.namespace_id,
+                "a number that status shows",
+            )
+        })?)
+    } else {
+        Arc::clone(&shared.session(&request, &asked.session)?.tenant)
+    };
+    let key = key_from_wire("key", &asked.key).map_err(convert::invalid)?;
+    let mut reply = v1::ExplainReply::default();
+    for kind in PayloadKind::iter() {
+        let id = BlockId {
+            namespace: tenant.id,
+            kind,
+            key,
+        };
+        explain_kind(shared, &tenant, id, &mut reply).await;
+    }
+    if reply.variants.is_empty() {
+        reply.miss = convert::miss(Miss::Absent);
+        reply.notes.push(
+            "no tier has a block of this key in this namespace: it was never saved, or made room \
+             for others, or its record was damaged (kvtier_corrupt_total, and the log)"
+                .to_owned(),
+        );
+        if shared.tiers.disk().is_none() {
+            reply
+                .notes
+                .push("there is no disk tier: blocks do not survive a restart".to_owned());
+        }
+    }
+    Ok(reply)
+}
+
+async fn explain_kind(shared: &Shared, tenant: &Tenant, id: BlockId, reply: &mut v1::ExplainReply) {
+    let wire_kind = v1::PayloadKind::from(id.kind) as i32;
+    if let Some(info) = tenant.host.info(&(id.kind, id.key)) {
+        let block = &info.block;
+        let bytes = block.payload().len() as u64;
+        reply.variants.push(v1::VariantInfo {
+            kind: wire_kind,
+            tier: v1::Tier::Host as i32,
+            level: 0,
+            level_name: "raw".into(),
+            stored_bytes: bytes,
+            raw_bytes: bytes,
+            leases: convert::count(info.holders),
+            tokens: block.facts().layout.tokens(),
+            parent: block.facts().parent.0.to_vec().into(),
+            pinned: info
+                .pinned_until
+                .is_some_and(|until| until > std::time::Instant::now()),
+            place: format!("arena offset {}", block.arena_offset()),
+        });
+        if shared.tiers.is_writing(id) {
+            reply
+                .notes
+                .push("a write of this block to the disk tier is on its way".to_owned());
+        } else if !info.durable {
+            reply
+                .notes
+                .push("this block is in host memory only".to_owned());
+        }
+    }
+    let Some(disk) = shared.tiers.disk() else {
+        return;
+    };
+    if let Some(stored) = disk.find(vec![id]).await.into_iter().next().flatten() {
+        let codec = shared.tiers.codecs().get(stored.level);
+        reply.variants.push(v1::VariantInfo {
+            kind: wire_kind,
+            tier: v1::Tier::Disk as i32,
+            level: stored.level.0.into(),
+            level_name: codec.map_or_else(|_| "unknown".into(), |codec| codec.name().into()),
+            stored_bytes: stored.place.len.into(),
+            raw_bytes: 0,
+            leases: 0,
+            tokens: 0,
+            parent: Vec::new().into(),
+            pinned: stored.pinned,
+            place: format!(
+                "segment {} offset {}",
+                stored.place.segment, stored.place.offset
+            ),
+        });
+    }
+}
+
+/// What the daemon is, holds and did.
+pub async fn stats(
+    shared: &Shared,
+    request: Request<v1::StatsRequest>,
+) -> Result<v1::StatsReply, Status> {
+    operator(shared, &request)?;
+    let sessions = shared.sessions.all();
+    let mut tiers = vec![host_stats(shared)];
+    if let Some(disk) = shared.tiers.disk() {
+        let status = disk.status();
+        tiers.push(v1::TierStats {
+            tier: v1::Tier::Disk as i32,
+            name: status.path.clone(),
+            capacity_bytes: status.capacity_bytes,
+            used_bytes: status.used_bytes,
+            blocks: status.blocks,
+            state: status.state.as_str().into(),
+            lane: status.lane.clone(),
+        });
+    }
+    let namespaces = shared.tenants.all().map(|tenant| v1::NamespaceStats {
+        namespace_id: tenant.id.0,
+        name: tenant.name.clone(),
+        host_bytes: tenant.host.used() as u64,
+        host_quota_bytes: tenant.host.arena().capacity() as u64,
+        blocks: tenant.host.len() as u64,
+        sessions: convert::count(
+            sessions
+                .iter()
+                .filter(|one| one.tenant.id == tenant.id)
+                .count(),
+        ),
+    });
+    let session = |session: &Arc<crate::session::Session>| {
+        let (uid, pid) = match session.peer {
+            Peer::Unix { uid, pid } => (uid, pid),
+            Peer::Tcp => (0, 0),
+        };
+        v1::SessionStats {
+            client: session.client.clone(),
+            namespace_id: session.tenant.id.0,
+            uid,
+            pid,
+            leases: session.leases() as u64,
+            region_bytes: session.region_bytes(),
+            open_s: session.opened.elapsed().as_secs(),
+            model: session.layouts.model().model.clone(),
+        }
+    };
+    shared.gauge();
+    let counters = shared.metrics.counters().into_iter();
+    Ok(v1::StatsReply {
+        version: env!("CARGO_PKG_VERSION").into(),
+        uptime_s: shared.health.uptime().as_secs(),
+        state: shared.health.state().as_str().into(),
+        tiers,
+        namespaces: namespaces.collect(),
+        sessions: sessions.iter().map(session).collect(),
+        counters: counters
+            .map(|(name, value)| v1::Counter { name, value })
+            .collect(),
+    })
+}
+
+fn host_stats(shared: &Shared) -> v1::TierStats {
+    let sum = |of: fn(&Tenant) -> usize| shared.tenants.all().map(|one| of(one) as u64).sum();
+    let pages = shared
+        .tenants
+        .all()
+        .next()
+        .map(|tenant| tenant.host.arena().page_kind());
+    v1::TierStats {
+        tier: v1::Tier::Host as i32,
+        name: "host memory".into(),
+        capacity_bytes: sum(|tenant| tenant.host.arena().capacity()),
+        used_bytes: sum(|tenant| tenant.host.used()),
+        blocks: sum(|tenant| tenant.host.len()),
+        state: "healthy".into(),
+        lane: pages.map(|kind| kind.to_string()).unwrap_or_default(),
+    }
+}
+
+impl Shared {
+    /// Sets the gauges that nobody counts up and down: called before they are shown.
+    pub fn gauge(&self) {
+        let metrics = &self.metrics;
+        let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        let host = host_stats(self);
+        metrics
+            .tier_used
+            .of(Tier::Host)
+            .set(signed(host.used_bytes));
+        metrics
+            .tier_capacity
+            .of(Tier::Host)
+            .set(signed(host.capacity_bytes));
+        metrics.tier_blocks.of(Tier::Host).set(signed(host.blocks));
+        if let Some(disk) = self.tiers.disk() {
+            let status = disk.status();
+            metrics
+                .tier_used
+                .of(Tier::Disk)
+                .set(signed(status.used_bytes));
+            metrics
+                .tier_capacity
+                .of(Tier::Disk)
+                .set(signed(status.capacity_bytes));
+            metrics
+                .tier_blocks
+                .of(Tier::Disk)
+                .set(signed(status.blocks));
+        }
+        let sessions = self.sessions.all();
+        metrics.sessions.of(()).set(signed(sessions.len() as u64));
+        let leases = sessions.iter().map(|session| session.leases() as u64).sum();
+        metrics.leases.of(()).set(signed(leases));
+        let bytes = sessions.iter().map(|session| session.region_bytes()).sum();
+        metrics.region_bytes.of(()).set(signed(bytes));
+    }
+}
+
+/// Refuses new work and makes everything durable.
+pub async fn drain(
+    shared: &Shared,
+    request: Request<v1::DrainRequest>,
+) -> Result<v1::DrainReply, Status> {
+    let peer = operator(shared, &request)?;
+    let then_stop = request.get_ref().then_stop;
+    tracing::info!(?peer, then_stop, "drain requested");
+    shared.health.enter(crate::health::State::Draining);
+    shared.drain.send_if_modified(|state| {
+        let fresh = *state < Drain::Draining;
+        if fresh {
+            *state = Drain::Draining;
+        }
+        fresh
+    });
+    let flushed_blocks = shared.tiers.flush().await;
+    if then_stop {
+        shared.drain.send_replace(Drain::Stop);
+    }
+    Ok(v1::DrainReply { flushed_blocks })
+}

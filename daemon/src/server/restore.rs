@@ -1,0 +1,219 @@
+//! The Restore stream: commands of many restores in, their events out.
+//!
+//! Upstairs:   `server`.
+//! Downstairs: `restore::run`, one task a restore.
+//!
+//! Restores on one stream are told apart by a number the client chose. When the stream ends,
+//! every restore on it is cancelled; its leases stay with the session until that ends too.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kvtier_proto::{keys_from_wire, v1};
+use tokio::sync::{mpsc, watch};
+use tonic::{Request, Status, Streaming};
+
+use super::{Replies, Shared, convert, kind, peer};
+use crate::restore::run::{self, Control, Restore};
+use crate::session::{ARENA_REGION, Session};
+use crate::tenant::Peer;
+
+/// Events that wait for a slow reader before its restores wait for it.
+const EVENTS_WAITING: usize = 256;
+
+type Outcome = Result<v1::RestoreEvent, Status>;
+
+struct Stream {
+    shared: Arc<Shared>,
+    peer: Peer,
+    out: mpsc::Sender<Outcome>,
+    running: HashMap<u64, watch::Sender<Control>>,
+}
+
+/// Serves one stream.
+pub async fn restore(
+    shared: &Arc<Shared>,
+    request: Request<Streaming<v1::RestoreCommand>>,
+) -> Result<Replies<v1::RestoreEvent>, Status> {
+    let peer = peer(&request)?;
+    let mut commands = request.into_inner();
+    let (out, events) = mpsc::channel(EVENTS_WAITING);
+    let shared = Arc::clone(shared);
+    tokio::spawn(async move {
+        let mut stream = Stream {
+            shared,
+            peer,
+            out,
+            running: HashMap::new(),
+        };
+        loop {
+            let command = tokio::select! {
+                command = commands.message() => command,
+                () = stream.out.closed() => return,
+            };
+            // A broken stream and an ended one end the same way: `running` is dropped, and with
+            // it every restore is cancelled.
+            let Ok(Some(command)) = command else { return };
+            if let Err(refusal) = stream.command(command) {
+                let _ = stream.out.send(Err(refusal)).await;
+                return;
+            }
+        }
+    });
+    Ok(Box::pin(tokio_stream::wrappers::ReceiverStream::new(
+        events,
+    )))
+}
+
+impl Stream {
+    /// A command that makes no sense ends the stream: the two ends no longer agree on what runs.
+    fn command(&mut self, command: v1::RestoreCommand) -> Result<(), Status> {
+        use v1::restore_command::Command;
+        let id = command.restore_id;
+        self.running.retain(|_, control| !control.is_closed());
+        match command.command {
+            Some(Command::Start(start)) => self.start(id, start),
+            Some(Command::Progress(progress)) => {
+                let computed = usize::try_from(progress.computed_blocks).unwrap_or(usize::MAX);
+                if let Some(control) = self.running.get(&id) {
+                    control.send_modify(|control| control.computed = computed);
+                }
+                Ok(())
+            }
+            Some(Command::Cancel(_)) => {
+                if let Some(control) = self.running.get(&id) {
+                    control.send_modify(|control| control.cancelled = true);
+                }
+                Ok(())
+            }
+            None => Err(convert::bad_field(
+                "command",
+                "empty",
+                "start, progress or cancel",
+            )),
+        }
+    }
+
+    fn start(&mut self, id: u64, start: v1::RestoreStart) -> Result<(), Status> {
+        if self.running.contains_key(&id) {
+            return Err(convert::bad_field(
+                "restore_id",
+                id,
+                "a number not in use on this stream",
+            ));
+        }
+        let session = self
+            .shared
+            .sessions
+            .find(&start.session, self.peer)
+            .ok_or_else(|| {
+                Status::unauthenticated(
+                    "unknown session: it has ended, or is another user's; open one",
+                )
+            })?;
+        let permit = Arc::clone(&session.restores)
+            .try_acquire_owned()
+            .map_err(|_| {
+                Status::resource_exhausted(
+                    "the session runs as many restores as it may; wait for one",
+                )
+            })?;
+        let request = run::Request {
+            keys: keys_from_wire("keys", &start.keys).map_err(convert::invalid)?,
+            kind: kind(start.kind)?,
+            deadline: (start.deadline_ms > 0)
+                .then(|| Duration::from_millis(u64::from(start.deadline_ms))),
+            scattered: start.scattered,
+        };
+        let (control, listen) = watch::channel(Control::default());
+        self.running.insert(id, control);
+        let (events, mut happened) = mpsc::channel(EVENTS_WAITING);
+        let restore = Restore {
+            session: Arc::clone(&session),
+            tiers: Arc::clone(&self.shared.tiers),
+            metrics: Arc::clone(&self.shared.metrics),
+            request,
+            control: listen,
+            events,
+        };
+        let out = self.out.clone();
+        tokio::spawn(async move {
+            restore.run().await;
+            drop(permit);
+        });
+        tokio::spawn(async move {
+            while let Some(event) = happened.recv().await {
+                let leases = leases(&event);
+                if out.send(Ok(to_wire(id, event))).await.is_err() {
+                    release(&session, &leases);
+                    return;
+                }
+            }
+        });
+        Ok(())
+    }
+}
+
+fn leases(event: &run::Event) -> Vec<u64> {
+    match event {
+        run::Event::Ready(ready) => ready.iter().map(|leased| leased.lease).collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn release(session: &Session, leases: &[u64]) {
+    for lease in leases {
+        session.release(*lease);
+    }
+}
+
+fn to_wire(restore_id: u64, event: run::Event) -> v1::RestoreEvent {
+    use v1::restore_event::Event;
+    let event = match event {
+        run::Event::Plan(found) => Event::Plan(v1::RestorePlan {
+            blocks: found.into_iter().map(convert::status).collect(),
+        }),
+        run::Event::Ready(ready) => Event::Ready(v1::BlocksReady {
+            blocks: ready.iter().map(leased).collect(),
+        }),
+        run::Event::Done(summary) => Event::Done(done(summary)),
+    };
+    v1::RestoreEvent {
+        restore_id,
+        event: Some(event),
+    }
+}
+
+fn leased(leased: &run::Leased) -> v1::LeasedBlock {
+    let block = &leased.block;
+    v1::LeasedBlock {
+        index: convert::count(leased.index),
+        slot: Some(v1::Slot {
+            region: ARENA_REGION,
+            offset: block.arena_offset() as u64,
+            length: block.payload().len() as u64,
+            generation: block.generation(),
+        }),
+        lease: leased.lease,
+        tier: convert::tier(leased.tier) as i32,
+        level: 0,
+        tokens: block.facts().layout.tokens(),
+    }
+}
+
+/// The end of a restore on the wire.
+pub fn done(summary: run::Summary) -> v1::RestoreDone {
+    let missed = summary
+        .missed
+        .into_iter()
+        .map(|(index, miss)| v1::MissedBlock {
+            index: convert::count(index),
+            reason: convert::miss(miss),
+        });
+    v1::RestoreDone {
+        usable_blocks: convert::count(summary.usable),
+        missed: missed.collect(),
+        cancelled: summary.cancelled,
+    }
+}

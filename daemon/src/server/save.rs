@@ -1,0 +1,295 @@
+//! Save, Commit and Release: slots out, filled slots in, leases back.
+//!
+//! Upstairs:   `server`, and `inline` for the part after the bytes are here.
+//! Downstairs: `session`, `region`, `tier::save`.
+
+use std::time::Instant;
+
+use kvtier_proto::limits::KEYS_PER_CALL_MAX;
+use kvtier_proto::{BlockKey, key_from_wire, v1};
+use tonic::{Request, Status};
+
+use super::{Shared, convert, kind};
+use crate::block::{BlockFacts, BlockId, PlannedBlock};
+use crate::metrics::{Acknowledge, Saved, Tier};
+use crate::session::Session;
+use crate::tier::save::{Payload, SaveFailed};
+
+/// Reserves staging slots for blocks that are not stored yet.
+pub async fn save(
+    shared: &Shared,
+    request: Request<v1::SaveRequest>,
+) -> Result<v1::SaveReply, Status> {
+    use v1::save_grant::Grant;
+    let session = shared.session(&request, &request.get_ref().session)?;
+    let asked = request.into_inner();
+    check_count("blocks", asked.blocks.len())?;
+    let staging = session.region(asked.region).ok_or_else(|| {
+        convert::bad_field(
+            "region",
+            asked.region,
+            "a region of this session; RegisterRegion",
+        )
+    })?;
+    let planned = asked.blocks.iter().enumerate();
+    let planned: Vec<_> = planned
+        .map(|(at, block)| plan(&session, &format!("blocks[{at}]"), block))
+        .collect::<Result<_, _>>()?;
+    let present = present(shared, &session, &planned).await;
+    let quota = session.tenant.host.arena().capacity();
+    let mut grants = Vec::with_capacity(planned.len());
+    for (block, present) in planned.into_iter().zip(present) {
+        let grant = if let Some(acknowledge) = present {
+            shared.metrics.save_blocks.of(Saved::Already).inc();
+            Grant::Already(acknowledge as i32)
+        } else if shared.draining() {
+            refuse(shared, v1::SaveRefusal::Draining, Saved::Draining)
+        } else if block.facts.layout.payload_len() > quota {
+            refuse(shared, v1::SaveRefusal::OverQuota, Saved::OverQuota)
+        } else {
+            match staging.grant(block) {
+                Some(slot) => Grant::Slot(convert::slot(slot)),
+                None => refuse(shared, v1::SaveRefusal::RegionFull, Saved::RegionFull),
+            }
+        };
+        grants.push(v1::SaveGrant { grant: Some(grant) });
+    }
+    Ok(v1::SaveReply { grants })
+}
+
+fn refuse(shared: &Shared, refusal: v1::SaveRefusal, saved: Saved) -> v1::save_grant::Grant {
+    shared.metrics.save_blocks.of(saved).inc();
+    v1::save_grant::Grant::Refused(refusal as i32)
+}
+
+/// What each block is acknowledged as already.
+async fn present(
+    shared: &Shared,
+    session: &Session,
+    planned: &[PlannedBlock],
+) -> Vec<Option<v1::Acknowledge>> {
+    let host = &session.tenant.host;
+    let mut present = vec![None; planned.len()];
+    // Blocks of one request are of one kind as a rule; ask for each run of a kind together.
+    let mut at = 0;
+    for run in planned.chunk_by(|a, b| a.id.kind == b.id.kind) {
+        let keys: Vec<BlockKey> = run.iter().map(|block| block.id.key).collect();
+        let Some(kind) = run.first().map(|block| block.id.kind) else {
+            continue;
+        };
+        let found = shared.tiers.locate(host, kind, &keys, false).await;
+        for (place, key) in found.into_iter().zip(keys) {
+            let durable = match place {
+                Err(_) => None,
+                Ok(Tier::Disk) => Some(true),
+                Ok(Tier::Host) => Some(host.info(&(kind, key)).is_some_and(|info| info.durable)),
+            };
+            if let Some(place) = present.get_mut(at) {
+                *place = durable.map(|durable| match durable {
+                    true => v1::Acknowledge::Durable,
+                    false => v1::Acknowledge::Accepted,
+                });
+            }
+            at += 1;
+        }
+    }
+    present
+}
+
+/// Checks what a client says of a block it wants to save.
+pub fn plan(
+    session: &Session,
+    field: &str,
+    block: &v1::BlockToSave,
+) -> Result<PlannedBlock, Status> {
+    let at = |name: &str| format!("{field}.{name}");
+    let key = key_from_wire(&at("key"), &block.key).map_err(convert::invalid)?;
+    let parent = key_from_wire(&at("parent"), &block.parent).map_err(convert::invalid)?;
+    if key == parent {
+        return Err(convert::bad_field(
+            at("parent"),
+            key.short(),
+            "another block's key",
+        ));
+    }
+    let kind = kind(block.kind)?;
+    let layouts = &session.layouts;
+    let layout = layouts
+        .get(kind, block.tokens, block.opaque_bytes)
+        .map_err(|problem| {
+            Status::invalid_argument(format!("{field} cannot be laid out: {problem}"))
+        })?;
+    let id = BlockId {
+        namespace: session.tenant.id,
+        kind,
+        key,
+    };
+    let facts = BlockFacts {
+        parent,
+        position: block.position,
+        fingerprint: layouts.fingerprint(),
+        layout,
+        order: layouts.model().order,
+    };
+    Ok(PlannedBlock { id, facts })
+}
+
+/// Hands filled slots over, and waits for what was asked.
+pub async fn commit(
+    shared: &Shared,
+    request: Request<v1::CommitRequest>,
+) -> Result<v1::CommitReply, Status> {
+    let session = shared.session(&request, &request.get_ref().session)?;
+    let asked = request.into_inner();
+    check_count("blocks", asked.blocks.len())?;
+    let wait_for = wait_for(asked.wait_for)?;
+    let begin = Instant::now();
+    let mut accepted = Vec::with_capacity(asked.blocks.len());
+    for (at, block) in asked.blocks.iter().enumerate() {
+        let field = format!("blocks[{at}].key");
+        let key = key_from_wire(&field, &block.key).map_err(convert::invalid)?;
+        let outcome = accept(shared, &session, key, block).await;
+        if outcome == Err(v1::CommitFailure::StaleSlot) {
+            shared.metrics.save_blocks.of(Saved::StaleSlot).inc();
+        }
+        accepted.push((key, outcome));
+    }
+    Ok(settle(shared, &session, accepted, wait_for, begin).await)
+}
+
+async fn accept(
+    shared: &Shared,
+    session: &Session,
+    key: BlockKey,
+    block: &v1::FilledSlot,
+) -> Result<BlockId, v1::CommitFailure> {
+    let stale = v1::CommitFailure::StaleSlot;
+    let Some(slot) = &block.slot else {
+        return waiting(shared, session, key).ok_or(stale);
+    };
+    let taken = session
+        .take(&convert::slot_name(slot), key.as_bytes())
+        .map_err(|_| stale)?;
+    let planned = taken.block().clone();
+    store(shared, session, planned, taken, block.crc32).await
+}
+
+/// A block that Save said is there already: nothing is handed over, only waited for.
+fn waiting(shared: &Shared, session: &Session, key: BlockKey) -> Option<BlockId> {
+    use strum::IntoEnumIterator;
+    let namespace = session.tenant.id;
+    let mut ids = kvtier_proto::PayloadKind::iter().map(|kind| BlockId {
+        namespace,
+        kind,
+        key,
+    });
+    ids.find(|id| {
+        shared.tiers.is_writing(*id) || session.tenant.host.info(&(id.kind, key)).is_some()
+    })
+}
+
+/// Takes bytes into host memory.
+pub async fn store(
+    shared: &Shared,
+    session: &Session,
+    planned: PlannedBlock,
+    payload: impl Payload,
+    crc32: Option<u32>,
+) -> Result<BlockId, v1::CommitFailure> {
+    let id = planned.id;
+    match shared
+        .tiers
+        .save(&session.tenant.host, planned, payload, crc32)
+        .await
+    {
+        Ok(_) => Ok(id),
+        Err(SaveFailed::NoSpace | SaveFailed::Wiped) => Err(v1::CommitFailure::NoSpace),
+        Err(SaveFailed::Checksum) => Err(v1::CommitFailure::Checksum),
+    }
+}
+
+/// Waits for what the client asked for and says how each block ended.
+pub async fn settle(
+    shared: &Shared,
+    session: &Session,
+    accepted: Vec<(BlockKey, Result<BlockId, v1::CommitFailure>)>,
+    wait_for: v1::Acknowledge,
+    begin: Instant,
+) -> v1::CommitReply {
+    use v1::commit_result::Result as Wire;
+    shared
+        .metrics
+        .commit_seconds
+        .of(Acknowledge::Accepted)
+        .observe(begin.elapsed().as_secs_f64());
+    let mut results = Vec::with_capacity(accepted.len());
+    for (key, outcome) in accepted {
+        let result = match outcome {
+            Err(failure) => Wire::Failed(failure as i32),
+            Ok(_) if wait_for == v1::Acknowledge::Accepted => Wire::Acknowledged(wait_for as i32),
+            Ok(id) if shared.tiers.durable(&session.tenant.host, id).await => {
+                Wire::Acknowledged(v1::Acknowledge::Durable as i32)
+            }
+            Ok(_) => Wire::Failed(v1::CommitFailure::NotDurable as i32),
+        };
+        results.push(v1::CommitResult {
+            key: key.0.to_vec().into(),
+            result: Some(result),
+        });
+    }
+    if wait_for == v1::Acknowledge::Durable {
+        shared
+            .metrics
+            .commit_seconds
+            .of(Acknowledge::Durable)
+            .observe(begin.elapsed().as_secs_f64());
+    }
+    v1::CommitReply { results }
+}
+
+/// What a client waits for.
+pub fn wait_for(number: i32) -> Result<v1::Acknowledge, Status> {
+    match v1::Acknowledge::try_from(number) {
+        Ok(v1::Acknowledge::Accepted) => Ok(v1::Acknowledge::Accepted),
+        Ok(v1::Acknowledge::Durable) => Ok(v1::Acknowledge::Durable),
+        _ => Err(convert::bad_field(
+            "wait_for",
+            number,
+            "ACCEPTED or DURABLE",
+        )),
+    }
+}
+
+/// Gives leases and unused slots back.
+pub async fn release(
+    shared: &Shared,
+    request: Request<v1::ReleaseRequest>,
+) -> Result<v1::ReleaseReply, Status> {
+    let session = shared.session(&request, &request.get_ref().session)?;
+    let asked = request.into_inner();
+    let leases = asked
+        .leases
+        .iter()
+        .filter(|lease| session.release(**lease))
+        .count();
+    let slots = asked.slots.iter().map(convert::slot_name);
+    let slots = slots
+        .filter(|slot| session.release_slot(slot).is_ok())
+        .count();
+    session.tenant.host.freed();
+    Ok(v1::ReleaseReply {
+        released: convert::count(leases + slots),
+    })
+}
+
+fn check_count(field: &str, count: usize) -> Result<(), Status> {
+    if count == 0 || count > KEYS_PER_CALL_MAX {
+        let (value, most) = (format!("{count} entries long"), KEYS_PER_CALL_MAX);
+        return Err(convert::bad_field(
+            field,
+            value,
+            format!("1 to {most} entries"),
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,284 @@
+//! Sessions: what one connected client holds, and how all of it ends with the connection.
+//!
+//! Upstairs:   `server` finds the session of a call here.
+//! Downstairs: `tenant` (who), `region` (staging), `block` (leased bytes).
+//!
+//! Invariants kept here
+//!   E1  A session's namespace, user and model never change after it opened.
+//!   E2  When the session ends, every lease and staging region of it ends too, whoever ended it.
+//!   E3  A token is 128 random bits and is good only for the user it was given to.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use kvtier_proto::ModelDescriptor;
+use rand::TryRngCore;
+use tokio::sync::Semaphore;
+
+use crate::block::{HostBlock, Layouts};
+use crate::config::LimitsConfig;
+use crate::region::{SlotName, Staging, StaleSlot, TakenSlot};
+use crate::tenant::{Peer, Tenant};
+
+/// Names a session. Secret: whoever shows it acts for the session.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Token([u8; 16]);
+
+impl Token {
+    /// A new random token.
+    pub fn random() -> std::io::Result<Self> {
+        let mut bytes = [0; 16];
+        rand::rngs::OsRng
+            .try_fill_bytes(&mut bytes)
+            .map_err(std::io::Error::other)?;
+        Ok(Self(bytes))
+    }
+
+    /// Reads a token from the wire.
+    pub fn from_slice(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+
+    /// The bytes, for the one peer that it is for.
+    pub fn expose(&self) -> &[u8; 16] {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token(hidden)")
+    }
+}
+
+/// The session may hold no more of these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{what}: at most {max}")]
+pub struct TooMany {
+    /// What there are too many of.
+    pub what: &'static str,
+    /// How many there may be.
+    pub max: usize,
+}
+
+/// One connected client.
+#[derive(Debug)]
+pub struct Session {
+    /// Names the session on the wire.
+    pub token: Token,
+    /// Whose it is.
+    pub tenant: Arc<Tenant>,
+    /// Who opened it.
+    pub peer: Peer,
+    /// What the client calls itself.
+    pub client: String,
+    /// What its blocks hold.
+    pub layouts: Arc<Layouts>,
+    /// When it opened.
+    pub opened: Instant,
+    /// One permit for each restore that may run.
+    pub restores: Arc<Semaphore>,
+    leases_max: usize,
+    held: Mutex<Held>,
+    leases_given: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    regions: HashMap<u32, Arc<Staging>>,
+    region_bytes: u64,
+    next_region: u32,
+    leases: HashMap<u64, Arc<HostBlock>>,
+    ended: bool,
+}
+
+/// Number of the region that a tenant's arena has in every session.
+pub const ARENA_REGION: u32 = 0;
+
+impl Session {
+    /// A session of `tenant` that holds nothing yet.
+    pub fn new(
+        token: Token,
+        tenant: Arc<Tenant>,
+        peer: Peer,
+        client: String,
+        model: ModelDescriptor,
+        limits: &LimitsConfig,
+    ) -> Self {
+        let count = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
+        Self {
+            token,
+            tenant,
+            peer,
+            client,
+            layouts: Arc::new(Layouts::new(model)),
+            opened: Instant::now(),
+            restores: Arc::new(Semaphore::new(count(limits.restores_per_session))),
+            leases_max: count(limits.leases_per_session),
+            held: Mutex::new(Held {
+                next_region: ARENA_REGION + 1,
+                ..Held::default()
+            }),
+            leases_given: AtomicU64::new(1),
+        }
+    }
+
+    /// Makes a staging region of `bytes`.
+    pub fn add_region(&self, bytes: u64) -> std::io::Result<Result<Arc<Staging>, TooMany>> {
+        let max = self.tenant.staging_max.get();
+        let mut held = self.held();
+        if held.ended || held.region_bytes.saturating_add(bytes) > max {
+            let max = usize::try_from(max).unwrap_or(usize::MAX);
+            return Ok(Err(TooMany {
+                what: "bytes of staging regions in one session",
+                max,
+            }));
+        }
+        let number = held.next_region;
+        let len = usize::try_from(bytes).unwrap_or(usize::MAX);
+        let staging = Arc::new(Staging::create(number, len)?);
+        held.next_region += 1;
+        held.region_bytes += bytes;
+        held.regions.insert(number, Arc::clone(&staging));
+        Ok(Ok(staging))
+    }
+
+    /// The staging region of this number.
+    pub fn region(&self, number: u32) -> Option<Arc<Staging>> {
+        self.held().regions.get(&number).cloned()
+    }
+
+    /// Takes a filled slot over.
+    pub fn take(&self, slot: &SlotName, key: &[u8]) -> Result<TakenSlot, StaleSlot> {
+        self.region(slot.region).ok_or(StaleSlot)?.take(slot, key)
+    }
+
+    /// Gives an unused slot back.
+    pub fn release_slot(&self, slot: &SlotName) -> Result<(), StaleSlot> {
+        self.region(slot.region).ok_or(StaleSlot)?.release(slot)
+    }
+
+    /// Keeps a block for the client until it releases the lease or goes away.
+    pub fn lease(&self, block: Arc<HostBlock>) -> Result<u64, TooMany> {
+        let mut held = self.held();
+        if held.ended || held.leases.len() >= self.leases_max {
+            return Err(TooMany {
+                what: "leases in one session",
+                max: self.leases_max,
+            });
+        }
+        let lease = self.leases_given.fetch_add(1, Ordering::Relaxed);
+        held.leases.insert(lease, block);
+        Ok(lease)
+    }
+
+    /// Ends a lease. False when there was none of that number.
+    pub fn release(&self, lease: u64) -> bool {
+        let block = self.held().leases.remove(&lease);
+        block.is_some()
+    }
+
+    /// Leases held now.
+    pub fn leases(&self) -> usize {
+        self.held().leases.len()
+    }
+
+    /// Staging memory. Unit: bytes.
+    pub fn region_bytes(&self) -> u64 {
+        self.held().region_bytes
+    }
+
+    /// Lets everything go (E2). Later leases and regions are refused.
+    pub fn end(&self) {
+        let ended = {
+            let mut held = self.held();
+            std::mem::replace(
+                &mut *held,
+                Held {
+                    ended: true,
+                    ..Held::default()
+                },
+            )
+        };
+        self.restores.close();
+        drop(ended);
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// All sessions of the daemon.
+#[derive(Debug)]
+pub struct Sessions {
+    max: usize,
+    by_token: Mutex<HashMap<Token, Arc<Session>>>,
+}
+
+impl Sessions {
+    /// Room for `max` sessions.
+    pub fn new(max: u32) -> Self {
+        Self {
+            max: usize::try_from(max).unwrap_or(usize::MAX),
+            by_token: Mutex::default(),
+        }
+    }
+
+    /// Adds a session.
+    pub fn open(&self, session: Session) -> Result<Arc<Session>, TooMany> {
+        let mut sessions = self.lock();
+        if sessions.len() >= self.max {
+            return Err(TooMany {
+                what: "sessions",
+                max: self.max,
+            });
+        }
+        let session = Arc::new(session);
+        sessions.insert(session.token, Arc::clone(&session));
+        Ok(session)
+    }
+
+    /// The session of a token, if `peer` is the user it was given to (E3).
+    pub fn find(&self, token: &[u8], peer: Peer) -> Option<Arc<Session>> {
+        let session = self.lock().get(&Token::from_slice(token)?).cloned()?;
+        let same = match (session.peer, peer) {
+            (Peer::Unix { uid: a, .. }, Peer::Unix { uid: b, .. }) => a == b,
+            (Peer::Tcp, Peer::Tcp) => true,
+            _ => false,
+        };
+        same.then_some(session)
+    }
+
+    /// Ends a session and everything it holds.
+    pub fn close(&self, token: Token) {
+        let session = self.lock().remove(&token);
+        if let Some(session) = session {
+            session.end();
+        }
+    }
+
+    /// All sessions.
+    pub fn all(&self) -> Vec<Arc<Session>> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// Sessions open.
+    pub fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// True when nobody is connected.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Token, Arc<Session>>> {
+        self.by_token.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,299 @@
+//! Tenants: who a peer is, which namespace that gives it, and what the namespace owns.
+//!
+//! Upstairs:   `session` asks once, when a session opens; the answer is frozen for its life.
+//! Downstairs: `tier::host` holds the namespace's blocks; a small file keeps numbers and secrets.
+//!
+//! A namespace comes from the authenticated peer and never from a field of a request. Its number
+//! and secret are made once and kept in `namespaces.json`: losing that file loses access to the
+//! blocks (they become misses), never mixes them up, because numbers are not handed out twice
+//! while any record may carry them.
+//!
+//! Invariants kept here
+//!   N1  Two namespaces never share a number or a secret.
+//!   N2  The secret is written before the first key is derived from it, and never logged.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use kvtier_proto::{Bytes, KeySecret, NamespaceId};
+use rand::TryRngCore;
+use serde::{Deserialize, Serialize};
+
+use crate::tier::host::HostTier;
+
+const FILE: &str = "namespaces.json";
+const KEY_CONTEXT: &str = "kvtier 2026 block key secret";
+
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    /// A process on this host, as the kernel says.
+    Unix {
+        /// Effective user when it connected.
+        uid: u32,
+        /// Process, for status only: numbers are reused.
+        pid: u32,
+    },
+    /// Somebody on the loopback address. TCP carries no identity.
+    Tcp,
+}
+
+/// One namespace.
+#[derive(Debug)]
+pub struct Tenant {
+    /// Number in records and metrics.
+    pub id: NamespaceId,
+    /// Name in the configuration.
+    pub name: String,
+    /// Secret that clients derive keys under.
+    pub key_secret: KeySecret,
+    /// Its host memory.
+    pub host: Arc<HostTier>,
+    /// Most staging memory of one session.
+    pub staging_max: Bytes,
+}
+
+/// What the configuration says of one namespace.
+#[derive(Debug, Clone)]
+pub struct TenantSpec {
+    /// Name.
+    pub name: String,
+    /// Users it belongs to.
+    pub uids: Vec<u32>,
+    /// Host memory.
+    pub host_quota: Bytes,
+    /// Most staging memory of one session.
+    pub staging_max: Bytes,
+}
+
+/// Why the namespaces could not be set up. The daemon does not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TenantError {
+    /// The file of numbers and secrets cannot be read or written.
+    #[error("cannot keep {path}")]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file of numbers and secrets is not what the daemon wrote.
+    #[error(
+        "{path} is damaged ({problem}); restore it, or remove it and the disk tier's files with it: \
+         stored blocks cannot be found without their namespace's secret"
+    )]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Host memory for a namespace cannot be had.
+    #[error("cannot reserve {bytes} of host memory for namespace {name:?}")]
+    Memory {
+        /// Which namespace.
+        name: String,
+        /// How much.
+        bytes: Bytes,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Kept {
+    next: u32,
+    namespaces: BTreeMap<String, KeptOne>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct KeptOne {
+    id: NamespaceId,
+    secret: String,
+}
+
+/// All namespaces of this daemon.
+#[derive(Debug)]
+pub struct Tenants {
+    by_name: BTreeMap<String, Arc<Tenant>>,
+    by_uid: HashMap<u32, Arc<Tenant>>,
+    tcp: Option<Arc<Tenant>>,
+    operators: Vec<u32>,
+}
+
+impl Tenants {
+    /// Reads or makes numbers and secrets in `state_dir`, and reserves host memory.
+    pub fn open(
+        state_dir: &Path,
+        specs: &[TenantSpec],
+        tcp_namespace: Option<&str>,
+        operators: &[u32],
+    ) -> Result<Self, TenantError> {
+        let mut kept = Kept::read(&state_dir.join(FILE))?;
+        let (mut by_name, mut by_uid) = (BTreeMap::new(), HashMap::new());
+        for spec in specs {
+            kept.ensure(&spec.name, &state_dir.join(FILE))?;
+        }
+        kept.write(&state_dir.join(FILE))?;
+        for spec in specs {
+            let (id, secret) = kept.get(&spec.name, &state_dir.join(FILE))?;
+            let quota = usize::try_from(spec.host_quota.get()).unwrap_or(usize::MAX);
+            let host =
+                HostTier::create(id, &spec.name, quota).map_err(|source| TenantError::Memory {
+                    name: spec.name.clone(),
+                    bytes: spec.host_quota,
+                    source,
+                })?;
+            let host = Arc::new(host);
+            let key_secret = KeySecret::new(blake3::derive_key(KEY_CONTEXT, &secret));
+            let (name, staging_max) = (spec.name.clone(), spec.staging_max);
+            let tenant = Arc::new(Tenant {
+                id,
+                name,
+                key_secret,
+                host,
+                staging_max,
+            });
+            for uid in &spec.uids {
+                by_uid.insert(*uid, Arc::clone(&tenant));
+            }
+            by_name.insert(spec.name.clone(), tenant);
+        }
+        let tcp = tcp_namespace.and_then(|name| by_name.get(name).cloned());
+        Ok(Self {
+            by_name,
+            by_uid,
+            tcp,
+            operators: operators.to_vec(),
+        })
+    }
+
+    /// The namespace of a peer, if it has one.
+    pub fn of(&self, peer: Peer) -> Option<Arc<Tenant>> {
+        match peer {
+            Peer::Unix { uid, .. } => self.by_uid.get(&uid).cloned(),
+            Peer::Tcp => self.tcp.clone(),
+        }
+    }
+
+    /// True for peers that may ask about and change the whole daemon.
+    pub fn is_operator(&self, peer: Peer) -> bool {
+        matches!(peer, Peer::Unix { uid, .. } if self.operators.contains(&uid))
+    }
+
+    /// The namespace of this name.
+    pub fn named(&self, name: &str) -> Option<&Arc<Tenant>> {
+        self.by_name.get(name)
+    }
+
+    /// The namespace of this number.
+    pub fn numbered(&self, id: NamespaceId) -> Option<&Arc<Tenant>> {
+        self.by_name.values().find(|tenant| tenant.id == id)
+    }
+
+    /// All namespaces, by name.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Tenant>> {
+        self.by_name.values()
+    }
+}
+
+impl Kept {
+    fn read(path: &Path) -> Result<Self, TenantError> {
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(problem) if problem.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(Self {
+                    next: 1,
+                    namespaces: BTreeMap::new(),
+                });
+            }
+            Err(source) => {
+                return Err(TenantError::File {
+                    path: path.to_owned(),
+                    source,
+                });
+            }
+        };
+        let kept: Self = serde_json::from_str(&text).map_err(|problem| damaged(path, problem))?;
+        let ids: std::collections::BTreeSet<_> =
+            kept.namespaces.values().map(|one| one.id).collect();
+        let fresh = ids.last().is_none_or(|last| last.0 < kept.next);
+        if ids.len() != kept.namespaces.len() || !fresh || ids.contains(&NamespaceId(0)) {
+            return Err(damaged(
+                path,
+                "a namespace number appears twice or is out of order",
+            ));
+        }
+        Ok(kept)
+    }
+
+    fn ensure(&mut self, name: &str, path: &Path) -> Result<(), TenantError> {
+        if self.namespaces.contains_key(name) {
+            return Ok(());
+        }
+        let mut secret = [0u8; 32];
+        rand::rngs::OsRng
+            .try_fill_bytes(&mut secret)
+            .map_err(|problem| {
+                let source = std::io::Error::other(problem);
+                TenantError::File {
+                    path: path.to_owned(),
+                    source,
+                }
+            })?;
+        let secret = kvtier_proto::BlockKey(secret).to_hex();
+        self.namespaces.insert(
+            name.to_owned(),
+            KeptOne {
+                id: NamespaceId(self.next),
+                secret,
+            },
+        );
+        self.next += 1;
+        Ok(())
+    }
+
+    fn get(&self, name: &str, path: &Path) -> Result<(NamespaceId, [u8; 32]), TenantError> {
+        let one = self
+            .namespaces
+            .get(name)
+            .ok_or_else(|| damaged(path, "a namespace is gone"))?;
+        let secret = kvtier_proto::BlockKey::from_hex(&one.secret)
+            .ok_or_else(|| damaged(path, "a secret is not 64 hex digits"))?;
+        Ok((one.id, secret.0))
+    }
+
+    /// Replaces the file whole: written aside, synced, renamed, directory synced (N2).
+    fn write(&self, path: &Path) -> Result<(), TenantError> {
+        let replace = || -> std::io::Result<()> {
+            let aside = path.with_extension("json.new");
+            let mut options = std::fs::OpenOptions::new();
+            options.write(true).create(true).truncate(true).mode(0o600);
+            let mut file = options.open(&aside)?;
+            file.write_all(&serde_json::to_vec_pretty(self)?)?;
+            file.sync_all()?;
+            std::fs::rename(&aside, path)?;
+            std::fs::File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+        };
+        replace().map_err(|source| TenantError::File {
+            path: path.to_owned(),
+            source,
+        })
+    }
+}
+
+fn damaged(path: &Path, problem: impl ToString) -> TenantError {
+    TenantError::Damaged {
+        path: path.to_owned(),
+        problem: problem.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,233 @@
+//! The tier manager: blocks in host memory and on disk, and every way between the two.
+//!
+//! Upstairs:   `restore` asks for blocks, the server's calls save, pin, prefetch and explain.
+//! Downstairs: `host` (arenas), `disk` (the store's thread), `codec` (CPU work).
+//!
+//! ```text
+//!   save:  payload -> host arena (accepted) -> encode -> scratch -> store (durable)
+//!   load:  store -> scratch -> verify -> decode -> host arena -> whoever waits
+//!          store -> host arena -> verify             (raw records: no copy at all)
+//! ```
+//!
+//! Work on a block is a task of its own: whoever asked may go away, and the block still arrives.
+//! A second request for a block that is on its way waits for the first.
+//!
+//! Invariants kept here
+//!   H1  A block that is handed out has the identity and layout that were asked for.
+//!   L1  A block is called durable only after the store said so.
+
+pub mod codec;
+pub mod directory;
+pub mod disk;
+pub mod host;
+pub mod load;
+pub mod save;
+pub mod scratch;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use kvtier_kernels::Registry;
+use kvtier_proto::{BlockKey, Level, Miss, NamespaceId, PayloadKind};
+use tokio::sync::{Semaphore, watch};
+
+use crate::block::{BlockId, HostBlock};
+use crate::metrics::Metrics;
+pub use crate::metrics::Tier;
+use disk::DiskTier;
+use host::HostTier;
+use scratch::Scratch;
+
+/// What happened to a block, for watchers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockEvent {
+    /// Which block.
+    pub key: BlockKey,
+    /// Where.
+    pub tier: Tier,
+    /// `None`: it is there now. Otherwise why it left.
+    pub removed: Option<Miss>,
+}
+
+/// How a load ended, for everybody who waits for it.
+type Loaded = Option<Result<Arc<HostBlock>, Miss>>;
+/// How a write ended: true when the block is durable.
+type Written = Option<bool>;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Tiers {
+    disk: Option<DiskTier>,
+    codecs: Registry,
+    level: Level,
+    scratch: Scratch,
+    /// One permit for each core that may encode or decode.
+    cpu: Semaphore,
+    loads: Mutex<HashMap<BlockId, watch::Receiver<Loaded>>>,
+    writes: Mutex<HashMap<BlockId, watch::Receiver<Written>>>,
+    metrics: Arc<Metrics>,
+}
+
+/// How long a save or a load waits for host memory before it gives up: time for the writes in
+/// flight to finish, not for a client to release its leases.
+const ROOM_WAIT: Duration = Duration::from_secs(5);
+
+impl Tiers {
+    /// Tiers over a disk, or over host memory alone.
+    pub fn new(
+        disk: Option<DiskTier>,
+        level: Level,
+        scratch: Scratch,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Arc::new(Self {
+            disk,
+            codecs: Registry::builtin(),
+            level,
+            scratch,
+            cpu: Semaphore::new(cores),
+            loads: Mutex::default(),
+            writes: Mutex::default(),
+            metrics,
+        })
+    }
+
+    /// The disk tier, when there is one.
+    pub fn disk(&self) -> Option<&DiskTier> {
+        self.disk.as_ref()
+    }
+
+    /// Codecs this daemon knows.
+    pub fn codecs(&self) -> &Registry {
+        &self.codecs
+    }
+
+    /// Where each block is, in order. With `prefix_only` the answer ends at the first miss.
+    pub async fn locate(
+        &self,
+        host: &HostTier,
+        kind: PayloadKind,
+        keys: &[BlockKey],
+        prefix_only: bool,
+    ) -> Vec<Result<Tier, Miss>> {
+        let names: Vec<_> = keys.iter().map(|key| (kind, *key)).collect();
+        let mut found = host.each(&names, |directory, name| {
+            if directory.contains(name) {
+                Ok(Tier::Host)
+            } else {
+                Err(Miss::Absent)
+            }
+        });
+        let missing: Vec<usize> = (0..found.len())
+            .filter(|at| found.get(*at) == Some(&Err(Miss::Absent)))
+            .collect();
+        if let (Some(disk), false) = (&self.disk, missing.is_empty()) {
+            let ids = missing.iter().filter_map(|at| keys.get(*at));
+            let ids = ids.map(|key| BlockId {
+                namespace: host.namespace(),
+                kind,
+                key: *key,
+            });
+            let stored = disk.find(ids.collect()).await;
+            for (at, stored) in missing.into_iter().zip(stored) {
+                if let (Some(place), Some(_)) = (found.get_mut(at), stored) {
+                    *place = Ok(Tier::Disk);
+                }
+            }
+        }
+        if prefix_only && let Some(end) = found.iter().position(Result::is_err) {
+            found.truncate(end + 1);
+        }
+        host.touch_prefix(&names);
+        found
+    }
+
+    /// Keeps blocks for `ttl` on every tier, or takes the pin away. Returns how many exist.
+    pub async fn pin(
+        &self,
+        host: &HostTier,
+        kind: PayloadKind,
+        keys: &[BlockKey],
+        ttl: Option<Duration>,
+    ) -> u32 {
+        let mut pinned = vec![false; keys.len()];
+        for (key, pinned) in keys.iter().zip(&mut pinned) {
+            *pinned = host.pin(&(kind, *key), ttl);
+        }
+        if let Some(disk) = &self.disk {
+            let id = |key: &BlockKey| BlockId {
+                namespace: host.namespace(),
+                kind,
+                key: *key,
+            };
+            let stored = disk.pin(keys.iter().map(id).collect(), ttl).await;
+            for (pinned, stored) in pinned.iter_mut().zip(stored) {
+                *pinned |= stored;
+            }
+        }
+        u32::try_from(pinned.into_iter().filter(|pinned| *pinned).count()).unwrap_or(u32::MAX)
+    }
+
+    /// Forgets every block of a namespace, durably, before it returns. Leases that clients hold
+    /// keep their bytes until they are released; nothing else can be reached.
+    ///
+    /// # Errors
+    /// The disk tier could not make it durable; nothing is served from it meanwhile.
+    pub async fn wipe(&self, host: &HostTier) -> Result<u64, String> {
+        let gone = host.clear();
+        let mut blocks = gone.len() as u64;
+        for block in gone {
+            let removed = Some(Miss::Evicted);
+            host.announce(BlockEvent {
+                key: block.id().key,
+                tier: Tier::Host,
+                removed,
+            });
+        }
+        if let Some(disk) = &self.disk {
+            blocks = blocks.max(disk.wipe(host.namespace()).await?);
+        }
+        Ok(blocks)
+    }
+
+    /// Waits until every write that has started is durable or has failed. Returns how many
+    /// became durable.
+    pub async fn flush(&self) -> u64 {
+        let waiting: Vec<_> = self.lock_writes().values().cloned().collect();
+        let mut durable = 0;
+        for mut write in waiting {
+            if let Ok(done) = write.wait_for(Option::is_some).await {
+                durable += u64::from(*done == Some(true));
+            }
+        }
+        durable
+    }
+
+    /// Numbers for status and metrics.
+    pub fn pending_writes(&self) -> usize {
+        self.lock_writes().len()
+    }
+
+    /// Memory that everything in flight may take together. Unit: bytes.
+    pub fn scratch(&self) -> &Scratch {
+        &self.scratch
+    }
+
+    fn lock_writes(&self) -> MutexGuard<'_, HashMap<BlockId, watch::Receiver<Written>>> {
+        self.writes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_loads(&self) -> MutexGuard<'_, HashMap<BlockId, watch::Receiver<Loaded>>> {
+        self.loads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The arena of a namespace has no room now; what was evicted in vain is gone all the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("host memory of namespace {namespace} is taken by leased, pinned or unwritten blocks")]
+pub struct NoRoom {
+    /// Whose memory.
+    pub namespace: NamespaceId,
+}

@@ -1,0 +1,237 @@
+//! Saving: a client's bytes into host memory, and from there to the device.
+//!
+//! Upstairs:   the server's Commit and PutInline.
+//! Downstairs: `host`, `codec`, `disk`.
+//!
+//! Invariants kept here
+//!   S6  What a client can still write is copied once, and only the copy is checked and stored.
+//!   L1  `durable` resolves to true only after the store made the record durable.
+
+use std::sync::Arc;
+
+use kvtier_proto::Level;
+use kvtier_store::RecordImage;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::host::{HostTier, Life};
+use super::{BlockEvent, ROOM_WAIT, Tier, Tiers, Written, codec};
+use crate::block::{BlockId, HostBlock, PlannedBlock};
+use crate::metrics::{Rung, Saved, Stage};
+
+/// A payload that is copied into host memory exactly once.
+pub trait Payload: Send + 'static {
+    /// Fills `into`, which is as long as the planned layout says.
+    ///
+    /// # Errors
+    /// What is wrong with the payload, for the log.
+    fn copy_into(&self, into: &mut [u8]) -> Result<(), String>;
+}
+
+impl Payload for Vec<u8> {
+    fn copy_into(&self, into: &mut [u8]) -> Result<(), String> {
+        if self.len() != into.len() {
+            return Err(format!(
+                "{} payload bytes where {} belong",
+                self.len(),
+                into.len()
+            ));
+        }
+        into.copy_from_slice(self);
+        Ok(())
+    }
+}
+
+/// Why a block was not accepted. Nothing is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SaveFailed {
+    /// Host memory is held by leases, pins and writes in flight.
+    #[error("no room in host memory")]
+    NoSpace,
+    /// The bytes do not have the checksum the client gave, or cannot be read.
+    #[error("the payload does not have its checksum")]
+    Checksum,
+    /// The namespace was wiped meanwhile.
+    #[error("the namespace was wiped")]
+    Wiped,
+}
+
+impl Tiers {
+    /// Takes a block into host memory and starts its way to the device. Accepted on return.
+    ///
+    /// Cancel safety: dropped early, the block is either not stored or accepted.
+    pub async fn save(
+        self: &Arc<Self>,
+        host: &Arc<HostTier>,
+        block: PlannedBlock,
+        payload: impl Payload,
+        crc32: Option<u32>,
+    ) -> Result<Arc<HostBlock>, SaveFailed> {
+        let len = block.facts.layout.payload_len();
+        let life = host.life();
+        let outcome = async {
+            let room = host.room_wait(len, Instant::now() + ROOM_WAIT).await;
+            let mut image = room.ok_or(SaveFailed::NoSpace)?;
+            let copy = tokio::task::spawn_blocking(move || {
+                if let Err(problem) = payload.copy_into(&mut image) {
+                    tracing::warn!(%problem, "a client's payload could not be copied");
+                    return Err(SaveFailed::Checksum);
+                }
+                if crc32.is_some_and(|crc32| crc32 != crc32fast::hash(&image)) {
+                    return Err(SaveFailed::Checksum);
+                }
+                Ok(image)
+            });
+            copy.await.map_err(|_| SaveFailed::Checksum)?
+        };
+        let image = outcome
+            .await
+            .inspect_err(|failed| self.count_failed(*failed))?;
+        let id = block.id;
+        let fresh = HostBlock::new(id, block.facts, image, 0).ok_or(SaveFailed::NoSpace)?;
+        let kept = host.insert(fresh, false, life).ok_or(SaveFailed::Wiped)?;
+        self.metrics.save_blocks.of(Saved::Accepted).inc();
+        self.metrics.saved_bytes.of(Stage::Raw).inc_by(len as u64);
+        host.announce(BlockEvent {
+            key: id.key,
+            tier: Tier::Host,
+            removed: None,
+        });
+        self.start_write(host, &kept, life);
+        Ok(kept)
+    }
+
+    /// Waits until a block is durable, or is known not to become so.
+    pub async fn durable(&self, host: &HostTier, id: BlockId) -> bool {
+        let write = self.lock_writes().get(&id).cloned();
+        if let Some(mut write) = write {
+            return write
+                .wait_for(Option::is_some)
+                .await
+                .is_ok_and(|done| *done == Some(true));
+        }
+        let resident = host
+            .info(&(id.kind, id.key))
+            .is_some_and(|info| info.durable);
+        match &self.disk {
+            Some(disk) if !resident => disk.find(vec![id]).await.into_iter().any(|at| at.is_some()),
+            _ => resident,
+        }
+    }
+
+    /// True while a write of this block is on its way.
+    pub fn is_writing(&self, id: BlockId) -> bool {
+        self.lock_writes().contains_key(&id)
+    }
+
+    fn start_write(self: &Arc<Self>, host: &Arc<HostTier>, block: &Arc<HostBlock>, life: Life) {
+        let id = block.id();
+        let durable = host
+            .info(&(id.kind, id.key))
+            .is_some_and(|info| info.durable);
+        let mut writes = self.lock_writes();
+        if self.disk.is_none() || durable || writes.contains_key(&id) {
+            return;
+        }
+        let (done, written) = watch::channel::<Written>(None);
+        writes.insert(id, written);
+        let (tiers, host, block) = (Arc::clone(self), Arc::clone(host), Arc::clone(block));
+        tokio::spawn(async move {
+            let durable = tiers.write(&host, &block, life).await;
+            if durable {
+                host.set_durable(&(id.kind, id.key), true);
+                host.announce(BlockEvent {
+                    key: id.key,
+                    tier: Tier::Disk,
+                    removed: None,
+                });
+                tiers.metrics.save_blocks.of(Saved::Durable).inc();
+            } else {
+                tiers.metrics.save_blocks.of(Saved::NotDurable).inc();
+            }
+            drop(block);
+            host.freed();
+            tiers.lock_writes().remove(&id);
+            done.send_replace(Some(durable));
+        });
+    }
+
+    async fn write(self: &Arc<Self>, host: &HostTier, block: &Arc<HostBlock>, life: Life) -> bool {
+        let Some(disk) = &self.disk else { return false };
+        let image = match self.encode(block).await {
+            Ok(image) => image,
+            Err(problem) => {
+                tracing::warn!(key = %block.id().key, %problem, "block stays in host memory only");
+                return false;
+            }
+        };
+        let stored = u64::from(image.layout().image_len);
+        let put = disk.put(image, host.lives(), life).await;
+        self.scratch.freed();
+        match put {
+            Ok(()) => {
+                self.metrics.saved_bytes.of(Stage::Stored).inc_by(stored);
+                true
+            }
+            Err(problem) => {
+                tracing::warn!(key = %block.id().key, %problem, "block is not durable");
+                false
+            }
+        }
+    }
+
+    async fn encode(self: &Arc<Self>, block: &Arc<HostBlock>) -> Result<RecordImage, String> {
+        let level = self.level_for(block)?;
+        let codec = self
+            .codecs
+            .get(level)
+            .map_err(|problem| problem.to_string())?;
+        let bound = codec::image_bound(codec, block.facts())?;
+        let scratch = self.scratch.take(bound.image_len as usize).await;
+        let scratch =
+            scratch.ok_or_else(|| format!("{} bytes exceed scratch memory", bound.image_len))?;
+        let _permit = self
+            .cpu
+            .acquire()
+            .await
+            .map_err(|problem| problem.to_string())?;
+        let (tiers, block) = (Arc::clone(self), Arc::clone(block));
+        let work = tokio::task::spawn_blocking(move || {
+            let begin = std::time::Instant::now();
+            let codec = tiers
+                .codecs
+                .get(level)
+                .map_err(|problem| problem.to_string())?;
+            let image = codec::encode(codec, &block, scratch).map_err(|e| e.to_string());
+            tiers
+                .metrics
+                .encode_seconds
+                .of(Rung::from(level))
+                .inc_by(begin.elapsed().as_secs_f64());
+            image
+        });
+        work.await.map_err(|problem| problem.to_string())?
+    }
+
+    /// The configured level where it applies to every part, raw elsewhere.
+    fn level_for(&self, block: &HostBlock) -> Result<Level, String> {
+        let codec = self
+            .codecs
+            .get(self.level)
+            .map_err(|problem| problem.to_string())?;
+        Ok(if codec::applies(codec, block.facts()) {
+            codec.level()
+        } else {
+            Level::RAW
+        })
+    }
+
+    fn count_failed(&self, failed: SaveFailed) {
+        let outcome = match failed {
+            SaveFailed::NoSpace => Saved::NoSpace,
+            SaveFailed::Checksum => Saved::Checksum,
+            SaveFailed::Wiped => Saved::Abandoned,
+        };
+        self.metrics.save_blocks.of(outcome).inc();
+    }
+}
