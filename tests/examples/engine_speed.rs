@@ -3,13 +3,16 @@
 //! Upstairs:   people, and whoever needs the engine's speed for a claim.
 //! Downstairs: `kvtier_tests::engine` with the weights of `kvtier_tests::weights`.
 //!
+//! Beside the wall clock it prints the processor time, which other work on the machine hardly
+//! changes: divided by the cores it is what an idle machine would need.
+//!
 //! Not here on purpose: assertions. Speed belongs to the machine and to its load, which is
-//! printed beside it.
+//! printed too.
 
 use std::error::Error;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use kvtier_tests::engine::{self, Model, Sequence, SequenceOptions};
@@ -53,31 +56,59 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn measure(model: &Arc<Model>, prompt: &[u32], generate: usize) -> Result<(), Box<dyn Error>> {
-    let options = SequenceOptions::new(prompt.len() + generate);
+    let tokens = prompt.len();
+    let options = SequenceOptions::new(tokens + generate);
     let mut sequence = Sequence::new(Arc::clone(model), options)?;
-    let began = Instant::now();
+    let clock = Clock::start();
     sequence.prefill(prompt)?;
-    report("prefill", prompt.len(), prompt.len(), began);
-    let began = Instant::now();
+    clock.report("prefill", tokens, tokens);
+    let clock = Clock::start();
     let generated = sequence.generate(generate, None)?.len();
-    report("decode", prompt.len(), generated, began);
+    clock.report("decode", tokens, generated);
 
     let mut restored = Sequence::new(Arc::clone(model), options)?;
-    let began = Instant::now();
+    let clock = Clock::start();
     for (layer, attention) in model.config().layers.iter().enumerate() {
         for spec in attention.parts() {
-            let bytes = sequence.cache().bytes(layer, spec.part, 0..prompt.len())?;
-            restored.import(layer, spec.part, 0..prompt.len(), bytes)?;
+            let bytes = sequence.cache().bytes(layer, spec.part, 0..tokens)?;
+            restored.import(layer, spec.part, 0..tokens, bytes)?;
         }
     }
-    restored.resume_at(prompt.len())?;
-    report("import", prompt.len(), prompt.len(), began);
+    restored.resume_at(tokens)?;
+    clock.report("import", tokens, tokens);
+    let clock = Clock::start();
+    restored.decode(0)?;
+    clock.report("first token after import", tokens, 1);
     Ok(())
 }
 
-fn report(what: &str, context: usize, tokens: usize, began: Instant) {
-    let seconds = began.elapsed().as_secs_f64();
-    #[expect(clippy::cast_precision_loss, reason = "token counts are small")]
-    let rate = tokens as f64 / seconds;
-    println!("{what:<8} {context:>7} {rate:8.1} tokens/s ({seconds:.3} s)");
+/// Wall clock and processor time of this process.
+struct Clock {
+    wall: Instant,
+    processor: Duration,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Self {
+            wall: Instant::now(),
+            processor: processor_time(),
+        }
+    }
+
+    fn report(&self, what: &str, context: usize, tokens: usize) {
+        let wall = self.wall.elapsed().as_secs_f64();
+        let processor = (processor_time() - self.processor).as_secs_f64();
+        #[expect(clippy::cast_precision_loss, reason = "token counts are small")]
+        let rate = tokens as f64 / wall;
+        println!(
+            "{what} at {context}: {rate:.1} tokens/s ({wall:.3} s, processor {processor:.3} s)"
+        );
+    }
+}
+
+fn processor_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or(0))
 }

@@ -1,7 +1,8 @@
 //! The reference engine: a small language model on the CPU whose KV cache is open to us.
 //!
 //! Upstairs:   the demo, the end-to-end tests, the benches that need real KV.
-//! Downstairs: `candle` reads GGUF and multiplies dense matrices; nothing of ours.
+//! Downstairs: `candle` reads and dequantises GGUF, `pulp` picks vector instructions; nothing of
+//!             ours.
 //!
 //! A serving engine hides its cache; this one hands out and takes back, for any run of tokens,
 //! exactly the bytes that its attention reads. That makes "the continuation is identical" a
@@ -10,9 +11,12 @@
 //! Invariants kept here
 //!   E1  Attention reads keys and values only from the cache, after rounding to the stored
 //!       dtype: restored bytes and computed bytes cannot behave differently.
-//!   E2  Steps start and end on block boundaries wherever the prompt allows, so a run that
-//!       resumes at a block boundary does the same arithmetic as one that started at zero.
-//!   E3  The same steps give the same bits: no reduction is split by thread or by timing.
+//!   E2  What a token gets depends on its position and on what stands before it, not on the step
+//!       that computed it: a prompt cut anywhere, decoded token by token, or resumed at any
+//!       token ends in the same bits.
+//!   E3  The same bits on every run and with any number of threads: a sum is never split by
+//!       thread, by timing, or by how many rows are at hand. (Machines with and without fused
+//!       multiply-add differ.)
 //!
 //! Not here on purpose: sampling, batching of sequences, paging. None of them changes what a
 //! cache has to keep.
@@ -22,10 +26,12 @@ mod cache;
 mod config;
 mod error;
 mod gguf;
+mod kernel;
 mod layer;
 mod math;
 mod matrix;
 mod model;
+mod prepared;
 mod random;
 mod sequence;
 mod tokenizer;

@@ -1,27 +1,30 @@
 //! Causal attention over the cache, in tiles of keys, as matrix products.
 //!
-//! Upstairs:   `layer` brings rotated and scaled queries and a way to read the cache.
-//! Downstairs: `matrix` multiplies, `math` exponentiates.
+//! Upstairs:   `layer` brings rotated and scaled queries.
+//! Downstairs: `kernel` multiplies, `prepared` holds keys and values, `math` exponentiates.
 //!
 //! The keys are walked in tiles at fixed absolute positions with a running maximum and sum, so
-//! memory stays small at any context and the arithmetic of a query row depends on its position
-//! and its step alone (E2, E3).
+//! memory stays small at any context.
 //!
-//! Not here on purpose: where keys come from. MLA and grouped heads differ in `layer`, not here.
+//! Invariant E3: what a query row gets depends on its position and on the keys before it alone,
+//! not on the rows computed beside it: what is masked adds exact zeros.
+//!
+//! Not here on purpose: where keys come from. MLA and grouped heads differ in `prepared`.
 
 use std::ops::Range;
 
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::error::EngineError;
+use super::kernel::{Left, Out, multiply_add};
 use super::math::{exp, exp_and_sum, max};
-use super::matrix::{Operand, Rows};
+use super::prepared::Prepared;
 
-/// Keys a tile; a score tile of 256 rows and three heads a group is then 1.5 MiB.
-const KEY_TILE_TOKENS: usize = 512;
+/// Keys a tile. With [`TASK_ROWS`] rows, scores and both panels take 232 KiB of second cache.
+const KEY_TILE_TOKENS: usize = 256;
 
-/// Rows of scores that one task takes.
-const ROW_TASK: usize = 16;
+/// Query rows of one task.
+const TASK_ROWS: usize = 96;
 
 /// What one step attends with.
 #[derive(Debug, Clone)]
@@ -38,132 +41,177 @@ pub(super) struct Geometry {
     pub(super) start: usize,
 }
 
-/// Keys and values of one tile of tokens, all KV heads side by side.
-pub(super) struct Tile {
-    pub(super) keys: Rows,
-    /// Absent when the values are the leading columns of the keys, as in MLA.
-    pub(super) values: Option<Rows>,
-}
-
-impl Tile {
-    fn keys_of(&self, head: usize, geometry: &Geometry) -> Result<Operand, EngineError> {
-        self.keys.columns(head * geometry.key_dim, geometry.key_dim)
+impl Geometry {
+    /// The tokens that a stacked row sees.
+    fn visible(&self, stacked: usize) -> Range<usize> {
+        let seen = self.start + stacked % self.rows + 1;
+        self.window.map_or(0, |window| seen.saturating_sub(window))..seen
     }
-
-    fn values_of(&self, head: usize, geometry: &Geometry) -> Result<Operand, EngineError> {
-        let values = self.values.as_ref().unwrap_or(&self.keys);
-        values.columns(head * geometry.value_dim, geometry.value_dim)
-    }
-}
-
-/// Running softmax of all query rows of one KV head.
-struct Running {
-    max: Vec<f32>,
-    sum: Vec<f32>,
-    /// `[group * rows, value_dim]`, not yet divided by the sum.
-    mixed: Vec<f32>,
 }
 
 /// Attends `queries` (for each KV head `[group * rows, key_dim]`, group-major, scaled) to every
-/// token they may see; `tile_of` reads a run of tokens. Returns `[rows, query_heads, value_dim]`.
-pub(super) fn attend(
-    queries: &[Rows],
-    geometry: &Geometry,
-    tile_of: impl Fn(Range<usize>) -> Result<Tile, EngineError>,
-) -> Result<Vec<f32>, EngineError> {
+/// token they may see. Returns `[rows, query_heads, value_dim]`.
+pub(super) fn attend(queries: &[Vec<f32>], geometry: &Geometry, prepared: &Prepared) -> Vec<f32> {
     let stacked = geometry.group * geometry.rows;
-    let mut running: Vec<Running> = queries
-        .iter()
-        .map(|_| Running {
-            max: vec![f32::NEG_INFINITY; stacked],
-            sum: vec![0.0; stacked],
-            mixed: vec![0.0; stacked * geometry.value_dim],
-        })
-        .collect();
-    let end = geometry.start + geometry.rows;
-    let first_seen = visible(geometry, geometry.start).start;
-    let mut tile_start = first_seen / KEY_TILE_TOKENS * KEY_TILE_TOKENS;
-    while tile_start < end {
-        let tokens = tile_start..end.min(tile_start + KEY_TILE_TOKENS);
-        let tile = tile_of(tokens.clone())?;
-        for (head, (queries, running)) in queries.iter().zip(&mut running).enumerate() {
-            let scores = queries.times_transposed(&tile.keys_of(head, geometry)?)?;
-            let weights = running.absorb(&scores.values(), geometry, &tokens);
-            let mixed =
-                Rows::new(weights, tokens.len())?.times(&tile.values_of(head, geometry)?)?;
-            running.add(&mixed.values());
-        }
-        tile_start += KEY_TILE_TOKENS;
-    }
-    Ok(gather(&running, geometry))
+    let mut mixed = vec![vec![0.0; stacked * geometry.value_dim]; geometry.kv_heads];
+    mixed
+        .par_iter_mut()
+        .zip(queries)
+        .enumerate()
+        .for_each(|(head, (mixed, queries))| {
+            mixed
+                .par_chunks_mut(TASK_ROWS * geometry.value_dim)
+                .zip(queries.par_chunks(TASK_ROWS * geometry.key_dim))
+                .enumerate()
+                .for_each(|(index, (mixed, queries))| {
+                    let first = index * TASK_ROWS;
+                    let task = Task {
+                        head,
+                        first,
+                        queries,
+                        mixed,
+                        geometry,
+                        prepared,
+                    };
+                    Arch::new().dispatch(task);
+                });
+        });
+    gather(&mixed, geometry)
 }
 
-/// The tokens that the token at `position` sees.
-fn visible(geometry: &Geometry, position: usize) -> Range<usize> {
-    let seen = position + 1;
-    geometry
-        .window
-        .map_or(0, |window| seen.saturating_sub(window))..seen
+/// Some rows of one KV head against all keys they see.
+struct Task<'a> {
+    head: usize,
+    /// The first of the stacked rows.
+    first: usize,
+    queries: &'a [f32],
+    mixed: &'a mut [f32],
+    geometry: &'a Geometry,
+    prepared: &'a Prepared,
+}
+
+/// Running softmax of one row.
+#[derive(Clone, Copy)]
+struct Running {
+    max: f32,
+    sum: f32,
+}
+
+impl WithSimd for Task<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Geometry {
+            key_dim, value_dim, ..
+        } = *self.geometry;
+        let rows = self.mixed.len() / value_dim;
+        let visible = || (self.first..self.first + rows).map(|row| self.geometry.visible(row));
+        let from = visible().map(|seen| seen.start).min().unwrap_or(0);
+        let end = visible().map(|seen| seen.end).max().unwrap_or(0);
+        let mut running = vec![
+            Running {
+                max: f32::NEG_INFINITY,
+                sum: 0.0
+            };
+            rows
+        ];
+        let mut scores = vec![0.0; rows * KEY_TILE_TOKENS];
+        for start in (from / KEY_TILE_TOKENS * KEY_TILE_TOKENS..end).step_by(KEY_TILE_TOKENS) {
+            let tokens = start..end.min(start + KEY_TILE_TOKENS);
+            scores.fill(0.0);
+            let keys = self.prepared.keys(self.head, &tokens);
+            let left = Left {
+                values: self.queries,
+                stride: key_dim,
+                depth: key_dim,
+            };
+            let (stride, columns) = (KEY_TILE_TOKENS, tokens.len());
+            let mut out = Out {
+                values: &mut scores,
+                stride,
+                columns,
+            };
+            multiply_add(simd, left, keys, &mut out);
+
+            let rows = scores
+                .chunks_exact_mut(KEY_TILE_TOKENS)
+                .zip(&mut running)
+                .zip(visible());
+            let rows = rows.zip(self.mixed.chunks_exact_mut(value_dim));
+            for (((scores, running), seen), mixed) in rows {
+                running.absorb(scores, &tokens, &seen, mixed);
+            }
+
+            let values = self.prepared.values(self.head, &tokens);
+            let left = Left {
+                values: &scores,
+                stride: KEY_TILE_TOKENS,
+                depth: tokens.len(),
+            };
+            let mut out = Out {
+                values: &mut *self.mixed,
+                stride: value_dim,
+                columns: value_dim,
+            };
+            multiply_add(simd, left, values, &mut out);
+        }
+        for (mixed, running) in self.mixed.chunks_exact_mut(value_dim).zip(&running) {
+            mixed.iter_mut().for_each(|value| *value /= running.sum);
+        }
+    }
 }
 
 impl Running {
     /// Turns the scores of one tile into unnormalised weights, rescaling what was mixed before.
-    fn absorb(&mut self, scores: &[f32], geometry: &Geometry, tokens: &Range<usize>) -> Vec<f32> {
-        let width = tokens.len();
-        let mut weights = vec![0.0; scores.len()];
-        weights
-            .par_chunks_mut(width)
-            .zip(scores.par_chunks(width))
-            .zip(self.max.par_iter_mut().zip(&mut self.sum))
-            .zip(self.mixed.par_chunks_mut(geometry.value_dim))
-            .enumerate()
-            .with_min_len(ROW_TASK)
-            .for_each(
-                |(stacked, (((weights, scores), (max_so_far, sum)), mixed))| {
-                    let seen = visible(geometry, geometry.start + stacked % geometry.rows);
-                    let from = seen.start.max(tokens.start) - tokens.start;
-                    let to = seen.end.min(tokens.end).saturating_sub(tokens.start);
-                    let (Some(scores), Some(weights)) =
-                        (scores.get(from..to), weights.get_mut(from..to))
-                    else {
-                        return; // Nothing of this tile is visible; its weights stay zero.
-                    };
-                    if scores.is_empty() {
-                        return;
-                    }
-                    let new_max = max(scores).max(*max_so_far);
-                    let correction = exp(*max_so_far - new_max);
-                    *sum = *sum * correction + exp_and_sum(scores, new_max, weights);
-                    *max_so_far = new_max;
-                    mixed.iter_mut().for_each(|value| *value *= correction);
-                },
-            );
-        weights
-    }
-
-    fn add(&mut self, mixed: &[f32]) {
-        super::math::add(&mut self.mixed, mixed);
+    #[inline(always)]
+    fn absorb(
+        &mut self,
+        scores: &mut [f32],
+        tokens: &Range<usize>,
+        seen: &Range<usize>,
+        mixed: &mut [f32],
+    ) {
+        let from = seen.start.clamp(tokens.start, tokens.end) - tokens.start;
+        let to = seen.end.clamp(tokens.start, tokens.end) - tokens.start;
+        let (before, rest) = scores.split_at_mut(from);
+        let (visible, after) = rest.split_at_mut(to.saturating_sub(from));
+        before.fill(0.0);
+        after.fill(0.0);
+        if visible.is_empty() {
+            return;
+        }
+        let new_max = max(visible).max(self.max);
+        let correction = exp(self.max - new_max);
+        self.sum = self.sum * correction + exp_and_sum(visible, new_max);
+        self.max = new_max;
+        mixed.iter_mut().for_each(|value| *value *= correction);
     }
 }
 
-/// Divides by the sums and puts the heads of one token side by side.
-fn gather(running: &[Running], geometry: &Geometry) -> Vec<f32> {
-    let (group, width) = (geometry.group, geometry.value_dim);
-    let row_width = geometry.kv_heads * group * width;
-    let mut out = vec![0.0; geometry.rows * row_width];
-    for (head, running) in running.iter().enumerate() {
-        let mixed = running
-            .mixed
-            .chunks_exact(width)
-            .zip(&running.sum)
-            .enumerate();
-        for (stacked, (mixed, sum)) in mixed {
-            let (member, row) = (stacked / geometry.rows, stacked % geometry.rows);
-            let at = row * row_width + (head * group + member) * width;
-            for (out, value) in out.iter_mut().skip(at).zip(mixed) {
-                *out = value / sum;
+/// Puts the heads of one token side by side.
+fn gather(mixed: &[Vec<f32>], geometry: &Geometry) -> Vec<f32> {
+    let Geometry {
+        group,
+        value_dim,
+        rows,
+        kv_heads,
+        ..
+    } = *geometry;
+    let row_width = kv_heads * group * value_dim;
+    let mut out = vec![0.0; rows * row_width];
+    out.par_chunks_mut(row_width)
+        .enumerate()
+        .for_each(|(row, out)| {
+            let of_row = mixed
+                .iter()
+                .flat_map(|mixed| mixed.chunks_exact(value_dim).skip(row).step_by(rows));
+            for (place, value) in out.chunks_exact_mut(value_dim).zip(of_row) {
+                place.copy_from_slice(value);
             }
-        }
-    }
+        });
     out
 }
+
+#[cfg(test)]
+mod tests;

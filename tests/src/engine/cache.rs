@@ -15,30 +15,33 @@
 use std::hint::black_box;
 use std::ops::Range;
 
-use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use rayon::prelude::*;
 
 use super::config::{CacheDtype, ModelConfig, Part, PartSpec};
 use super::error::EngineError;
+use super::prepared::Prepared;
 
 const PAGE_BYTES: usize = 4096;
-
-/// Bytes that one task converts; below it threads cost more than they save.
-const CONVERT_TASK_BYTES: usize = 64 << 10;
 
 /// Keys and values of one sequence, all layers.
 #[derive(Debug)]
 pub struct KvCache {
-    layers: Vec<[PartCache; 2]>,
+    layers: Vec<LayerStore>,
     /// Input of every decoder layer, if kept: `[layer][tokens, hidden]`.
     hidden: Option<Vec<PartCache>>,
     dtype: CacheDtype,
     max_tokens: usize,
 }
 
+/// One layer: the bytes, and what attention makes of them.
 #[derive(Debug)]
-pub(super) struct PartCache {
+struct LayerStore {
+    parts: [PartCache; 2],
+    prepared: Prepared,
+}
+
+#[derive(Debug)]
+struct PartCache {
     spec: PartSpec,
     bytes: Vec<u8>,
     filled: Vec<bool>,
@@ -54,7 +57,10 @@ impl KvCache {
         let layers = config
             .layers
             .iter()
-            .map(|layer| layer.parts().map(|spec| PartCache::new(spec, max_tokens)))
+            .map(|layer| LayerStore {
+                parts: layer.parts().map(|spec| PartCache::new(spec, max_tokens)),
+                prepared: Prepared::new(layer, max_tokens),
+            })
             .collect();
         // Hidden states have no heads; the part's name only serves error messages.
         let hidden_spec = PartSpec {
@@ -146,8 +152,9 @@ impl KvCache {
         tokens: Range<usize>,
         from: &[u8],
     ) -> Result<(), EngineError> {
-        let cache = self.part_mut(layer, part)?;
+        let (cache, prepared) = self.part_mut(layer, part)?;
         cache.in_room("import", &tokens)?;
+        prepared.lower(tokens.start);
         copy_exactly_from(from, cache.run_mut(&tokens))?;
         cache.mark(tokens, true);
         Ok(())
@@ -156,20 +163,23 @@ impl KvCache {
     /// Forgets everything from token `from` on.
     pub(super) fn forget(&mut self, from: usize) {
         let max_tokens = self.max_tokens;
-        for cache in self
-            .layers
+        for layer in &mut self.layers {
+            layer.prepared.lower(from);
+            layer
+                .parts
+                .iter_mut()
+                .for_each(|part| part.mark(from..max_tokens, false));
+        }
+        self.hidden
             .iter_mut()
             .flatten()
-            .chain(self.hidden.iter_mut().flatten())
-        {
-            cache.mark(from..max_tokens, false);
-        }
+            .for_each(|part| part.mark(from..max_tokens, false));
     }
 
     /// Succeeds when every part of every layer holds all tokens below `end`.
     pub(super) fn check_whole(&self, end: usize) -> Result<(), EngineError> {
-        for (layer, parts) in self.layers.iter().enumerate() {
-            for cache in parts {
+        for (layer, store) in self.layers.iter().enumerate() {
+            for cache in &store.parts {
                 cache.readable(layer, &(0..end))?;
             }
         }
@@ -180,7 +190,7 @@ impl KvCache {
         let dtype = self.dtype;
         self.layers
             .get_mut(layer)
-            .map(|parts| LayerCache { parts, dtype })
+            .map(|store| LayerCache { store, dtype })
     }
 
     pub(super) fn put_hidden(&mut self, layer: usize, start: usize, values: &[f32]) {
@@ -195,10 +205,8 @@ impl KvCache {
     }
 
     fn part(&self, layer: usize, part: Part) -> Result<&PartCache, EngineError> {
-        let found = self
-            .layers
-            .get(layer)
-            .and_then(|parts| parts.iter().find(|p| p.spec.part == part));
+        let parts = self.layers.get(layer).map(|store| &store.parts);
+        let found = parts.and_then(|parts| parts.iter().find(|cache| cache.spec.part == part));
         found.ok_or(EngineError::NoSuchPart {
             layer,
             part,
@@ -206,44 +214,47 @@ impl KvCache {
         })
     }
 
-    fn part_mut(&mut self, layer: usize, part: Part) -> Result<&mut PartCache, EngineError> {
+    fn part_mut(
+        &mut self,
+        layer: usize,
+        part: Part,
+    ) -> Result<(&mut PartCache, &mut Prepared), EngineError> {
         let layers = self.layers.len();
-        let parts = self.layers.get_mut(layer);
-        let found = parts.and_then(|parts| parts.iter_mut().find(|p| p.spec.part == part));
-        found.ok_or(EngineError::NoSuchPart {
+        let missing = EngineError::NoSuchPart {
             layer,
             part,
             layers,
-        })
+        };
+        let Some(LayerStore { parts, prepared }) = self.layers.get_mut(layer) else {
+            return Err(missing);
+        };
+        let found = parts.iter_mut().find(|cache| cache.spec.part == part);
+        Ok((found.ok_or(missing)?, prepared))
     }
 }
 
 /// One layer of the cache, as its attention sees it.
 #[derive(Debug)]
 pub(super) struct LayerCache<'a> {
-    parts: &'a mut [PartCache; 2],
+    store: &'a mut LayerStore,
     dtype: CacheDtype,
 }
 
 impl LayerCache<'_> {
     /// Rounds and stores `values` for the tokens from `start` on: first part, second part.
     pub(super) fn put(&mut self, start: usize, first: &[f32], second: &[f32]) {
-        let [a, b] = &mut *self.parts;
+        self.store.prepared.lower(start);
+        let [a, b] = &mut self.store.parts;
         a.put(self.dtype, start, first);
         b.put(self.dtype, start, second);
     }
 
-    /// Both parts of a run of tokens as f32, exactly as stored.
-    pub(super) fn get(&self, tokens: &Range<usize>) -> [Vec<f32>; 2] {
-        self.parts.each_ref().map(|part| {
-            let bytes = part.run(tokens);
-            let mut values = vec![0.0; bytes.len() / CacheDtype::BYTES];
-            values
-                .par_chunks_mut(CONVERT_TASK_BYTES / CacheDtype::BYTES)
-                .zip(bytes.par_chunks(CONVERT_TASK_BYTES))
-                .for_each(|(values, bytes)| widen(self.dtype, bytes, values));
-            values
-        })
+    /// Everything stored below `end`, ready for attention.
+    pub(super) fn prepare(&mut self, end: usize) -> &Prepared {
+        let parts = self.store.parts.each_ref();
+        let parts = parts.map(|part| (part.bytes.as_slice(), part.spec.bytes()));
+        self.store.prepared.raise(end, self.dtype, parts);
+        &self.store.prepared
     }
 }
 
@@ -354,24 +365,5 @@ fn narrow(dtype: CacheDtype, values: &[f32], bytes: &mut [u8]) {
             CacheDtype::Bf16 => bf16::from_f32(*value).to_le_bytes(),
             CacheDtype::F16 => f16::from_f32(*value).to_le_bytes(),
         };
-    }
-}
-
-/// The stored numbers as f32; exact.
-fn widen(dtype: CacheDtype, bytes: &[u8], values: &mut [f32]) {
-    let (places, _) = bytes.as_chunks::<{ CacheDtype::BYTES }>();
-    match dtype {
-        CacheDtype::Bf16 => {
-            for (value, place) in values.iter_mut().zip(places) {
-                *value = f32::from_bits(u32::from(u16::from_le_bytes(*place)) << 16);
-            }
-        }
-        CacheDtype::F16 => {
-            let halves: Vec<f16> = places
-                .iter()
-                .map(|place| f16::from_le_bytes(*place))
-                .collect();
-            halves.convert_to_f32_slice(values);
-        }
     }
 }

@@ -9,11 +9,10 @@
 
 use std::sync::Arc;
 
-use super::attention::{Geometry, Tile, attend};
+use super::attention::{Geometry, attend};
 use super::cache::LayerCache;
-use super::error::EngineError;
 use super::math::{Rope, add, gated, rms_norm};
-use super::matrix::{Rows, Weight};
+use super::matrix::Weight;
 
 /// Weights of one layer.
 #[derive(Debug)]
@@ -66,39 +65,31 @@ pub(super) struct LatentMixer {
 impl Layer {
     /// Runs the tokens of one step, the first of which stands at `start`; `x` is the residual
     /// stream `[rows, hidden]`, changed in place.
-    pub(super) fn run(
-        &self,
-        x: &mut [f32],
-        start: usize,
-        epsilon: f32,
-        cache: LayerCache<'_>,
-    ) -> Result<(), EngineError> {
+    pub(super) fn run(&self, x: &mut [f32], start: usize, epsilon: f32, cache: LayerCache<'_>) {
         let normed = rms_norm(x, &self.attention_norm, epsilon);
         let rows = x.len() / self.attention_norm.len();
         let mixed = match &self.mixer {
-            Mixer::Heads(mixer) => mixer.run(normed, rows, start, &self.rope, cache)?,
-            Mixer::Latent(mixer) => mixer.run(normed, rows, start, &self.rope, cache, epsilon)?,
+            Mixer::Heads(mixer) => mixer.run(&normed, rows, start, &self.rope, cache),
+            Mixer::Latent(mixer) => mixer.run(&normed, rows, start, &self.rope, cache, epsilon),
         };
-        add(x, &mixed.values());
+        add(x, &mixed);
         let normed = rms_norm(x, &self.feed_forward_norm, epsilon);
-        let gate_up = self.gate_up.apply(normed)?;
-        let inner = gated(&gate_up.values(), self.gate_up.outputs() / 2);
-        add(x, &self.down.apply(inner)?.values());
-        Ok(())
+        let inner = gated(&self.gate_up.apply(&normed), self.gate_up.outputs() / 2);
+        add(x, &self.down.apply(&inner));
     }
 }
 
 impl HeadsMixer {
     fn run(
         &self,
-        normed: Vec<f32>,
+        normed: &[f32],
         rows: usize,
         start: usize,
         rope: &Rope,
         mut cache: LayerCache<'_>,
-    ) -> Result<Rows, EngineError> {
-        let projected = self.query_key_value.apply(normed)?;
-        let queries = self.split(&projected.values(), rows, start, rope, &mut cache)?;
+    ) -> Vec<f32> {
+        let projected = self.query_key_value.apply(normed);
+        let queries = self.split(&projected, rows, start, rope, &mut cache);
         let geometry = Geometry {
             kv_heads: self.kv_heads,
             group: self.query_heads / self.kv_heads,
@@ -108,13 +99,8 @@ impl HeadsMixer {
             rows,
             start,
         };
-        let attended = attend(&queries, &geometry, |tokens| {
-            let [keys, values] = cache.get(&tokens);
-            let keys = Rows::new(keys, self.kv_heads * self.key_dim)?;
-            let values = Some(Rows::new(values, self.kv_heads * self.value_dim)?);
-            Ok(Tile { keys, values })
-        })?;
-        self.out.apply(attended)
+        let attended = attend(&queries, &geometry, cache.prepare(start + rows));
+        self.out.apply(&attended)
     }
 
     /// Stores keys and values; returns the queries of each KV head, rotated and scaled.
@@ -125,7 +111,7 @@ impl HeadsMixer {
         start: usize,
         rope: &Rope,
         cache: &mut LayerCache<'_>,
-    ) -> Result<Vec<Rows>, EngineError> {
+    ) -> Vec<Vec<f32>> {
         let key_width = self.kv_heads * self.key_dim;
         let query_width = self.query_heads * self.key_dim;
         let row_width = query_width + key_width + self.kv_heads * self.value_dim;
@@ -159,26 +145,28 @@ impl HeadsMixer {
         }
         cache.put(start, &keys, &values);
         queries
-            .into_iter()
-            .map(|stacked| Rows::new(stacked, self.key_dim))
-            .collect()
     }
 }
 
 impl LatentMixer {
     fn run(
         &self,
-        normed: Vec<f32>,
+        normed: &[f32],
         rows: usize,
         start: usize,
         rope: &Rope,
         mut cache: LayerCache<'_>,
         epsilon: f32,
-    ) -> Result<Rows, EngineError> {
-        let query = self.query.apply(normed.clone())?;
-        let compressed = self.compress.apply(normed)?;
-        self.store(&compressed.values(), start, rope, &mut cache, epsilon);
-        let queries = self.absorbed_queries(&query.values(), rows, start, rope)?;
+    ) -> Vec<f32> {
+        let query = self.query.apply(normed);
+        self.store(
+            &self.compress.apply(normed),
+            start,
+            rope,
+            &mut cache,
+            epsilon,
+        );
+        let queries = self.absorbed_queries(&query, rows, start, rope);
         let geometry = Geometry {
             kv_heads: 1,
             group: self.query_to_latent.len(),
@@ -188,19 +176,7 @@ impl LatentMixer {
             rows,
             start,
         };
-        let attended = attend(std::slice::from_ref(&queries), &geometry, |tokens| {
-            let [latent, rope] = cache.get(&tokens);
-            let mut keys = Vec::with_capacity(latent.len() + rope.len());
-            let pairs = latent
-                .chunks_exact(self.latent_dim)
-                .zip(rope.chunks_exact(self.rope_dim));
-            for (latent, rope) in pairs {
-                keys.extend_from_slice(latent);
-                keys.extend_from_slice(rope);
-            }
-            let keys = Rows::new(keys, self.latent_dim + self.rope_dim)?;
-            Ok(Tile { keys, values: None })
-        })?;
+        let attended = attend(&[queries], &geometry, cache.prepare(start + rows));
         self.rebuild_values(&attended, rows)
     }
 
@@ -232,13 +208,7 @@ impl LatentMixer {
     }
 
     /// Queries in the space of the cached latent and rotated key: `[heads * rows, ...]`.
-    fn absorbed_queries(
-        &self,
-        query: &[f32],
-        rows: usize,
-        start: usize,
-        rope: &Rope,
-    ) -> Result<Rows, EngineError> {
+    fn absorbed_queries(&self, query: &[f32], rows: usize, start: usize, rope: &Rope) -> Vec<f32> {
         let head_width = self.nope_dim + self.rope_dim;
         let heads = self.query_to_latent.len();
         let scale = inverse_square_root(head_width);
@@ -248,8 +218,7 @@ impl LatentMixer {
             let unrotated = of_head()
                 .flat_map(|q| q.iter().take(self.nope_dim))
                 .copied();
-            let absorbed = to_latent.apply(unrotated.collect())?;
-            let absorbed = absorbed.values();
+            let absorbed = to_latent.apply(&unrotated.collect::<Vec<_>>());
             for (row, (q, absorbed)) in of_head()
                 .zip(absorbed.chunks_exact(self.latent_dim))
                 .enumerate()
@@ -259,11 +228,11 @@ impl LatentMixer {
                 stacked.extend(absorbed.iter().chain(&rotated).map(|value| value * scale));
             }
         }
-        Rows::new(stacked, self.latent_dim + self.rope_dim)
+        stacked
     }
 
     /// From mixed latents `[rows, heads, latent_dim]` through each head's values to the output.
-    fn rebuild_values(&self, attended: &[f32], rows: usize) -> Result<Rows, EngineError> {
+    fn rebuild_values(&self, attended: &[f32], rows: usize) -> Vec<f32> {
         let heads = self.latent_to_value.len();
         let value_dim = self.latent_to_value.first().map_or(0, Weight::outputs);
         let mut values = vec![0.0; rows * heads * value_dim];
@@ -272,14 +241,13 @@ impl LatentMixer {
                 .chunks_exact(self.latent_dim)
                 .skip(head)
                 .step_by(heads);
-            let rebuilt = to_value.apply(of_head.flatten().copied().collect())?;
-            let rebuilt = rebuilt.values();
+            let rebuilt = to_value.apply(&of_head.flatten().copied().collect::<Vec<_>>());
             let places = values.chunks_exact_mut(value_dim).skip(head).step_by(heads);
             for (place, value) in places.zip(rebuilt.chunks_exact(value_dim)) {
                 place.copy_from_slice(value);
             }
         }
-        self.out.apply(values)
+        self.out.apply(&values)
     }
 }
 
@@ -287,3 +255,6 @@ impl LatentMixer {
 fn inverse_square_root(width: usize) -> f32 {
     1.0 / (width as f32).sqrt()
 }
+
+#[cfg(test)]
+mod tests;

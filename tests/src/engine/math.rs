@@ -6,7 +6,7 @@
 //! Written as plain loops over fixed lanes so that the compiler vectorises them for whatever the
 //! machine has, without fused multiply-adds: the same bits on every x86-64 and every thread count.
 //!
-//! Not here on purpose: matrix products (`matrix`).
+//! Not here on purpose: matrix products (`kernel`).
 
 use rayon::prelude::*;
 
@@ -14,6 +14,7 @@ use rayon::prelude::*;
 const LANES: usize = 16;
 
 /// Sum of products, always in the same order.
+#[inline(always)]
 pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut sums = [0.0_f32; LANES];
     let (a_lanes, b_lanes) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
@@ -32,6 +33,7 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// Largest value; negative infinity for nothing.
+#[inline(always)]
 pub(super) fn max(values: &[f32]) -> f32 {
     let mut best = [f32::NEG_INFINITY; LANES];
     let lanes = values.chunks_exact(LANES);
@@ -49,29 +51,28 @@ pub(super) fn max(values: &[f32]) -> f32 {
 }
 
 /// `f32::max` spends instructions on NaN that would halve the speed of [`max`].
+#[inline(always)]
 const fn larger(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
 }
 
-/// Replaces each `score` by `exp(score - shift)` and returns their sum.
-pub(super) fn exp_and_sum(scores: &[f32], shift: f32, into: &mut [f32]) -> f32 {
+/// Replaces each score by `exp(score - shift)` and returns their sum.
+#[inline(always)]
+pub(super) fn exp_and_sum(scores: &mut [f32], shift: f32) -> f32 {
     let mut sums = [0.0_f32; LANES];
-    let whole = scores.len() - scores.len() % LANES;
-    let (scores, scores_tail) = scores.split_at(whole);
-    let (into, into_tail) = into.split_at_mut(whole);
-    for (from, to) in scores.chunks_exact(LANES).zip(into.chunks_exact_mut(LANES)) {
-        for ((score, out), sum) in from.iter().zip(to).zip(&mut sums) {
-            let value = exp(score - shift);
-            *out = value;
-            *sum += value;
+    let (lanes, tail) = scores.as_chunks_mut::<LANES>();
+    for lanes in lanes {
+        for (score, sum) in lanes.iter_mut().zip(&mut sums) {
+            *score = exp(*score - shift);
+            *sum += *score;
         }
     }
-    let mut tail = 0.0;
-    for (score, out) in scores_tail.iter().zip(into_tail) {
-        *out = exp(score - shift);
-        tail += *out;
+    let mut tail_sum = 0.0;
+    for score in tail {
+        *score = exp(*score - shift);
+        tail_sum += *score;
     }
-    sums.iter().sum::<f32>() + tail
+    sums.iter().sum::<f32>() + tail_sum
 }
 
 /// e to the `x`, within 2 units in the last place; inputs are clamped to what f32 can hold.
@@ -168,18 +169,13 @@ impl Rope {
     }
 
     /// Turns one head at `position`: the pairs are (i, i + width / 2), as serving engines store.
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "a position too far must not pass for unturned"
+    )]
     pub(super) fn turn(&self, head: &mut [f32], position: usize) {
-        let width = 2 * self.half;
-        let row = self
-            .table
-            .get(position * width..(position + 1) * width)
-            .unwrap_or(&[]);
-        debug_assert_eq!(
-            row.len(),
-            width,
-            "position {position} is beyond the RoPE table"
-        );
-        let (cosines, sines) = row.split_at(row.len() / 2);
+        let row = &self.table[position * 2 * self.half..][..2 * self.half];
+        let (cosines, sines) = row.split_at(self.half);
         let (low, high) = head.split_at_mut(self.half);
         for (((low, high), cos), sin) in low.iter_mut().zip(high).zip(cosines).zip(sines) {
             let (a, b) = (*low, *high);

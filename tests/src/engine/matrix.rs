@@ -1,100 +1,50 @@
-//! Dense products: the one place that touches the tensor library's arithmetic.
+//! Weight matrices, packed once, and their products with rows of activations.
 //!
-//! Upstairs:   `layer`, `attention`, `model`.
-//! Downstairs: `candle_core::Tensor`, whose f32 product picks SIMD kernels at run time.
+//! Upstairs:   `layer`, `model`.
+//! Downstairs: `kernel` multiplies; `rayon` lends the cores.
 //!
-//! Invariant: a product's bits depend on its operands and their shape only. The library splits
-//! rows and columns over threads, never the sum; a single row goes through our own loop, because
-//! the library would read the weights of a decode step with one core.
+//! Invariant E3: how rows and columns are dealt to threads changes no bit of the result.
 //!
 //! Not here on purpose: quantised products. Weights are dequantised once, at load.
 
-use std::ops::Deref;
-
-use candle_core::{CpuStorage, Device, Storage, Tensor};
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::error::EngineError;
-use super::math::dot;
+use super::kernel::{Left, Out, PANEL, multiply_add};
 
-/// Outputs that one task of a single-row product computes.
-const ROW_TASK_OUTPUTS: usize = 64;
+/// Panels that one task of a single-row product takes.
+const ROW_TASK_PANELS: usize = 4;
 
-/// A matrix of activations, row major and whole.
-#[derive(Debug)]
-pub(super) struct Rows(Tensor);
+/// Rows of a task are a multiple of this, so that few tasks end in a partial block.
+const ROWS_STEP: usize = 6;
 
-impl Rows {
-    pub(super) fn new(values: Vec<f32>, width: usize) -> Result<Self, EngineError> {
-        let rows = values.len() / width;
-        Ok(Self(Tensor::from_vec(values, (rows, width), &Device::Cpu)?))
-    }
-
-    /// Columns `from .. from + width` as an operand; copies nothing.
-    pub(super) fn columns(&self, from: usize, width: usize) -> Result<Operand, EngineError> {
-        Ok(Operand(self.0.narrow(1, from, width)?))
-    }
-
-    /// The values, row major.
-    pub(super) fn values(&self) -> impl Deref<Target = [f32]> {
-        Values(self.0.storage_and_layout().0)
-    }
-
-    /// `self * other`.
-    pub(super) fn times(&self, other: &Operand) -> Result<Self, EngineError> {
-        Ok(Self(self.0.matmul(&other.0)?))
-    }
-
-    /// `self * other` transposed.
-    pub(super) fn times_transposed(&self, other: &Operand) -> Result<Self, EngineError> {
-        Ok(Self(self.0.matmul(&other.0.t()?)?))
-    }
-}
-
-/// A view that can stand on the right of a product.
-#[derive(Debug)]
-pub(super) struct Operand(Tensor);
-
-/// Read access to the numbers of [`Rows`].
-struct Values<G>(G);
-
-impl<G: Deref<Target = Storage>> Deref for Values<G> {
-    type Target = [f32];
-
-    fn deref(&self) -> &[f32] {
-        match &*self.0 {
-            Storage::Cpu(CpuStorage::F32(values)) => values,
-            // `Rows` is built from f32 on the CPU only.
-            _ => &[],
-        }
-    }
-}
-
-/// A weight matrix `[outputs, inputs]`.
+/// A weight matrix `[outputs, inputs]`, packed in panels of outputs.
 #[derive(Debug)]
 pub(super) struct Weight {
-    matrix: Rows,
-    transposed: Operand,
+    panels: Vec<f32>,
     inputs: usize,
     outputs: usize,
 }
 
 impl Weight {
-    pub(super) fn new(values: Vec<f32>, inputs: usize) -> Result<Self, EngineError> {
+    /// Packs `values`, row major `[outputs, inputs]`.
+    pub(super) fn new(values: &[f32], inputs: usize) -> Self {
         let outputs = values.len() / inputs;
-        let matrix = Rows::new(values, inputs)?;
-        let transposed = Operand(matrix.0.t()?);
-        Ok(Self {
-            matrix,
-            transposed,
+        let mut panels = vec![0.0; outputs.div_ceil(PANEL) * inputs * PANEL];
+        panels
+            .par_chunks_mut(inputs * PANEL)
+            .zip(values.par_chunks(inputs * PANEL))
+            .for_each(|(panel, rows)| {
+                for (column, row) in rows.chunks_exact(inputs).enumerate() {
+                    let places = panel.iter_mut().skip(column).step_by(PANEL);
+                    places.zip(row).for_each(|(place, value)| *place = *value);
+                }
+            });
+        Self {
+            panels,
             inputs,
             outputs,
-        })
-    }
-
-    /// The weights themselves, one row an output.
-    pub(super) fn values(&self) -> impl Deref<Target = [f32]> {
-        self.matrix.values()
+        }
     }
 
     /// Width of what comes out.
@@ -102,20 +52,70 @@ impl Weight {
         self.outputs
     }
 
+    /// Adds the weights of one output to the end of `into`.
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "an output too many must not pass for nothing"
+    )]
+    pub(super) fn append_row(&self, output: usize, into: &mut Vec<f32>) {
+        let panel = &self.panels[output / PANEL * PANEL * self.inputs..][..PANEL * self.inputs];
+        into.extend(panel.iter().skip(output % PANEL).step_by(PANEL));
+    }
+
     /// Applies the weights to every row of `input`.
-    pub(super) fn apply(&self, input: Vec<f32>) -> Result<Rows, EngineError> {
-        if input.len() != self.inputs {
-            return Rows::new(input, self.inputs)?.times(&self.transposed);
+    pub(super) fn apply(&self, input: &[f32]) -> Vec<f32> {
+        let rows = input.len() / self.inputs;
+        let mut out = vec![0.0; rows * self.outputs];
+        if rows == 1 {
+            let panels = self
+                .panels
+                .par_chunks(ROW_TASK_PANELS * self.inputs * PANEL);
+            out.par_chunks_mut(ROW_TASK_PANELS * PANEL)
+                .zip(panels)
+                .for_each(|(out, panels)| self.run(input, panels, out));
+        } else {
+            // One task a core: every task reads all weights, so more tasks only read more.
+            let share = rows
+                .div_ceil(rayon::current_num_threads())
+                .next_multiple_of(ROWS_STEP);
+            out.par_chunks_mut(share * self.outputs)
+                .zip(input.par_chunks(share * self.inputs))
+                .for_each(|(out, input)| self.run(input, &self.panels, out));
         }
-        let weights = self.values();
-        let mut out = vec![0.0; self.outputs];
-        out.par_chunks_mut(ROW_TASK_OUTPUTS)
-            .zip(weights.par_chunks(ROW_TASK_OUTPUTS * self.inputs))
-            .for_each(|(out, weights)| {
-                for (out, row) in out.iter_mut().zip(weights.chunks_exact(self.inputs)) {
-                    *out = dot(row, &input);
-                }
-            });
-        Rows::new(out, self.outputs)
+        out
+    }
+
+    /// Whole rows of `input` times some panels; `out` has just their columns.
+    fn run(&self, input: &[f32], panels: &[f32], out: &mut [f32]) {
+        let columns = out.len() / (input.len() / self.inputs);
+        Arch::new().dispatch(Product {
+            left: Left {
+                values: input,
+                stride: self.inputs,
+                depth: self.inputs,
+            },
+            panels,
+            out: Out {
+                values: out,
+                stride: columns,
+                columns,
+            },
+        });
+    }
+}
+
+struct Product<'a> {
+    left: Left<'a>,
+    panels: &'a [f32],
+    out: Out<'a>,
+}
+
+impl WithSimd for Product<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        let panels = self.panels.chunks_exact(self.left.depth * PANEL);
+        multiply_add(simd, self.left, panels, &mut self.out);
     }
 }

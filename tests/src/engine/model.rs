@@ -74,12 +74,9 @@ impl Model {
             )?);
         }
         let (vocab, hidden) = (config.vocab, config.hidden);
-        let embedding = Weight::new(source.matrix("token_embd", vocab, hidden)?, hidden)?;
+        let embedding = weight(source, "token_embd", vocab, hidden)?;
         let head = if source.has_own_head() {
-            Some(Weight::new(
-                source.matrix("output", vocab, hidden)?,
-                hidden,
-            )?)
+            Some(weight(source, "output", vocab, hidden)?)
         } else {
             None
         };
@@ -107,25 +104,19 @@ impl Model {
     /// The rows of the embedding for `tokens`.
     pub(super) fn embed(&self, tokens: &[u32]) -> Result<Vec<f32>, EngineError> {
         let (vocab, hidden) = (self.config.vocab, self.config.hidden);
-        let table = self.embedding.values();
         let mut out = Vec::with_capacity(tokens.len() * hidden);
         for &token in tokens {
-            let row = usize::try_from(token).ok().filter(|index| *index < vocab);
-            let row = row.and_then(|index| table.get(index * hidden..(index + 1) * hidden));
-            out.extend_from_slice(row.ok_or(EngineError::Vocabulary { token, vocab })?);
+            let row = usize::try_from(token).ok().filter(|row| *row < vocab);
+            let row = row.ok_or(EngineError::Vocabulary { token, vocab })?;
+            self.embedding.append_row(row, &mut out);
         }
         Ok(out)
     }
 
     /// Scores of the whole vocabulary after one row of the last layer.
-    pub(super) fn logits(&self, last: &[f32]) -> Result<Vec<f32>, EngineError> {
+    pub(super) fn logits(&self, last: &[f32]) -> Vec<f32> {
         let normed = rms_norm(last, &self.norm, self.config.norm_epsilon);
-        let scores = self
-            .head
-            .as_ref()
-            .unwrap_or(&self.embedding)
-            .apply(normed)?;
-        Ok(scores.values().to_vec())
+        self.head.as_ref().unwrap_or(&self.embedding).apply(&normed)
     }
 }
 
@@ -149,7 +140,7 @@ fn build_layer(
         mixer,
         rope,
         feed_forward_norm: source.norm(&format!("{prefix}.ffn_norm"), hidden)?,
-        gate_up: Weight::new(gate_up, hidden)?,
+        gate_up: Weight::new(&gate_up, hidden),
         down: weight(source, &format!("{prefix}.ffn_down"), hidden, inner)?,
     })
 }
@@ -174,7 +165,7 @@ fn heads_mixer(
     fused.extend(source.matrix(&format!("{prefix}.attn_k"), kv_heads * key_dim, hidden)?);
     fused.extend(source.matrix(&format!("{prefix}.attn_v"), kv_heads * value_dim, hidden)?);
     Ok(Mixer::Heads(HeadsMixer {
-        query_key_value: Weight::new(fused, hidden)?,
+        query_key_value: Weight::new(&fused, hidden),
         out: weight(
             source,
             &format!("{prefix}.attn_output"),
@@ -248,5 +239,5 @@ fn weight(
     outputs: usize,
     inputs: usize,
 ) -> Result<Weight, EngineError> {
-    Weight::new(source.matrix(name, outputs, inputs)?, inputs)
+    Ok(Weight::new(&source.matrix(name, outputs, inputs)?, inputs))
 }

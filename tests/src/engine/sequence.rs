@@ -4,7 +4,8 @@
 //! Downstairs: `model` (weights, shared), `cache` (owned).
 //!
 //! Invariants kept here
-//!   E2  A step never crosses a block boundary; whoever resumes at one repeats the same steps.
+//!   E2  Steps end on block boundaries where they can, so that whoever resumes at one repeats the
+//!       same steps; nothing depends on it, because a step's size changes no bit.
 //!   S1  The position moves only over tokens whose keys and values are all present.
 //!   S2  Restored bytes are refused for tokens at which the sequence has already arrived:
 //!       history is never rewritten under an attention that has read it.
@@ -217,7 +218,9 @@ impl Sequence {
         for (index, layer) in model.layers.iter().enumerate() {
             self.cache.put_hidden(index, range.start, &x);
             if let Some(cache) = self.cache.layer_mut(index) {
-                layer.run(&mut x, range.start, model.config().norm_epsilon, cache)?;
+                // Inside the pool, so that each product below starts without waking a thread.
+                let epsilon = model.config().norm_epsilon;
+                rayon::scope(|_| layer.run(&mut x, range.start, epsilon, cache));
             }
             observer.layer_done(&self.cache, index, range.clone());
         }
@@ -228,8 +231,8 @@ impl Sequence {
 
     /// Scores of the whole vocabulary for the token at the position.
     pub fn logits(&self) -> Result<Vec<f32>, EngineError> {
-        self.model
-            .logits(self.last.as_ref().ok_or(EngineError::NothingComputed)?)
+        let last = self.last.as_ref().ok_or(EngineError::NothingComputed)?;
+        Ok(self.model.logits(last))
     }
 
     /// Computes one more token.

@@ -170,28 +170,57 @@ fn a_restored_run_differs_when_one_bit_of_the_cache_does() {
     }
 }
 
+// Goal: a step's size changes no bit, so a prefix may be restored up to any token, and tokens
+// that were decoded one by one may be saved like those of a prompt.
 #[test]
-fn the_cache_is_the_same_bytes_however_the_prompt_is_cut_at_blocks() {
+fn the_cache_is_the_same_bytes_however_the_prompt_is_cut() {
     let tokens = prompt(PROMPT_TOKENS);
     for (name, layers) in shapes() {
         let model = model(layers);
         let whole = prefilled(&model, options(), &tokens);
-        let mut cut = Sequence::new(Arc::clone(&model), options()).unwrap();
-        cut.prefill(&tokens[..32]).unwrap();
-        cut.prefill(&tokens[32..48]).unwrap();
-        cut.prefill(&tokens[48..]).unwrap();
-        assert_eq!(
-            bits(&cut.logits().unwrap()),
-            bits(&whole.logits().unwrap()),
-            "{name}"
-        );
-        for (layer, attention) in model.config().layers.iter().enumerate() {
-            for PartSpec { part, .. } in attention.parts() {
-                let all = |s: &Sequence| s.cache().bytes(layer, part, 0..90).unwrap().to_vec();
-                assert!(all(&cut) == all(&whole), "{name}: layer {layer} {part:?}");
-            }
+        for cut in [1, 7, 16, 50] {
+            let mut run = Sequence::new(Arc::clone(&model), options()).unwrap();
+            tokens
+                .chunks(cut)
+                .for_each(|tokens| run.prefill(tokens).unwrap());
+            assert_same_cache(&run, &whole, &format!("{name} cut by {cut}"));
+        }
+        let one_step = SequenceOptions {
+            block_tokens: 128,
+            ..options()
+        };
+        let run = prefilled(&model, one_step, &tokens);
+        assert_same_cache(&run, &whole, &format!("{name} in one step"));
+    }
+}
+
+fn assert_same_cache(run: &Sequence, whole: &Sequence, what: &str) {
+    assert_eq!(
+        bits(&run.logits().unwrap()),
+        bits(&whole.logits().unwrap()),
+        "{what}"
+    );
+    for (layer, attention) in run.model().config().layers.iter().enumerate() {
+        for PartSpec { part, .. } in attention.parts() {
+            let all = |s: &Sequence| s.cache().bytes(layer, part, 0..90).unwrap().to_vec();
+            assert!(all(run) == all(whole), "{what}: layer {layer} {part:?}");
         }
     }
+}
+
+// Goal: nothing is split by thread.
+#[test]
+fn one_thread_gives_the_same_bits_as_many() {
+    let tokens = prompt(PROMPT_TOKENS);
+    let model = model(vec![heads(4, 2, 16, 16), LATENT]);
+    let with_threads = |count| {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(count)
+            .build()
+            .unwrap();
+        pool.install(|| prefilled(&model, options(), &tokens))
+    };
+    assert_same_cache(&with_threads(5), &with_threads(1), "five threads");
 }
 
 #[test]
