@@ -27,7 +27,7 @@ use crate::restore::{Asked, Restore, Source};
 use crate::save::{CommitOutcome, SaveBlock, results};
 use crate::session::Session;
 use crate::slot::FilledSlot;
-use crate::values::{Acknowledge, Lookup, Tier};
+use crate::values::{Acknowledge, BlockStatus, Lookup, Tier};
 
 const GET: Call = Call::reads("GetInline");
 const PUT: Call = Call::changes("PutInline");
@@ -246,21 +246,22 @@ struct Coming {
 impl Getter {
     async fn run(&self) -> Result<(), Error> {
         let lookup = self.lookup().await?;
-        let wanted = if self.scattered {
-            self.keys.len()
-        } else {
-            lookup.prefix_blocks
-        };
         let plan = self.plan(&lookup);
         if self.feed.send(Feed::Plan(plan)).await.is_err() {
             return Ok(());
         }
+        // GetInline stops at the first miss, so it is asked for what is there only.
+        let present = lookup
+            .blocks
+            .iter()
+            .enumerate()
+            .filter(|(_, status)| status.is_present());
+        let wanted: Vec<usize> = present.map(|(index, _)| index).collect();
         let mut done = v1::RestoreDone::default();
-        if wanted > 0 {
-            let keys = self.keys.get(..wanted).unwrap_or_default();
-            done = self.get(keys).await?;
+        if !wanted.is_empty() {
+            done = self.get(&wanted).await?;
         }
-        self.complete(&mut done, &lookup, wanted);
+        self.complete(&mut done, &lookup);
         let _ = self.feed.send(Feed::Done(done)).await;
         Ok(())
     }
@@ -279,13 +280,12 @@ impl Getter {
     }
 
     fn plan(&self, lookup: &Lookup) -> v1::RestorePlan {
-        use crate::values::BlockStatus::{Missing, Present};
         use v1::block_status::Status;
-        let status = |status: &crate::values::BlockStatus| v1::BlockStatus {
+        let status = |status: &BlockStatus| v1::BlockStatus {
             status: Some(match *status {
-                Present(Tier::Host) => Status::Tier(v1::Tier::Host.into()),
-                Present(Tier::Disk) => Status::Tier(v1::Tier::Disk.into()),
-                Missing(miss) => Status::Miss(v1::MissReason::from(miss).into()),
+                BlockStatus::Present(Tier::Host) => Status::Tier(v1::Tier::Host.into()),
+                BlockStatus::Present(Tier::Disk) => Status::Tier(v1::Tier::Disk.into()),
+                BlockStatus::Missing(miss) => Status::Miss(v1::MissReason::from(miss).into()),
             }),
         };
         v1::RestorePlan {
@@ -293,21 +293,28 @@ impl Getter {
         }
     }
 
-    /// Blocks past the prefix were not asked for: they miss as the lookup says.
-    fn complete(&self, done: &mut v1::RestoreDone, lookup: &Lookup, wanted: usize) {
-        for index in wanted..self.keys.len() {
-            let miss = match lookup.blocks.get(index) {
-                Some(crate::values::BlockStatus::Missing(miss)) => *miss,
-                _ => Miss::Absent,
-            };
-            done.missed.push(missed(index, miss));
+    /// Adds the blocks that were not asked for. How many are usable, the reader counts.
+    fn complete(&self, done: &mut v1::RestoreDone, lookup: &Lookup) {
+        for index in 0..self.keys.len() {
+            match lookup.blocks.get(index) {
+                Some(BlockStatus::Present(_)) => {}
+                Some(BlockStatus::Missing(miss)) => done.missed.push(missed(index, *miss)),
+                None => done.missed.push(missed(index, Miss::Absent)),
+            }
         }
+        done.missed.sort_by_key(|missed| missed.index);
+        done.usable_blocks = u32::MAX;
     }
 
-    async fn get(&self, keys: &[BlockKey]) -> Result<v1::RestoreDone, Error> {
+    /// Gets the keys of these indices.
+    async fn get(&self, wanted: &[usize]) -> Result<v1::RestoreDone, Error> {
+        let keys: Vec<BlockKey> = wanted
+            .iter()
+            .filter_map(|index| self.keys.get(*index).copied())
+            .collect();
         let request = v1::GetInlineRequest {
             session: self.link.session.clone(),
-            keys: check::keys_to_wire(keys)?,
+            keys: check::keys_to_wire(&keys)?,
             kind: v1::PayloadKind::from(self.kind).into(),
         };
         let mut rpc = self.link.rpc.clone();
@@ -320,7 +327,7 @@ impl Getter {
         loop {
             match self.message(&mut stream).await? {
                 Got::Block(header) if coming.is_none() => {
-                    coming = Some(self.header(header, keys.len())?);
+                    coming = Some(self.header(header, wanted)?);
                 }
                 Got::Data(data) => {
                     let Some(block) = coming.as_mut() else {
@@ -332,6 +339,9 @@ impl Getter {
                     block.bytes.extend_from_slice(&data);
                 }
                 Got::Done(mut done) if coming.is_none() => {
+                    for missed in &mut done.missed {
+                        missed.index = place(wanted, missed.index)?;
+                    }
                     for index in corrupt {
                         done.missed.push(missed(index, Miss::PayloadCrc));
                     }
@@ -366,11 +376,8 @@ impl Getter {
     }
 
     /// Checks a header before anything is allocated from it (I1).
-    fn header(&self, header: v1::GetInlineBlock, asked: usize) -> Result<Coming, Error> {
-        if usize::try_from(header.index).map_or(true, |index| index >= asked) {
-            let index = header.index;
-            return Err(GET.bad_reply(format!("block {index} came, where {asked} were asked for")));
-        }
+    fn header(&self, mut header: v1::GetInlineBlock, wanted: &[usize]) -> Result<Coming, Error> {
+        header.index = place(wanted, header.index)?;
         let layout = self
             .layouts
             .of_length(self.kind, header.tokens, header.length);
@@ -413,6 +420,16 @@ impl Getter {
         let _ = self.feed.send(Feed::Inline(block)).await;
         Ok(true)
     }
+}
+
+/// Index into the keys of the restore of an index into those that were asked for.
+fn place(wanted: &[usize], index: u32) -> Result<u32, Error> {
+    let at = usize::try_from(index).unwrap_or(usize::MAX);
+    let place = wanted.get(at).and_then(|place| u32::try_from(*place).ok());
+    place.ok_or_else(|| {
+        let asked = wanted.len();
+        GET.bad_reply(format!("block {index} came, where {asked} were asked for"))
+    })
 }
 
 fn missed(index: usize, miss: Miss) -> v1::MissedBlock {

@@ -72,6 +72,7 @@ pub(crate) struct Running {
     id: u64,
     shared: Arc<Shared>,
     pub(crate) events: UnboundedReceiver<Feed>,
+    /// Done, failed or cancelled: nothing is left to cancel.
     pub(crate) ended: bool,
 }
 
@@ -154,8 +155,10 @@ impl Running {
         self.command(Command::Progress(progress));
     }
 
-    pub(crate) fn cancel(&self) {
-        self.command(Command::Cancel(v1::RestoreCancel {}));
+    pub(crate) fn cancel(&mut self) {
+        if !std::mem::replace(&mut self.ended, true) {
+            self.command(Command::Cancel(v1::RestoreCancel {}));
+        }
     }
 
     fn command(&self, command: Command) {
@@ -168,9 +171,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if !self.ended {
-            self.cancel();
-        }
+        self.cancel();
     }
 }
 

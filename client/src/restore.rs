@@ -6,7 +6,7 @@
 //! Invariants kept here
 //!   G1  A block is handed out only when its slot lies in the arena, is exactly as long as its
 //!       layout, was asked for and did not come before.
-//!   G2  `usable_blocks` never counts a block that was not handed out.
+//!   G2  `usable_blocks` never counts a block that was neither handed out nor computed.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -44,7 +44,8 @@ pub enum RestoreEvent {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RestoreSummary {
-    /// Leading blocks that all arrived.
+    /// Leading blocks that all arrived, or that the engine had computed by its own
+    /// [`progress`](Restore::progress).
     pub usable_blocks: usize,
     /// Index and reason of the blocks that did not arrive.
     pub missed: Vec<(usize, Miss)>,
@@ -390,7 +391,8 @@ impl Restore {
         if missed.iter().any(|(index, _)| *index >= asked) {
             return Err(RESTORE.bad_reply("a missed block was not asked for"));
         }
-        let came = self.came.iter().take_while(|came| **came).count();
+        let covered = |(index, came): &(usize, &bool)| **came || *index < self.reported;
+        let came = self.came.iter().enumerate().take_while(covered).count();
         let said = usize::try_from(done.usable_blocks).unwrap_or(usize::MAX);
         // G2: the daemon may know of a reason to stop earlier, never of one to go further.
         self.ready.push_back(RestoreEvent::Done(RestoreSummary {

@@ -283,6 +283,34 @@ impl Session {
     }
 }
 
+impl Session {
+    /// Waits until blocks that were accepted before are durable.
+    ///
+    /// Units: `keys` are 1 to 4096 blocks that a commit or a reserve said are accepted.
+    /// Returns one [`CommitOutcome`] a block, in order: [`CommitFailure::NotDurable`] when it will
+    /// not become durable, [`CommitFailure::StaleSlot`] when the daemon does not have it.
+    /// Errors: `Invalid`, `Timeout`, `SessionLost`. Cancel safety: yes. Blocks: no.
+    ///
+    /// ```no_run
+    /// # use kvtier_client::{BlockKey, Error, Session};
+    /// # async fn settle(session: Session, saved: Vec<BlockKey>) -> Result<(), Error> {
+    /// let outcomes = session.wait_durable(&saved).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn wait_durable(&self, keys: &[BlockKey]) -> Result<Vec<CommitOutcome>, Error> {
+        check::count(keys.len())?;
+        let link = self.link().await?;
+        let name = |key| v1::FilledSlot {
+            key: check::key_to_wire(key),
+            slot: None,
+            crc32: None,
+        };
+        let blocks = keys.iter().map(name).collect();
+        commit_staged(&link, blocks, Acknowledge::Durable, self.timeouts().commit).await
+    }
+}
+
 fn place(outcomes: &mut [CommitOutcome], indices: Vec<usize>, results: Vec<CommitOutcome>) {
     for (index, result) in indices.into_iter().zip(results) {
         if let Some(outcome) = outcomes.get_mut(index) {

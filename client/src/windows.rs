@@ -14,6 +14,7 @@
 
 use std::collections::VecDeque;
 
+use kvtier_proto::limits::KEYS_PER_CALL_MAX;
 use kvtier_proto::{BlockKey, Part, PayloadKind};
 use tokio::task::JoinHandle;
 
@@ -38,6 +39,8 @@ struct Committing {
 struct Windows<'a> {
     session: &'a Session,
     wait: Acknowledge,
+    /// Blocks that someone else saved and that are not durable yet, when that is asked for.
+    on_their_way: Vec<(usize, BlockKey)>,
     outcomes: Vec<Option<SaveOutcome>>,
     committing: Option<Committing>,
     /// The region was full with nothing of ours to commit, and releases were waited for.
@@ -109,6 +112,7 @@ impl Session {
         let mut windows = Windows {
             session: self,
             wait,
+            on_their_way: Vec::new(),
             outcomes: Vec::new(),
             committing: None,
             flushed: false,
@@ -127,6 +131,7 @@ impl Session {
             windows.round(filled, refused, &mut next).await?;
         }
         windows.settle().await?;
+        windows.make_durable().await?;
         Ok(windows.outcomes.into_iter().flatten().collect())
     }
 }
@@ -169,7 +174,12 @@ impl Windows<'_> {
         let mut refused = Vec::new();
         for ((index, block), reservation) in reservations {
             match reservation {
-                Reservation::Already(level) => self.set(index, SaveOutcome::Already(level)),
+                Reservation::Already(level) => {
+                    self.set(index, SaveOutcome::Already(level));
+                    if level < self.wait {
+                        self.on_their_way.push((index, block.key));
+                    }
+                }
                 Reservation::Refused(SaveRefusal::RegionFull) => refused.push((index, block)),
                 Reservation::Refused(why) => self.set(index, SaveOutcome::Refused(why)),
                 Reservation::Slot(mut slot) => {
@@ -235,6 +245,22 @@ impl Windows<'_> {
                 CommitOutcome::Failed(why) => SaveOutcome::Failed(why),
             };
             self.set(index, outcome);
+        }
+        Ok(())
+    }
+
+    /// Waits for blocks that were accepted from someone else. Those that will not become durable
+    /// stay what they are: accepted.
+    async fn make_durable(&mut self) -> Result<(), Error> {
+        let waiting = std::mem::take(&mut self.on_their_way);
+        for batch in waiting.chunks(KEYS_PER_CALL_MAX) {
+            let keys: Vec<_> = batch.iter().map(|(_, key)| *key).collect();
+            let outcomes = self.session.wait_durable(&keys).await?;
+            for ((index, _), outcome) in batch.iter().zip(outcomes) {
+                if let CommitOutcome::Stored(level) = outcome {
+                    self.set(*index, SaveOutcome::Already(level));
+                }
+            }
         }
         Ok(())
     }
