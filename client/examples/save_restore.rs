@@ -5,8 +5,8 @@
 //! The KV here is a pattern; an engine would copy its own pages in the same two closures.
 
 use kvtier_client::{
-    Acknowledge, Bytes, Client, ConnectOptions, Element, Endpoint, Error, LayerSpec,
-    ModelDescriptor, Part, PartOrder, PayloadKind, RestoreOptions, SessionOptions, Shard,
+    Acknowledge, Bytes, Client, ConnectOptions, Element, Endpoint, LayerSpec, ModelDescriptor,
+    Part, PartOrder, PayloadKind, RestoreOptions, SessionOptions, Shard,
 };
 
 /// 24 layers, 8 KV heads of 64 in bfloat16: 48 KiB a token, 12 MiB a block of 256.
@@ -97,9 +97,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("block {index} missed: {}", why.as_str());
     }
     if wrong > 0 {
-        return Err(Box::new(Error::Invalid {
-            message: format!("{wrong} parts are not what was saved"),
-        }));
+        return Err(format!("{wrong} parts are not what was saved").into());
     }
     Ok(())
 }

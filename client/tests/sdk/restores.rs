@@ -16,6 +16,8 @@ use crate::fake::{
 
 const KV: PayloadKind = PayloadKind::Kv;
 
+type Turn = fn(&mut Knobs);
+
 async fn saved(session: &Session, seed: u32, blocks: usize) -> Vec<BlockKey> {
     let tokens = prompt(seed, blocks);
     let fill = |block: &kvtier_client::SaveBlock, part: &kvtier_client::Part, bytes: &mut [u8]| {
@@ -210,7 +212,7 @@ async fn restores_run_side_by_side_up_to_their_limit() {
 
 #[tokio::test]
 async fn restore_refuses_a_slot_outside_the_arena_and_a_block_that_comes_twice() {
-    let bad: [(fn(&mut Knobs), &str); 2] = [
+    let bad: [(Turn, &str); 2] = [
         (|knobs| knobs.bad_lease = true, "in a region of 1048576"),
         (|knobs| knobs.lease_twice = true, "more blocks became ready"),
     ];

@@ -16,6 +16,8 @@ use crate::fake::{
     prompt,
 };
 
+type Turn = fn(&mut Knobs);
+
 fn blocks(session: &Session, seed: u32, count: usize) -> Vec<SaveBlock> {
     let tokens = prompt(seed, count);
     let keys = session.prefix_keys(&tokens, b"");
@@ -290,7 +292,7 @@ async fn save_prefix_waits_until_blocks_that_others_accepted_are_durable() {
 
 #[tokio::test]
 async fn reserve_refuses_slots_that_cannot_be_and_leaves_the_daemon_that_granted_them() {
-    let bad: [(fn(&mut Knobs), &str); 2] = [
+    let bad: [(Turn, &str); 2] = [
         (|knobs| knobs.bad_grant = true, "in a region of"),
         (|knobs| knobs.overlapping_grants = true, "overlaps"),
     ];

@@ -24,7 +24,7 @@ async fn refused_open(knobs: Knobs) -> Error {
     let opened = client
         .open_session(&model(), SessionOptions::new("test"))
         .await;
-    let error = opened.err().expect("a session opened that should not");
+    let error = opened.expect_err("a session opened that should not");
     eventually("the refused session is gone", || fake.store().sessions == 0).await;
     error
 }
