@@ -13,9 +13,12 @@ mod bench;
 pub mod check;
 mod connect;
 mod explain;
+mod inspect;
 mod operate;
 mod output;
 mod status;
+#[cfg(test)]
+mod stores;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -61,6 +64,8 @@ enum Command {
     Status(status::Args),
     /// Say where a block is and why a lookup of it misses
     Explain(explain::Args),
+    /// List segments and records of a disk tier, without a daemon
+    Inspect(inspect::Args),
     /// Check a configuration and print it with all defaults; exit code 64 when it is not usable
     CheckConfig(Box<check::Args>),
     /// Measure lookups, leases and inline transfers on the running daemon
@@ -84,6 +89,7 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<Answer, CliError> {
     match cli.command {
         Command::CheckConfig(args) => Ok(check::answer(&args, std::env::vars_os())),
+        Command::Inspect(args) => inspect::run(&args),
         Command::Status(args) => online(status::run(&args)),
         Command::Explain(args) => online(explain::run(&args)),
         Command::Bench(args) => online(bench::run(&args)),
