@@ -110,7 +110,11 @@ impl Arena {
         let fd = rustix::fs::memfd_create(name, flags)?;
         rustix::fs::ftruncate(&fd, len as u64)?;
         // The seal below lets only mappings that already exist be writable: map first.
-        let map = Map::shared(fd.as_fd(), len)?;
+        let map = if hugetlb {
+            Map::hugetlb(fd.as_fd(), len)?
+        } else {
+            Map::shared(fd.as_fd(), len)?
+        };
         if share == Share::ReadOnly {
             rustix::fs::fchmod(&fd, rustix::fs::Mode::from_raw_mode(0o600))?;
             rustix::fs::fcntl_add_seals(

@@ -33,6 +33,24 @@ unsafe impl Send for Map {}
 unsafe impl Sync for Map {}
 
 impl Map {
+    /// Maps `len` bytes of `fd`, a memfd of huge pages: the kernel aligns those by itself. No fixed
+    /// address, because without a filled pool this fails every time, and a fixed mapping that
+    /// fails is a hazard (see `release_around`).
+    pub(super) fn hugetlb(fd: BorrowedFd<'_>, len: usize) -> std::io::Result<Self> {
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no other memory.
+        let base =
+            unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, prot, MapFlags::SHARED, fd, 0) }?;
+        let map = Self {
+            reserved: base,
+            reserved_len: len,
+            base: base.cast(),
+            len,
+        };
+        let _ = map.advise(0, len, Advice::LinuxDontDump);
+        Ok(map)
+    }
+
     /// Maps `len` bytes of `fd`, shared, readable and writable.
     pub(super) fn shared(fd: BorrowedFd<'_>, len: usize) -> std::io::Result<Self> {
         let reserved_len = len.checked_add(HUGE_PAGE).ok_or(rustix::io::Errno::NOMEM)?;
@@ -48,27 +66,31 @@ impl Map {
         }?;
         let skip = reserved.addr().next_multiple_of(HUGE_PAGE) - reserved.addr();
         let base = reserved.wrapping_byte_add(skip).cast::<u8>();
-        let map = Self {
-            reserved,
-            reserved_len,
-            base,
-            len,
-        };
         // SAFETY: replaces a part of the reservation made above, which nothing else refers to.
-        //   Live    `map` owns the reservation; an error drops it.
+        //   Live    the reservation is this function's until `Map` takes it.
         //   Stable  the address is fixed inside the reservation: skip + len <= reserved_len.
         //   Alone   nobody has been given the address yet.
-        //   Drop    `Drop` unmaps the whole reservation.
-        unsafe {
+        //   Drop    `Map::drop` unmaps the whole reservation; a failure is answered below.
+        let mapped = unsafe {
             rustix::mm::mmap(
-                map.base.cast(),
+                base.cast(),
                 len,
                 ProtFlags::READ | ProtFlags::WRITE,
                 MapFlags::SHARED | MapFlags::FIXED,
                 fd,
                 0,
             )
-        }?;
+        };
+        if let Err(problem) = mapped {
+            release_around(reserved, reserved_len, skip, len);
+            return Err(problem.into());
+        }
+        let map = Self {
+            reserved,
+            reserved_len,
+            base,
+            len,
+        };
         // Both are wishes: an old kernel may refuse them and the mapping works all the same.
         // Blocks must not end up in a core dump: they can be turned back into a prompt.
         let _ = map.advise(0, len, Advice::LinuxHugepage);
@@ -115,6 +137,26 @@ impl Map {
         // SAFETY: only advice that keeps content is passed here (huge page, no dump, populate);
         // the assertion above keeps the range inside the mapping that `self` owns.
         unsafe { rustix::mm::madvise(start, len, advice) }
+    }
+}
+
+/// Unmaps a reservation except `skip .. skip + len`, where a fixed mapping failed.
+///
+/// A failed fixed mapping may have removed what lay there and left a hole, and another thread may
+/// have mapped something of its own into it since: unmapping it would pull memory from under that
+/// thread. Address space that stays reserved costs nothing.
+fn release_around(reserved: *mut c_void, reserved_len: usize, skip: usize, len: usize) {
+    let end = skip + len;
+    for (from, to) in [(0, skip), (end, reserved_len)] {
+        if from < to {
+            let start = reserved.wrapping_byte_add(from);
+            // SAFETY: unmaps a part of the reservation that the fixed mapping never touched.
+            //   Live    the caller owns the reservation and has given out no address in it.
+            //   Stable  n/a
+            //   Alone   n/a
+            //   Drop    a failure leaves address space behind, never dangling memory.
+            let _ = unsafe { rustix::mm::munmap(start, to - from) };
+        }
     }
 }
 

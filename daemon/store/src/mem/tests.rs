@@ -189,3 +189,33 @@ proptest! {
         prop_assert_eq!((runs(&arena), arena.largest_free()), (1, arena.capacity()));
     }
 }
+
+/// Maps, fills, checks and unmaps memory of its own, as an allocator does.
+fn use_own_memory(fill: u8) {
+    const LEN: usize = 256 << 10;
+    let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
+    for _ in 0..700 {
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let own = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), LEN, prot, flags) };
+        let own = own.unwrap();
+        // SAFETY: the mapping was just made, is this long, and is unmapped after the last use.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(own.cast::<u8>(), LEN) };
+        bytes.fill(fill);
+        assert!(bytes.iter().all(|byte| *byte == fill));
+        // SAFETY: unmaps what was mapped above.
+        unsafe { rustix::mm::munmap(own, LEN) }.unwrap();
+    }
+}
+
+// Goal: making an arena never touches memory that another thread maps meanwhile.
+// Method: without a pool of huge pages every large arena first fails to map one; threads that make
+// arenas and threads that use memory of their own run side by side. A breach ends the process.
+#[test]
+fn making_arenas_leaves_the_memory_of_other_threads_alone() {
+    std::thread::scope(|scope| {
+        for thread in 0..2u8 {
+            scope.spawn(|| (0..500).for_each(|_| drop(arena(4 << 20))));
+            scope.spawn(move || use_own_memory(thread + 1));
+        }
+    });
+}
