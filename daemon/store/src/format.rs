@@ -52,7 +52,7 @@ pub struct Place {
     pub head_len: u32,
     /// Epoch of the segment when the record was written.
     pub epoch: u64,
-    /// Store-wide number of the record; a higher one was written later.
+    /// Store-wide number of the put; a higher one came later. A forwarded copy keeps it.
     pub sequence: u64,
 }
 

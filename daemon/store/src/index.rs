@@ -105,6 +105,10 @@ pub(crate) enum Inserted {
     Older,
 }
 
+fn age(place: &Place) -> (u64, u64) {
+    (place.sequence, place.epoch)
+}
+
 /// All blocks of one store.
 #[derive(Debug)]
 pub(crate) struct Index {
@@ -181,10 +185,11 @@ impl Index {
         }
     }
 
-    /// Adds a record; of two records of a key the higher sequence stays.
+    /// Adds a record; of two records of a key the higher sequence stays, and of two copies of
+    /// one record the one in the younger segment.
     pub(crate) fn insert(&mut self, stored: &Stored) -> Inserted {
         let replaced = match self.get(stored.namespace, &stored.key) {
-            Some(old) if old.place.sequence >= stored.place.sequence => return Inserted::Older,
+            Some(old) if age(&old.place) >= age(&stored.place) => return Inserted::Older,
             Some(old) => {
                 self.remove(stored.namespace, &stored.key);
                 Some(old)

@@ -66,4 +66,6 @@ pub use segments::{Candidate, Life, choose_victim};
 pub use store::{Refused, SEGMENTS_MAX, SEGMENTS_MIN, Store, StoreOptions, WRITE_ERRORS_MAX};
 
 #[cfg(test)]
+mod campaign;
+#[cfg(test)]
 mod testkit;

@@ -13,18 +13,26 @@ use crate::disk::FileId;
 use crate::format::{Place, Summary};
 
 /// ```text
-///          Allocate        Full           Seal
-///   Free ----------> Open ------> Sealing ------> Sealed
-///    ^                                              |
-///    |                 Emptied                      | Chosen
-///    +----------------- Draining <------------------+
+///       Allocate           Prepared         Use          Full           Seal
+///  Free ------> Preparing --------> Ready -----> Open ------> Sealing -----> Sealed
+///   ^                                                                          |
+///   |                            Emptied                                       | Chosen
+///   +----------------------------------------- Draining <----------------------+
 /// ```
+/// A segment is prepared before it is needed: its header with the new epoch is durable before the
+/// first record of the old life is overwritten, so that no crash leaves an old footer over new
+/// records.
+///
 /// `Seal` comes with a footer on the device or without one: a footer that could not be written
 /// costs the next opening a scan and nothing else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Life {
     /// Holds nothing that counts.
     Free,
+    /// Its new header is on its way.
+    Preparing,
+    /// Its new header is durable.
+    Ready,
     /// Takes records.
     Open,
     /// Full; its last records and its footer are on their way.
@@ -39,6 +47,8 @@ pub enum Life {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
     Allocate,
+    Prepared,
+    Use,
     Full,
     Seal,
     Chosen,
@@ -49,7 +59,9 @@ impl Life {
     /// The whole machine. `None` must not happen (L4).
     pub(crate) const fn next(self, step: Step) -> Option<Life> {
         match (self, step) {
-            (Life::Free, Step::Allocate) => Some(Life::Open),
+            (Life::Free, Step::Allocate) => Some(Life::Preparing),
+            (Life::Preparing, Step::Prepared) => Some(Life::Ready),
+            (Life::Ready, Step::Use) => Some(Life::Open),
             (Life::Open, Step::Full) => Some(Life::Sealing),
             (Life::Sealing, Step::Seal) => Some(Life::Sealed),
             (Life::Sealed, Step::Chosen) => Some(Life::Draining),
@@ -68,8 +80,6 @@ pub(crate) struct Segment {
     pub(crate) size: u64,
     pub(crate) life: Life,
     pub(crate) epoch: u64,
-    /// No record of this life has a lower sequence.
-    pub(crate) first_sequence: u64,
     /// First byte that no record has. Unit: bytes.
     pub(crate) end: u64,
     /// Records written well in this life: what the footer will list. Empty once sealed.
@@ -88,7 +98,6 @@ impl Segment {
             size,
             life: Life::Free,
             epoch: 0,
-            first_sequence: 0,
             end: 0,
             rows: Vec::new(),
             placed: 0,

@@ -117,6 +117,9 @@ enum Flight {
         segment: u32,
         tries: u32,
     },
+    HeaderSync {
+        segment: u32,
+    },
     Record(append::Writing),
     Sync {
         segment: u32,
@@ -150,6 +153,8 @@ pub struct Store<D: Disk> {
     forwards: VecDeque<Queued>,
     tails: BTreeMap<u32, Tail>,
     active: Option<u32>,
+    /// The segment that comes next: being prepared, or ready.
+    spare: Option<u32>,
     drain: Option<Drain>,
     writing_bytes: u64,
     pinned_bytes: u64,
@@ -207,6 +212,7 @@ impl<D: Disk> Store<D> {
             forwards: VecDeque::new(),
             tails: BTreeMap::new(),
             active: None,
+            spare: None,
             drain: None,
             writing_bytes: 0,
             pinned_bytes: 0,
@@ -241,7 +247,9 @@ impl<D: Disk> Store<D> {
 
     fn advance(&mut self, events: &mut Vec<Event>) {
         self.drain_on(events);
+        self.prepare_spare(events);
         self.place_queued(events);
+        self.prepare_spare(events);
         self.commit_on();
     }
 
@@ -293,7 +301,7 @@ impl<D: Disk> Store<D> {
     ) -> bool {
         self.count_miss(reason);
         let present = self.index.get(namespace, key);
-        let same = present.is_some_and(|stored| stored.place.sequence == place.sequence);
+        let same = present.is_some_and(|stored| stored.place == *place);
         if same {
             self.forget(namespace, key);
             self.counters.add(Counter::Condemned, 1);
@@ -394,6 +402,10 @@ impl<D: Disk> Store<D> {
         }
         if self.poisoned.is_none() {
             self.seal_active();
+            // An unused spare gets an empty footer, so that nobody scans it.
+            if self.open_segment() {
+                self.seal_active();
+            }
             while !self.tails.is_empty() && self.poisoned.is_none() {
                 let wait = if self.lane.busy() > 0 {
                     Wait::One

@@ -221,11 +221,17 @@ impl SimDisk {
 
     /// The disk after an orderly power-off: everything written is there.
     pub fn restart(&self, seed: u64) -> SimDisk {
-        let options = SimOptions {
+        let faults = Faults::default();
+        self.clone_with(SimOptions {
             seed,
+            faults,
             crash_at: None,
-            ..self.options.clone()
-        };
+            ..self.options
+        })
+    }
+
+    /// Another disk with the same content, everything durable, that behaves as `options` say.
+    pub fn clone_with(&self, options: SimOptions) -> SimDisk {
         let mut after = SimDisk::new(options);
         for (number, file) in &self.files {
             let (now, durable, name) = (file.now.clone(), file.now.clone(), file.name.clone());

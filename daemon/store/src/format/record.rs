@@ -18,7 +18,7 @@
 //! |   8 |   4 | flags        | zero; a set bit is a feature this version does not know      |
 //! |  12 |   4 | head_len     | bytes of the head room, a multiple of 4096, at most 65536    |
 //! |  16 |   8 | epoch        | epoch of the segment that it was written to                  |
-//! |  24 |   8 | sequence     | number of the record in the store, strictly increasing       |
+//! |  24 |   8 | sequence     | number of the put in the store; a forwarded copy keeps it     |
 //! |  32 |   4 | segment      | number of the segment file where it believes it lives        |
 //! |  36 |   4 | namespace    | namespace number                                             |
 //! |  40 |   8 | offset       | offset in the segment where it believes it lives             |

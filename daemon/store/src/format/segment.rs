@@ -20,7 +20,7 @@
 //! |  28 |   4 | reserved       | zero                                                       |
 //! |  32 |   8 | epoch          | of this life of the file; a recycled file gets a new one   |
 //! |  40 |   8 | segment_size   | length of the file                                         |
-//! |  48 |   8 | first_sequence | no record of this life has a lower sequence                |
+//! |  48 |   8 | first_sequence | no put of this life has a lower one; forwarded copies may   |
 //! |  56 |   4 | reserved       | zero                                                       |
 //! |  60 |   4 | crc            | crc32 of bytes 0..60                                       |
 //!
@@ -126,7 +126,7 @@ pub struct SegmentHeader {
     pub epoch: u64,
     /// Length of the file. Unit: bytes.
     pub segment_size: u64,
-    /// No record of this life has a lower sequence.
+    /// No put of this life has a lower sequence; copies of pinned records may.
     pub first_sequence: u64,
 }
 

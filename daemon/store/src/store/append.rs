@@ -4,9 +4,9 @@
 //! Downstairs: `lane`; `commit` takes over when the bytes are written.
 //!
 //! Invariants kept here
-//!   L2  Every record is stamped with store, epoch, sequence and place before it is written;
-//!       epochs and sequences are never used twice, not even across crashes: their upper bits
-//!       are the incarnation, which the superblock made durable before this process wrote.
+//!   L2  Every record is stamped with store, epoch, sequence and place before it is written.
+//!       Epochs are never used twice and no two puts share a sequence, not even across crashes:
+//!       their upper bits are the incarnation, which was durable before this process wrote.
 //!   L3  Nothing is placed once the log is poisoned.
 
 use std::collections::BTreeSet;
@@ -18,7 +18,7 @@ use crate::format::{BLOCK, Header, Stamp, index};
 use crate::image::RecordImage;
 use crate::index::{Stored, layout_tag};
 use crate::lane::Transfer;
-use crate::segments::{Segment, Step};
+use crate::segments::{Life, Segment, Step};
 
 use super::{Flight, Refused, Store};
 
@@ -55,7 +55,7 @@ pub(super) struct Written {
 /// The unfinished end of a segment.
 #[derive(Debug, Default)]
 pub(super) struct Tail {
-    /// Transfers in flight: records and the segment header.
+    /// Records in flight.
     pub(super) writing: BTreeSet<u64>,
     /// Written, not yet covered by a sync.
     pub(super) written: Vec<Written>,
@@ -115,6 +115,11 @@ impl<D: Disk> Store<D> {
                 return;
             };
             if !self.has_room(len, forward, events) {
+                if forward {
+                    // Its reserved room is gone; waiting would wait for the drain it is part of.
+                    self.drop_forward(events);
+                    continue;
+                }
                 if self.segments.count() > 0 {
                     return;
                 }
@@ -161,6 +166,16 @@ impl<D: Disk> Store<D> {
         true
     }
 
+    fn drop_forward(&mut self, events: &mut Vec<Event>) {
+        if let Some(Queued {
+            origin: Origin::Forward { from },
+            ..
+        }) = self.forwards.pop_front()
+        {
+            self.drop_copy(&from, events);
+        }
+    }
+
     /// Answers everything that waits: there will be no room for it.
     pub(super) fn refuse_queued(&mut self, events: &mut Vec<Event>) {
         while !self.queue.is_empty() {
@@ -186,13 +201,13 @@ impl<D: Disk> Store<D> {
             if fits(segment, len + bytes, rows + 1) {
                 return true;
             }
-            if rows > 0 && fits(segment, len, 1) {
+            if rows > 0 {
                 // The space is promised to pinned records that are on their way.
                 return false;
             }
             self.seal_active();
         }
-        let opened = self.open_segment(events);
+        let opened = self.open_segment();
         self.drain_on(events);
         opened
     }
@@ -206,25 +221,45 @@ impl<D: Disk> Store<D> {
         }
     }
 
-    /// Starts a new life of a free segment, or of a new file.
-    fn open_segment(&mut self, events: &mut Vec<Event>) -> bool {
-        let free = self.segments.first_free();
-        let Some(number) = free.or_else(|| self.create_segment(events)) else {
+    /// Opens the segment that was prepared, if it is ready.
+    pub(super) fn open_segment(&mut self) -> bool {
+        let Some(number) = self.spare else {
             return false;
         };
-        let Ok(mut block) = self.own_buf(BLOCK) else {
-            return false;
-        };
-        let (epoch, first_sequence) = (self.next_epoch, self.next_sequence);
-        self.next_epoch += 1;
         let Some(segment) = self.segments.get_mut(number) else {
             return false;
         };
-        if !segment.step(Step::Allocate) {
+        if segment.life != Life::Ready || !segment.step(Step::Use) {
             return false;
         }
+        self.spare = None;
+        self.active = Some(number);
+        self.tails.insert(number, Tail::default());
+        true
+    }
+
+    /// Starts a new life of a free segment, or of a new file, before it is needed.
+    pub(super) fn prepare_spare(&mut self, events: &mut Vec<Event>) {
+        let wanted = self.active.is_some() || !self.queue.is_empty() || !self.forwards.is_empty();
+        if self.spare.is_some() || !wanted || self.poisoned.is_some() {
+            return;
+        }
+        let free = self.segments.first_free();
+        let Some(number) = free.or_else(|| self.create_segment(events)) else {
+            return;
+        };
+        let Ok(mut block) = self.own_buf(BLOCK) else {
+            return;
+        };
+        let (epoch, first_sequence) = (self.next_epoch, self.next_sequence);
+        let Some(segment) = self.segments.get_mut(number) else {
+            return;
+        };
+        if !segment.step(Step::Allocate) {
+            return;
+        }
+        self.next_epoch += 1;
         segment.epoch = epoch;
-        segment.first_sequence = first_sequence;
         segment.end = BLOCK;
         segment.placed = 0;
         segment.rows.clear();
@@ -238,23 +273,15 @@ impl<D: Disk> Store<D> {
         header.encode(&mut block);
         let file = segment.file;
         self.index.set_epoch(number, epoch);
-        self.active = Some(number);
+        self.spare = Some(number);
         let user = self
             .lane
             .start(Transfer::write(file, 0, block, index(BLOCK)));
-        self.flights.insert(
-            user,
-            Flight::SegmentHeader {
-                segment: number,
-                tries: 1,
-            },
-        );
-        let tail = Tail {
-            writing: BTreeSet::from([user]),
-            ..Tail::default()
+        let flight = Flight::SegmentHeader {
+            segment: number,
+            tries: 1,
         };
-        self.tails.insert(number, tail);
-        true
+        self.flights.insert(user, flight);
     }
 
     /// A new file, when the capacity and the device have room for one.
@@ -289,14 +316,19 @@ impl<D: Disk> Store<D> {
         let Some(segment) = self.active.and_then(|active| self.segments.get_mut(active)) else {
             return;
         };
+        // A copy keeps its number: it is the same put, older than any that came after it.
+        let sequence = match origin {
+            Origin::Put { .. } => self.next_sequence,
+            Origin::Forward { from } => from.place.sequence,
+        };
+        self.next_sequence = self.next_sequence.max(sequence + 1);
         let stamp = Stamp {
             store_id: self.superfile.now().store_id,
             epoch: segment.epoch,
-            sequence: self.next_sequence,
+            sequence,
             segment: segment.number,
             offset: segment.end,
         };
-        self.next_sequence += 1;
         segment.end += u64::from(len);
         segment.placed += 1;
         image.stamp(&stamp);

@@ -38,8 +38,9 @@ impl<D: Disk> Store<D> {
                 self.record_written(user, writing, buf, result, events)
             }
             Some(Flight::SegmentHeader { segment, tries }) => {
-                self.header_written(user, segment, tries, buf, result, events);
+                self.header_written(segment, tries, buf, result, events);
             }
+            Some(Flight::HeaderSync { segment }) => self.header_synced(segment, result, events),
             Some(Flight::Sync { segment, covers }) => self.synced(segment, covers, result, events),
             Some(Flight::Footer { segment }) => self.footer_written(segment, result),
             Some(Flight::FooterSync { segment }) => self.footer_synced(segment, result, events),
@@ -116,44 +117,61 @@ impl<D: Disk> Store<D> {
         }
     }
 
-    /// No record of a segment becomes durable before its header is written: it holds the lowest
-    /// transfer number of every batch.
     fn header_written(
         &mut self,
-        user: u64,
         segment: u32,
         tries: u32,
         buf: Option<IoBuf>,
         result: Result<(), Error>,
         events: &mut Vec<Event>,
     ) {
-        let Some(tail) = self.tails.get_mut(&segment) else {
-            return;
-        };
-        tail.writing.remove(&user);
-        let Err(problem) = result else { return };
-        tracing::warn!(segment, %problem, "segment header not written");
-        self.count_write_error(events);
         if self.poisoned.is_some() {
             return;
         }
         let file = self.segments.get(segment).map(|segment| segment.file);
-        let (Some(buf), Some(file), true) = (buf, file, tries < HEADER_TRIES) else {
+        let (Some(file), Some(buf)) = (file, buf) else {
             return self.poison(events);
         };
-        let user = self.lane.start(Transfer::write(file, 0, buf, index(BLOCK)));
-        self.flights.insert(
-            user,
-            Flight::SegmentHeader {
-                segment,
-                tries: tries + 1,
-            },
-        );
-        if let Some(tail) = self.tails.get_mut(&segment) {
-            tail.writing.insert(user);
-            // The batch waits for the header, whatever number it has now.
-            tail.barrier = None;
+        match result {
+            Ok(()) => {
+                self.write_errors_in_a_row = 0;
+                let user = self.lane.start(Transfer::sync(file));
+                self.flights.insert(user, Flight::HeaderSync { segment });
+            }
+            Err(problem) => {
+                tracing::warn!(segment, %problem, "segment header not written");
+                self.count_write_error(events);
+                if tries >= HEADER_TRIES {
+                    return self.poison(events);
+                }
+                if self.poisoned.is_none() {
+                    let user = self.lane.start(Transfer::write(file, 0, buf, index(BLOCK)));
+                    let flight = Flight::SegmentHeader {
+                        segment,
+                        tries: tries + 1,
+                    };
+                    self.flights.insert(user, flight);
+                }
+            }
         }
+    }
+
+    /// The header of the next segment is durable: records may overwrite its old life.
+    fn header_synced(&mut self, number: u32, result: Result<(), Error>, events: &mut Vec<Event>) {
+        if let Err(problem) = &result {
+            return self.sync_failed(number, problem, events);
+        }
+        if let Some(segment) = self.segments.get_mut(number) {
+            segment.step(Step::Prepared);
+        }
+    }
+
+    fn sync_failed(&mut self, number: u32, problem: &Error, events: &mut Vec<Event>) {
+        if self.poisoned.is_none() {
+            tracing::error!(segment = number, %problem, "sync failed: the log is poisoned");
+            self.counters.add(Counter::SyncErrors, 1);
+        }
+        self.poison(events);
     }
 
     /// Starts the syncs and footers that are due.
@@ -212,9 +230,7 @@ impl<D: Disk> Store<D> {
         let good = match &result {
             Ok(()) => self.poisoned.is_none(),
             Err(problem) => {
-                tracing::error!(segment = number, %problem, "sync failed: the log is poisoned");
-                self.counters.add(Counter::SyncErrors, 1);
-                self.poison(events);
+                self.sync_failed(number, problem, events);
                 false
             }
         };
@@ -330,9 +346,7 @@ impl<D: Disk> Store<D> {
 
     fn footer_synced(&mut self, number: u32, result: Result<(), Error>, events: &mut Vec<Event>) {
         if let Err(problem) = &result {
-            tracing::error!(segment = number, %problem, "sync failed: the log is poisoned");
-            self.counters.add(Counter::SyncErrors, 1);
-            self.poison(events);
+            self.sync_failed(number, problem, events);
         }
         self.sealed(number, result.is_ok());
     }

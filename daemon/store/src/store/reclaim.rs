@@ -3,8 +3,8 @@
 //! Upstairs:   `Store::step`, when no free segment is left.
 //! Downstairs: `segments::choose_victim` decides; `lane` reads what is copied forward.
 //!
-//! A segment is chosen as soon as the last free one is opened, so that the next is ready before
-//! it is needed. Its blocks are forgotten at once, except pinned ones, which are read, verified
+//! A segment is chosen as soon as the last prepared one is opened, so that the next is ready
+//! before it is needed. Its blocks are forgotten at once, except pinned ones, which are read, verified
 //! and appended again: the open segment keeps room for them. The file is free when the last copy
 //! is durable and the last reader has gone.
 //!
@@ -76,7 +76,7 @@ impl<D: Disk> Store<D> {
             self.segments_max = configured;
             return false;
         }
-        full && self.segments.first_free().is_none()
+        full && self.spare.is_none() && self.segments.first_free().is_none()
     }
 
     fn begin_drain(&mut self, events: &mut Vec<Event>) {
@@ -227,7 +227,7 @@ impl<D: Disk> Store<D> {
     }
 
     /// A copy will not come: the block goes with its segment.
-    fn drop_copy(&mut self, stored: &Stored, events: &mut Vec<Event>) {
+    pub(super) fn drop_copy(&mut self, stored: &Stored, events: &mut Vec<Event>) {
         if let Some(drain) = self.drain.as_mut() {
             drain.release(u64::from(stored.place.len));
         }

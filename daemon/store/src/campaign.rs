@@ -1,0 +1,333 @@
+//! The judge of the store: a model that knows what was promised, and seeded runs against it.
+//!
+//! Upstairs:   the tests beside it: no faults, crashes at every operation, every fault at once.
+//! Downstairs: `Store` over `disk::sim`.
+//!
+//! The oracle: P1 a hit has the exact bytes of a put of that key that no wipe followed; P2 what
+//! was acknowledged durable and neither evicted nor wiped is found after a crash; P3 nothing put
+//! before an acknowledged wipe is found; P4 recovery can be cut short and repeated; P5 files
+//! never exceed the capacity; P6 with faults off the store gets well; P7 the rebuilt index holds
+//! the live one, and otherwise only what was evicted and not yet overwritten.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a panic is the failure report"
+)]
+#![allow(clippy::cast_possible_truncation, reason = "test numbers are small")]
+
+mod crash;
+mod faulty;
+mod sound;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use kvtier_proto::{BlockKey, Miss, NamespaceId};
+
+use crate::disk::sim::{Seeded, SimDisk};
+use crate::disk::{Disk, Wait};
+use crate::mem::{Arena, Share};
+use crate::testkit::*;
+use crate::*;
+
+/// Keys of a run: few, so that they meet again.
+const NUMBERS: u64 = 90;
+
+type Name = (NamespaceId, u64);
+
+/// What was promised so far.
+#[derive(Debug, Default)]
+pub(crate) struct Model {
+    clock: u64,
+    /// Every put that the store took: version and when.
+    attempts: BTreeMap<Name, Vec<(u64, u64)>>,
+    /// Acknowledged, and since then neither evicted, condemned nor wiped.
+    durable: BTreeSet<Name>,
+    /// When the last acknowledged wipe of a namespace began.
+    wiped: BTreeMap<NamespaceId, u64>,
+    names: BTreeMap<BlockKey, u64>,
+    pub(crate) hits: u64,
+    pub(crate) misses: u64,
+    pub(crate) damage: u64,
+    pub(crate) evictions: u64,
+    pub(crate) acked: u64,
+}
+
+impl Model {
+    fn tick(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock
+    }
+
+    /// P1 and P3 of one hit.
+    fn check_hit(&mut self, name: Name, record: &Record) {
+        let version = u64::from(record.head().header.summary.level.0);
+        let after = self.wiped.get(&name.0).copied().unwrap_or(0);
+        let attempts = self
+            .attempts
+            .get(&name)
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        let allowed = attempts
+            .iter()
+            .any(|(put, when)| *put == version && *when > after);
+        assert!(
+            allowed,
+            "P3: {name:?} version {version} is gone since {after}: {attempts:?}"
+        );
+        let all = payload(name.0, name.1, version, stored_len(name.1));
+        let rows = &record.head().parts()[record.parts()];
+        let from = rows[0].offset as usize;
+        let len: usize = rows.iter().map(|part| part.stored_len as usize).sum();
+        assert!(
+            record.payload() == &all[from..from + len],
+            "P1: wrong bytes of {name:?}"
+        );
+        self.hits += 1;
+    }
+}
+
+/// One seeded run.
+pub(crate) struct Run {
+    pub(crate) store: Store<SimDisk>,
+    pub(crate) model: Model,
+    pub(crate) random: Seeded,
+    arena: Arc<Arena>,
+    next_tag: u64,
+    puts: BTreeMap<u64, Name>,
+    reads: BTreeMap<u64, Name>,
+}
+
+impl Run {
+    pub(crate) fn new(seed: u64, disk: SimDisk) -> Option<Self> {
+        let store = Store::open(disk, options(), None, &mut |_| {}).ok()?.0;
+        let mut model = Model::default();
+        model.names = (0..NUMBERS).map(|number| (key(number), number)).collect();
+        let arena = Arena::create("campaign", 8 << 20, Share::Private).unwrap();
+        let (puts, reads) = (BTreeMap::new(), BTreeMap::new());
+        let random = Seeded::new(seed);
+        Some(Self {
+            store,
+            model,
+            random,
+            arena,
+            next_tag: 1,
+            puts,
+            reads,
+        })
+    }
+
+    fn tag(&mut self) -> u64 {
+        self.next_tag += 1;
+        self.next_tag
+    }
+
+    fn some_name(&mut self) -> Name {
+        let namespace = if self.random.below(4) == 0 { OTHER } else { NS };
+        (namespace, self.random.below(NUMBERS))
+    }
+
+    /// Does `actions` random things.
+    pub(crate) fn act(&mut self, actions: u64) {
+        for _ in 0..actions {
+            match self.random.below(100) {
+                0..45 => self.put(),
+                45..70 => self.get(),
+                70..73 => self.pin(),
+                73 if self.random.below(4) == 0 => self.wipe(),
+                _ => self.step(),
+            }
+        }
+    }
+
+    fn put(&mut self) {
+        let (name, tag) = (self.some_name(), self.tag());
+        let version = self.random.below(3);
+        let image = image(&self.arena, name.0, name.1, version);
+        let when = self.model.tick();
+        if self.store.put(tag, image).is_ok() {
+            self.puts.insert(tag, name);
+            self.model
+                .attempts
+                .entry(name)
+                .or_default()
+                .push((version, when));
+        }
+    }
+
+    fn get(&mut self) {
+        let (name, tag) = (self.some_name(), self.tag());
+        let Some(buf) = self.arena.alloc(64 * 1024) else {
+            return self.step();
+        };
+        let want = want(name.0, name.1);
+        let taken = if self.random.below(2) == 0 {
+            self.store.get(tag, &want, buf)
+        } else {
+            let first = self.random.below(4) as usize;
+            let last = first + 1 + self.random.below(4 - first as u64) as usize;
+            self.store.get_parts(tag, &want, first..last, buf)
+        };
+        match taken {
+            Ok(()) => drop(self.reads.insert(tag, name)),
+            Err((_, Miss::Absent)) => self.absent(name),
+            Err(_) => {}
+        }
+    }
+
+    /// P2: what is promised cannot be absent.
+    fn absent(&mut self, name: Name) {
+        assert!(
+            !self.model.durable.contains(&name),
+            "P2: {name:?} was acknowledged and is absent"
+        );
+        self.model.misses += 1;
+    }
+
+    fn pin(&mut self) {
+        let name = self.some_name();
+        if self.random.below(3) == 0 {
+            self.store.unpin(name.0, &key(name.1));
+        } else {
+            self.store.pin(name.0, &key(name.1));
+        }
+    }
+
+    fn wipe(&mut self) {
+        let namespace = if self.random.below(2) == 0 { NS } else { OTHER };
+        let when = self.model.tick();
+        let mut events = Vec::new();
+        let outcome = self.store.wipe(namespace, &mut events);
+        self.model.durable.retain(|name| name.0 != namespace);
+        if outcome.is_ok() {
+            self.model.wiped.insert(namespace, when);
+        }
+        events.into_iter().for_each(|event| self.note(event));
+    }
+
+    pub(crate) fn step(&mut self) {
+        let mut events = Vec::new();
+        self.store.step(Wait::One, &mut events);
+        events.into_iter().for_each(|event| self.note(event));
+        let files = self.store.disk_mut().list().unwrap_or_default();
+        let segments = files
+            .iter()
+            .filter(|file| file.name.starts_with("segment-"))
+            .count();
+        assert!(segments as u64 <= 8, "P5: {segments} segment files");
+    }
+
+    pub(crate) fn rest(&mut self) {
+        for _ in 0..20_000 {
+            if self.store.is_idle() {
+                return;
+            }
+            self.step();
+        }
+        panic!("the store does not come to rest: {:?}", self.store.usage());
+    }
+
+    fn note(&mut self, event: Event) {
+        match event {
+            Event::Put { tag, result, .. } => {
+                let name = self.puts.remove(&tag).expect("a put is answered once");
+                if result.is_ok() {
+                    self.model.acked += 1;
+                    self.model.durable.insert(name);
+                }
+            }
+            Event::Got { tag, result } => {
+                let name = self.reads.remove(&tag).expect("a read is answered once");
+                self.got(name, result);
+            }
+            Event::Evicted { namespace, key, .. } => {
+                self.model.evictions += 1;
+                self.model
+                    .durable
+                    .remove(&(namespace, self.model.names[&key]));
+            }
+            Event::Device(_) => {}
+        }
+    }
+
+    fn got(&mut self, name: Name, result: Result<Unverified, (crate::mem::IoBuf, Miss)>) {
+        let unverified = match result {
+            Ok(unverified) => unverified,
+            Err((_, miss)) => return self.missed(name, miss, None),
+        };
+        let place = unverified.place();
+        match unverified.verify() {
+            Ok(record) => self.model.check_hit(name, &record),
+            Err((buf, miss)) => {
+                assert!(
+                    buf.iter().all(|byte| *byte == 0),
+                    "a refused buffer keeps bytes"
+                );
+                self.missed(name, miss, Some(place));
+            }
+        }
+    }
+
+    fn missed(&mut self, name: Name, miss: Miss, place: Option<Place>) {
+        if miss.is_damage() || miss == Miss::StaleEpoch {
+            self.model.damage += 1;
+            if let Some(place) = place
+                && self.store.condemn(name.0, &key(name.1), &place, miss)
+            {
+                self.model.durable.remove(&name);
+            }
+        } else {
+            self.model.misses += 1;
+        }
+    }
+
+    /// Reads every name once; what is durable must hit.
+    pub(crate) fn read_all(&mut self) {
+        for namespace in [NS, OTHER] {
+            for number in 0..NUMBERS {
+                let (tag, name) = (self.tag(), (namespace, number));
+                let buf = self.arena.alloc(64 * 1024).unwrap();
+                match self.store.get(tag, &want(namespace, number), buf) {
+                    Ok(()) => drop(self.reads.insert(tag, name)),
+                    Err((_, Miss::Absent)) => self.absent(name),
+                    Err((_, miss)) => panic!("{name:?}: {miss:?}"),
+                }
+                self.rest();
+            }
+        }
+    }
+
+    /// The store opened again on what a crash left, or on what a restart keeps.
+    pub(crate) fn reopen(self, change: impl FnOnce(SimDisk) -> SimDisk) -> Option<Self> {
+        let Run {
+            store,
+            mut model,
+            random,
+            arena,
+            next_tag,
+            ..
+        } = self;
+        let store = Store::open(change(store.abandon()), options(), None, &mut |_| {})
+            .ok()?
+            .0;
+        model.tick();
+        let (puts, reads) = (BTreeMap::new(), BTreeMap::new());
+        Some(Self {
+            store,
+            model,
+            random,
+            arena,
+            next_tag,
+            puts,
+            reads,
+        })
+    }
+
+    /// Blocks with their places.
+    pub(crate) fn index(&self) -> BTreeMap<(NamespaceId, BlockKey), Place> {
+        self.store
+            .blocks()
+            .map(|one| ((one.namespace, one.key), one.place))
+            .collect()
+    }
+}
