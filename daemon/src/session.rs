@@ -20,7 +20,9 @@ use tokio::sync::Semaphore;
 use crate::block::{HostBlock, Layouts};
 use crate::config::LimitsConfig;
 use crate::region::{SlotName, Staging, StaleSlot, TakenSlot};
+use crate::restore::run::Reader;
 use crate::tenant::{Peer, Tenant};
+use crate::tier::host::HostTier;
 
 /// Names a session. Secret: whoever shows it acts for the session.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -208,6 +210,24 @@ impl Session {
 
     fn held(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Reader for Session {
+    fn host(&self) -> &Arc<HostTier> {
+        &self.tenant.host
+    }
+
+    fn layouts(&self) -> &Arc<Layouts> {
+        &self.layouts
+    }
+
+    fn lease(&self, block: Arc<HostBlock>) -> Option<u64> {
+        Session::lease(self, block).ok()
+    }
+
+    fn release(&self, lease: u64) -> bool {
+        Session::release(self, lease)
     }
 }
 

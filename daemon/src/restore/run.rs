@@ -1,7 +1,8 @@
 //! Running a restore: lease what is there, load the rest, tell the reader as blocks arrive.
 //!
-//! Upstairs:   the server's Restore stream; one task a restore.
-//! Downstairs: `plan`, `tier::load`, and the session that holds the leases.
+//! Upstairs:   the server's Restore stream and GetInline; one task a restore. A session is the
+//!             reader that holds the leases.
+//! Downstairs: `plan`, `tier::load`.
 //!
 //! Invariants kept here
 //!   P1  A block is announced only when it is leased: whole, verified and unchangeable.
@@ -17,9 +18,9 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::plan::{Plan, plan};
-use crate::block::{BlockId, HostBlock};
+use crate::block::{BlockId, HostBlock, Layouts};
 use crate::metrics::Metrics;
-use crate::session::Session;
+use crate::tier::host::HostTier;
 use crate::tier::{Tier, Tiers};
 
 /// Most loads of one restore in flight. Enough to fill the device's queue with blocks of a few
@@ -83,11 +84,23 @@ pub enum Event {
     Done(Summary),
 }
 
+/// Whoever reads: it holds the leases.
+pub trait Reader: Send + Sync + std::fmt::Debug + 'static {
+    /// Host memory that the blocks come to.
+    fn host(&self) -> &Arc<HostTier>;
+    /// Layouts that the blocks must have.
+    fn layouts(&self) -> &Arc<Layouts>;
+    /// Keeps a block for the reader. `None` when it may hold no more.
+    fn lease(&self, block: Arc<HostBlock>) -> Option<u64>;
+    /// Ends a lease. False when there was none of that number.
+    fn release(&self, lease: u64) -> bool;
+}
+
 /// Everything one restore works with.
 #[derive(Debug)]
 pub struct Restore {
     /// Who reads; holds the leases.
-    pub session: Arc<Session>,
+    pub reader: Arc<dyn Reader>,
     /// Where the blocks are.
     pub tiers: Arc<Tiers>,
     /// What is counted.
@@ -120,7 +133,7 @@ impl Restore {
         let begin = Instant::now();
         let deadline = self.request.deadline.map(|deadline| begin + deadline);
         let request = &self.request;
-        let (host, prefix_only) = (&self.session.tenant.host, !request.scattered);
+        let (host, prefix_only) = (self.reader.host(), !request.scattered);
         let found = self
             .tiers
             .locate(host, request.kind, &request.keys, prefix_only)
@@ -147,7 +160,7 @@ impl Restore {
         let mut ready = Vec::with_capacity(todo.resident.len());
         for index in &todo.resident {
             let Some(id) = self.id(*index) else { continue };
-            let block = self.session.tenant.host.get(&(id.kind, id.key));
+            let block = self.reader.host().get(&(id.kind, id.key));
             match block.filter(|block| block.facts().fingerprint == self.fingerprint()) {
                 Some(block) => self.lease(*index, block, Tier::Host, state, &mut ready),
                 None => state.miss(*index, Miss::Evicted, self.request.scattered),
@@ -212,12 +225,12 @@ impl Restore {
 
     fn start(&self, loads: &mut JoinSet<Load>, index: usize) {
         let Some(id) = self.id(index) else { return };
-        let (tiers, session) = (Arc::clone(&self.tiers), Arc::clone(&self.session));
+        let (tiers, reader) = (Arc::clone(&self.tiers), Arc::clone(&self.reader));
         loads.spawn(async move {
             (
                 index,
                 tiers
-                    .fetch(&session.tenant.host, &session.layouts, id)
+                    .fetch(reader.host(), reader.layouts(), id)
                     .await,
             )
         });
@@ -244,8 +257,8 @@ impl Restore {
         state: &mut State,
         ready: &mut Vec<Leased>,
     ) {
-        match self.session.lease(Arc::clone(&block)) {
-            Ok(lease) => {
+        match self.reader.lease(Arc::clone(&block)) {
+            Some(lease) => {
                 if let Some(arrived) = state.arrived.get_mut(index) {
                     *arrived = true;
                 }
@@ -256,7 +269,7 @@ impl Restore {
                     tier,
                 });
             }
-            Err(_) => state.miss(index, Miss::NoSpace, self.request.scattered),
+            None => state.miss(index, Miss::NoSpace, self.request.scattered),
         }
     }
 
@@ -280,7 +293,7 @@ impl Restore {
             return true;
         }
         for lease in leases {
-            self.session.release(lease);
+            self.reader.release(lease);
         }
         false
     }
@@ -304,7 +317,7 @@ impl Restore {
     }
 
     fn id(&self, index: usize) -> Option<BlockId> {
-        let (namespace, kind) = (self.session.tenant.id, self.request.kind);
+        let (namespace, kind) = (self.reader.host().namespace(), self.request.kind);
         self.request.keys.get(index).map(|key| BlockId {
             namespace,
             kind,
@@ -313,7 +326,7 @@ impl Restore {
     }
 
     fn fingerprint(&self) -> kvtier_proto::LayoutFingerprint {
-        self.session.layouts.fingerprint()
+        self.reader.layouts().fingerprint()
     }
 }
 

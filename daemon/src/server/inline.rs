@@ -185,7 +185,7 @@ pub async fn get(
     let (control, listen) = watch::channel(Control::default());
     let (events, mut happened) = mpsc::channel(MESSAGES_WAITING);
     let restore = Restore {
-        session: Arc::clone(&session),
+        reader: Arc::<Session>::clone(&session),
         tiers: Arc::clone(&shared.tiers),
         metrics: Arc::clone(&shared.metrics),
         request: wanted,

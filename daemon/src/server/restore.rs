@@ -130,7 +130,7 @@ impl Stream {
         self.running.insert(id, control);
         let (events, mut happened) = mpsc::channel(EVENTS_WAITING);
         let restore = Restore {
-            session: Arc::clone(&session),
+            reader: Arc::<Session>::clone(&session),
             tiers: Arc::clone(&self.shared.tiers),
             metrics: Arc::clone(&self.shared.metrics),
             request,

@@ -377,6 +377,8 @@ pub mod save_grant {
 pub struct FilledSlot {
     #[prost(bytes = "bytes", tag = "1")]
     pub key: ::prost::bytes::Bytes,
+    /// The slot that Save granted. Absent for a block that Save said is there already: nothing is
+    /// handed over, the call only waits until that block reaches `wait_for`.
     #[prost(message, optional, tag = "2")]
     pub slot: ::core::option::Option<Slot>,
     /// CRC-32 (IEEE) of the payload, when the client computed it; refused when it differs.
