@@ -3,15 +3,16 @@
 //! Upstairs:   `kvtier-bench limits`.
 //! Downstairs: `kvtier_store` lanes, `fio`, `memcpy`.
 //!
-//! Every number of ours is taken in turn with its limit, pair by pair, each side first in every
-//! second pair: shared machines drift by factors within minutes, pairs do not.
+//! Every number of ours is taken in turn with its limit, round by round, each side first in
+//! every third: shared machines drift by factors within minutes, the sides of a round do not.
 //!
 //! Not here on purpose: no page cache. A limit that memory serves says nothing about a device.
 
 mod copy;
 mod lane;
+mod store;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -20,6 +21,7 @@ use kvtier_store::disk::lane::{LaneKind, LaneReport, open_lane};
 use kvtier_store::disk::{Disk, FileId};
 use kvtier_store::mem::{Arena, Share};
 
+use self::store::StoreBed;
 use crate::Common;
 use crate::fio::{self, Job, Pattern};
 use crate::report::{Problem, Report};
@@ -33,6 +35,9 @@ const SYNC_BYTES: u64 = 16 * MIB;
 /// Least part of fio's speed that is good enough.
 const READ_BAR: f64 = 0.80;
 const WRITE_BAR: f64 = 0.75;
+
+/// Least capacity of the store: a few segments of the usual length. Unit: bytes.
+const STORE_BYTES_MIN: u64 = 1280 * MIB;
 
 /// Options of this suite.
 #[derive(Debug, clap::Args)]
@@ -70,7 +75,7 @@ impl Sample {
 /// How long and how often.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Effort {
-    pub(crate) pairs: usize,
+    pub(crate) rounds: usize,
     pub(crate) seconds: f64,
     /// Bytes of the test file.
     pub(crate) span: u64,
@@ -80,13 +85,13 @@ impl Effort {
     fn new(quick: bool) -> Self {
         if quick {
             Self {
-                pairs: 3,
+                rounds: 3,
                 seconds: 0.4,
                 span: 512 * MIB,
             }
         } else {
             Self {
-                pairs: 9,
+                rounds: 9,
                 seconds: 1.0,
                 span: 4096 * MIB,
             }
@@ -101,6 +106,9 @@ pub(crate) struct Bed {
     file: FileId,
     arena: Arc<Arena>,
     fio_arena: Arc<Arena>,
+    store: StoreBed,
+    capacity: u64,
+    read_cost: Vec<f64>,
     depth: usize,
     effort: Effort,
 }
@@ -118,9 +126,16 @@ pub(crate) fn run(options: &Options, common: &Common) -> Result<Report, Problem>
     let (mut bed, lane) = Bed::make(options, &common.dir, effort)?;
     bed.describe(&mut report, &lane);
     for mib in SIZES_MIB {
+        let fill = bed.store.fill(mib, bed.capacity)?;
+        report.row(
+            format!("store.fill.{mib}MiB.gib_s"),
+            "GiB/s",
+            &[fill.gib_s()],
+        );
         bed.reads(&mut report, mib)?;
         bed.writes(&mut report, mib)?;
     }
+    report.row("store.read.cpu_s_per_gib", "s/GiB", &bed.read_cost);
     Ok(report)
 }
 
@@ -139,13 +154,17 @@ impl Bed {
         let lane = open_lane(home.path(), options.lane, options.depth, arenas)?;
         let mut disk = lane.disk;
         let file = disk.create("span", effort.span)?;
-        let depth = options.depth;
+        let (depth, capacity) = (options.depth, effort.span.max(STORE_BYTES_MIN));
+        let store = StoreBed::make(home.path(), options.lane, depth, capacity)?;
         let mut bed = Self {
             home,
             disk,
             file,
             arena,
             fio_arena,
+            store,
+            capacity,
+            read_cost: Vec::new(),
             depth,
             effort,
         };
@@ -157,14 +176,19 @@ impl Bed {
     fn fill(&mut self) -> Result<(), Problem> {
         let style = ProgressStyle::with_template("writing {bytes}/{total_bytes} {bar:30}")?;
         let bar = ProgressBar::new(self.effort.span).with_style(style);
-        let (size, span) = (2 * MIB, self.effort.span);
-        lane::Run::new(&mut *self.disk, self.file, &self.arena, size, span).fill(&bar)?;
+        self.lane(2 * MIB).fill(&bar)?;
         bar.finish_and_clear();
         Ok(())
     }
 
-    fn path(&self) -> PathBuf {
-        self.home.path().join("span")
+    fn lane(&mut self, size: u64) -> lane::Run<'_> {
+        lane::Run::new(
+            &mut *self.disk,
+            self.file,
+            &self.arena,
+            size,
+            self.effort.span,
+        )
     }
 
     fn describe(&self, report: &mut Report, lane: &LaneReport) {
@@ -183,32 +207,26 @@ impl Bed {
     }
 
     fn reads(&mut self, report: &mut Report, mib: u64) -> Result<(), Problem> {
-        let size = mib * MIB;
-        let pairs = self.pairs(size, Pattern::RandomRead, |bed| {
-            let Effort { seconds, span, .. } = bed.effort;
-            lane::Run::new(&mut *bed.disk, bed.file, &bed.arena, size, span).read_random(seconds)
-        })?;
-        rows(report, &format!("read.random.{mib}MiB"), &pairs, READ_BAR);
+        let rounds = self.rounds(mib, Pattern::RandomRead)?;
+        rounds.report(report, &format!("read.random.{mib}MiB"), READ_BAR);
+        self.read_cost
+            .extend(rounds.store.iter().map(|sample| sample.cpu_s_per_gib()));
         Ok(())
     }
 
     fn writes(&mut self, report: &mut Report, mib: u64) -> Result<(), Problem> {
-        let size = mib * MIB;
-        let sync_every = SYNC_BYTES / size;
-        let pairs = self.pairs(size, Pattern::DurableWrite { sync_every }, |bed| {
-            let Effort { seconds, span, .. } = bed.effort;
-            lane::Run::new(&mut *bed.disk, bed.file, &bed.arena, size, span)
-                .write_durable(seconds, sync_every)
-        })?;
-        rows(
-            report,
-            &format!("write.durable.{mib}MiB"),
-            &pairs,
-            WRITE_BAR,
-        );
-        // What a sync costs on this device, for whoever wonders about the row above.
-        let unsynced: Result<Vec<f64>, Problem> = (0..self.effort.pairs)
-            .map(|_| Ok(self.fio(&self.path(), size, Pattern::Write)?.gib_s()))
+        let sync_every = SYNC_BYTES / (mib * MIB);
+        let before = self.store.syncs();
+        let rounds = self.rounds(mib, Pattern::DurableWrite { sync_every })?;
+        rounds.report(report, &format!("write.durable.{mib}MiB"), WRITE_BAR);
+        let written: f64 = rounds.store.iter().map(|sample| sample.bytes).sum();
+        let per_sync = written / 1e6 / (self.store.syncs() - before).max(1) as f64;
+        report.note(format!(
+            "store, {mib} MiB: {per_sync:.0} MB became durable with each sync"
+        ));
+        // What a sync costs on this device, for whoever wonders about the rows above.
+        let unsynced: Result<Vec<f64>, Problem> = (0..self.effort.rounds)
+            .map(|_| Ok(self.run(Side::Fio, mib, Pattern::Write)?.gib_s()))
             .collect();
         report.row(
             format!("limit.write.unsynced.{mib}MiB.gib_s"),
@@ -218,72 +236,89 @@ impl Bed {
         Ok(())
     }
 
-    fn fio(&self, file: &Path, size: u64, pattern: Pattern) -> Result<Sample, Problem> {
-        let Effort { span, seconds, .. } = self.effort;
-        let (depth, arena) = (self.depth, &*self.fio_arena);
-        Job {
-            pattern,
-            file,
-            span,
-            size,
-            depth,
-            seconds,
-            arena,
+    /// Runs the sides in turn, each first in every third round.
+    fn rounds(&mut self, mib: u64, pattern: Pattern) -> Result<Rounds, Problem> {
+        let mut rounds = Rounds::default();
+        for round in 0..self.effort.rounds {
+            let mut order = [Side::Lane, Side::Fio, Side::Store];
+            order.rotate_left(round % 3);
+            for side in order {
+                let sample = self.run(side, mib, pattern)?;
+                match side {
+                    Side::Lane => rounds.lane.push(sample),
+                    Side::Fio => rounds.limit.push(sample),
+                    Side::Store => rounds.store.push(sample),
+                }
+            }
         }
-        .run()
+        Ok(rounds)
     }
 
-    /// Runs ours and fio in turn, each first in every second pair.
-    fn pairs(
-        &mut self,
-        size: u64,
-        pattern: Pattern,
-        mut ours: impl FnMut(&mut Self) -> Result<Sample, Problem>,
-    ) -> Result<Vec<(Sample, Sample)>, Problem> {
-        let (path, mut pairs) = (self.path(), Vec::new());
-        for pair in 0..self.effort.pairs {
-            let fio = |bed: &Self| bed.fio(&path, size, pattern);
-            pairs.push(if pair % 2 == 0 {
-                let ours = ours(self)?;
-                (ours, fio(self)?)
-            } else {
-                let limit = fio(self)?;
-                (ours(self)?, limit)
-            });
+    /// One sample of one side.
+    fn run(&mut self, side: Side, mib: u64, pattern: Pattern) -> Result<Sample, Problem> {
+        let Effort { span, seconds, .. } = self.effort;
+        let size = mib * MIB;
+        match (side, pattern) {
+            (Side::Lane, Pattern::RandomRead) => self.lane(size).read_random(seconds),
+            (Side::Lane, Pattern::Write) => self.lane(size).write_durable(seconds, u64::MAX / size),
+            (Side::Lane, Pattern::DurableWrite { sync_every }) => {
+                self.lane(size).write_durable(seconds, sync_every)
+            }
+            (Side::Store, Pattern::RandomRead) => self.store.restore(mib, seconds),
+            (Side::Store, _) => self.store.save(mib, seconds),
+            (Side::Fio, pattern) => {
+                let (depth, arena) = (self.depth, &*self.fio_arena);
+                let file = &self.home.path().join("span");
+                Job {
+                    pattern,
+                    file,
+                    span,
+                    size,
+                    depth,
+                    seconds,
+                    arena,
+                }
+                .run()
+            }
         }
-        Ok(pairs)
     }
 }
 
-/// Speed and CPU cost of ours and of the limit.
-fn rows(report: &mut Report, what: &str, pairs: &[(Sample, Sample)], bar: f64) {
-    let speed = |side: fn(&(Sample, Sample)) -> Sample| -> Vec<f64> {
-        pairs.iter().map(|pair| side(pair).gib_s()).collect()
-    };
-    let cost = |side: fn(&(Sample, Sample)) -> Sample| -> Vec<f64> {
-        pairs
-            .iter()
-            .map(|pair| side(pair).cpu_s_per_gib())
-            .collect()
-    };
-    let (ours, limit) = (format!("lane.{what}"), format!("limit.{what}"));
-    let limit_speed = format!("{limit}.gib_s");
-    report.row(limit_speed.clone(), "GiB/s", &speed(|pair| pair.1));
-    let limits = (limit_speed.as_str(), speed(|pair| pair.1));
-    let name = (format!("{ours}.gib_s"), "GiB/s");
-    report.beside(
-        name,
-        &speed(|pair| pair.0),
-        (limits.0, &limits.1),
-        Some(bar),
-    );
-    let limit_cost = format!("{limit}.cpu_s_per_gib");
-    report.row(limit_cost.clone(), "s/GiB", &cost(|pair| pair.1));
-    let name = (format!("{ours}.cpu_s_per_gib"), "s/GiB");
-    report.beside(
-        name,
-        &cost(|pair| pair.0),
-        (&limit_cost, &cost(|pair| pair.1)),
-        None,
-    );
+/// Who moves the bytes.
+#[derive(Debug, Clone, Copy)]
+enum Side {
+    Lane,
+    Store,
+    Fio,
+}
+
+/// What a row says of a sample.
+type Quantity = fn(Sample) -> f64;
+
+/// Samples of the three sides, taken in turn: equal places were taken in one round.
+#[derive(Debug, Default)]
+struct Rounds {
+    lane: Vec<Sample>,
+    store: Vec<Sample>,
+    limit: Vec<Sample>,
+}
+
+impl Rounds {
+    /// Speed and CPU cost of each side.
+    fn report(&self, report: &mut Report, what: &str, bar: f64) {
+        let quantities: [(&str, &str, Quantity, Option<f64>); 2] = [
+            ("gib_s", "GiB/s", Sample::gib_s, Some(bar)),
+            ("cpu_s_per_gib", "s/GiB", Sample::cpu_s_per_gib, None),
+        ];
+        for (quantity, unit, of, bar) in quantities {
+            let values =
+                |side: &[Sample]| side.iter().map(|sample| of(*sample)).collect::<Vec<_>>();
+            let (limit, limits) = (format!("limit.{what}.{quantity}"), values(&self.limit));
+            report.row(limit.clone(), unit, &limits);
+            for (side, samples, bar) in [("lane", &self.lane, None), ("store", &self.store, bar)] {
+                let name = (format!("{side}.{what}.{quantity}"), unit);
+                report.beside(name, &values(samples), (&limit, &limits), bar);
+            }
+        }
+    }
 }

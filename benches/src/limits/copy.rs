@@ -32,7 +32,7 @@ pub(super) fn run(report: &mut Report, effort: Effort) {
             .map(|(_arena, from, to)| (from, to))
             .collect();
         for mib in SIZES_MIB {
-            let speeds: Vec<_> = (0..effort.pairs)
+            let speeds: Vec<_> = (0..effort.rounds)
                 .map(|_| gib_s(&mut sides, mib * MIB, effort.seconds))
                 .collect();
             report.row(
