@@ -36,9 +36,6 @@ const SYNC_BYTES: u64 = 16 * MIB;
 const READ_BAR: f64 = 0.80;
 const WRITE_BAR: f64 = 0.75;
 
-/// Least capacity of the store: a few segments of the usual length. Unit: bytes.
-const STORE_BYTES_MIN: u64 = 1280 * MIB;
-
 /// Options of this suite.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
@@ -77,7 +74,7 @@ impl Sample {
 pub(crate) struct Effort {
     pub(crate) rounds: usize,
     pub(crate) seconds: f64,
-    /// Bytes of the test file.
+    /// Bytes of the test file, and capacity of the store: a host's cache treats both alike.
     pub(crate) span: u64,
 }
 
@@ -87,7 +84,7 @@ impl Effort {
             Self {
                 rounds: 3,
                 seconds: 0.4,
-                span: 512 * MIB,
+                span: 1280 * MIB,
             }
         } else {
             Self {
@@ -107,7 +104,6 @@ pub(crate) struct Bed {
     arena: Arc<Arena>,
     fio_arena: Arc<Arena>,
     store: StoreBed,
-    capacity: u64,
     read_cost: Vec<f64>,
     depth: usize,
     effort: Effort,
@@ -126,7 +122,7 @@ pub(crate) fn run(options: &Options, common: &Common) -> Result<Report, Problem>
     let (mut bed, lane) = Bed::make(options, &common.dir, effort)?;
     bed.describe(&mut report, &lane);
     for mib in SIZES_MIB {
-        let fill = bed.store.fill(mib, bed.capacity)?;
+        let fill = bed.store.fill(mib, effort.span)?;
         report.row(
             format!("store.fill.{mib}MiB.gib_s"),
             "GiB/s",
@@ -154,8 +150,8 @@ impl Bed {
         let lane = open_lane(home.path(), options.lane, options.depth, arenas)?;
         let mut disk = lane.disk;
         let file = disk.create("span", effort.span)?;
-        let (depth, capacity) = (options.depth, effort.span.max(STORE_BYTES_MIN));
-        let store = StoreBed::make(home.path(), options.lane, depth, capacity)?;
+        let depth = options.depth;
+        let store = StoreBed::make(home.path(), options.lane, depth, effort.span)?;
         let mut bed = Self {
             home,
             disk,
@@ -163,7 +159,6 @@ impl Bed {
             arena,
             fio_arena,
             store,
-            capacity,
             read_cost: Vec::new(),
             depth,
             effort,
