@@ -140,7 +140,7 @@ impl WithSimd for Task<'_> {
                 .zip(visible());
             let rows = rows.zip(self.mixed.chunks_exact_mut(value_dim));
             for (((scores, running), seen), mixed) in rows {
-                running.absorb(scores, &tokens, &seen, mixed);
+                running.absorb(simd, scores, &tokens, &seen, mixed);
             }
 
             let values = self.prepared.values(self.head, &tokens);
@@ -165,8 +165,9 @@ impl WithSimd for Task<'_> {
 impl Running {
     /// Turns the scores of one tile into unnormalised weights, rescaling what was mixed before.
     #[inline(always)]
-    fn absorb(
+    fn absorb<S: Simd>(
         &mut self,
+        simd: S,
         scores: &mut [f32],
         tokens: &Range<usize>,
         seen: &Range<usize>,
@@ -181,7 +182,7 @@ impl Running {
         if visible.is_empty() {
             return;
         }
-        let new_max = max(visible).max(self.max);
+        let new_max = max(simd, visible).max(self.max);
         let correction = exp(self.max - new_max);
         self.sum = self.sum * correction + exp_and_sum(visible, new_max);
         self.max = new_max;

@@ -127,14 +127,12 @@ fn block<S: Simd, const VECTORS: usize, const ROWS: usize>(
     out: &mut [f32],
     at: Place,
 ) {
-    let mut edge = [[0.0_f32; PANEL]; ROWS];
     let mut sums = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
     let mut cut: [&[f32]; ROWS] = [&[]; ROWS];
     for row in 0..ROWS {
         cut[row] = &rows[row * at.left_stride + at.from..][..piece.len()];
         let place = &out[row * at.stride + at.column..][..at.width];
-        copy(place, &mut edge[row]);
-        sums[row].copy_from_slice(S::as_simd_f32s(&edge[row]).0);
+        sums[row] = load::<S, VECTORS>(place);
     }
     let (steps, rest) = piece.as_chunks::<DEPTH_STEP>();
     for (index, columns) in steps.iter().enumerate() {
@@ -153,21 +151,42 @@ fn block<S: Simd, const VECTORS: usize, const ROWS: usize>(
         sums = step(simd, factors, array::from_ref(columns), sums);
     }
     for row in 0..ROWS {
-        S::as_mut_simd_f32s(&mut edge[row])
-            .0
-            .copy_from_slice(&sums[row]);
         let place = &mut out[row * at.stride + at.column..][..at.width];
-        copy(&edge[row], place);
+        store::<S, VECTORS>(&sums[row], place);
     }
 }
 
-/// Copies as much as both have. Nearly always that is a whole panel, of a size known here.
+/// A panel's width of numbers, or the fewer that exist at an edge.
 #[inline(always)]
-fn copy(from: &[f32], to: &mut [f32]) {
-    if let (Some(from), Some(to)) = (from.first_chunk::<PANEL>(), to.first_chunk_mut::<PANEL>()) {
-        *to = *from;
+#[expect(
+    clippy::indexing_slicing,
+    reason = "a panel is exactly VECTORS vectors"
+)]
+fn load<S: Simd, const VECTORS: usize>(place: &[f32]) -> [S::f32s; VECTORS] {
+    let mut whole = [0.0; PANEL];
+    if let Some(place) = place.first_chunk::<PANEL>() {
+        whole = *place;
     } else {
-        to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+        whole
+            .iter_mut()
+            .zip(place)
+            .for_each(|(to, from)| *to = *from);
+    }
+    S::as_simd_f32s(&whole).0.as_chunks::<VECTORS>().0[0]
+}
+
+/// The reverse of [`load`].
+#[inline(always)]
+fn store<S: Simd, const VECTORS: usize>(sums: &[S::f32s; VECTORS], place: &mut [f32]) {
+    if let Some(place) = place.first_chunk_mut::<PANEL>() {
+        S::as_mut_simd_f32s(place).0.copy_from_slice(sums);
+    } else {
+        let mut whole = [0.0; PANEL];
+        S::as_mut_simd_f32s(&mut whole).0.copy_from_slice(sums);
+        place
+            .iter_mut()
+            .zip(&whole)
+            .for_each(|(to, from)| *to = *from);
     }
 }
 

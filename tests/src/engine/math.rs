@@ -8,6 +8,7 @@
 //!
 //! Not here on purpose: matrix products (`kernel`).
 
+use pulp::Simd;
 use rayon::prelude::*;
 
 /// Partial sums kept side by side in a reduction; fixed, because it decides the rounding.
@@ -34,26 +35,15 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
 
 /// Largest value; negative infinity for nothing.
 #[inline(always)]
-pub(super) fn max(values: &[f32]) -> f32 {
-    let mut best = [f32::NEG_INFINITY; LANES];
-    let lanes = values.chunks_exact(LANES);
-    let tail = lanes
-        .remainder()
-        .iter()
-        .copied()
-        .fold(f32::NEG_INFINITY, larger);
-    for chunk in lanes {
-        for (best, value) in best.iter_mut().zip(chunk) {
-            *best = larger(*best, *value);
-        }
+pub(super) fn max<S: Simd>(simd: S, values: &[f32]) -> f32 {
+    let (vectors, tail) = S::as_simd_f32s(values);
+    let mut best = simd.splat_f32s(f32::NEG_INFINITY);
+    for vector in vectors {
+        best = simd.max_f32s(best, *vector);
     }
-    best.iter().copied().fold(tail, larger)
-}
-
-/// `f32::max` spends instructions on NaN that would halve the speed of [`max`].
-#[inline(always)]
-const fn larger(a: f32, b: f32) -> f32 {
-    if a > b { a } else { b }
+    tail.iter()
+        .copied()
+        .fold(simd.reduce_max_f32s(best), f32::max)
 }
 
 /// Replaces each score by `exp(score - shift)` and returns their sum.

@@ -1,6 +1,19 @@
 //! Tests of the small operations against their definitions.
 
+use pulp::{Arch, WithSimd};
+
 use super::*;
+
+struct Max<'a>(&'a [f32]);
+
+impl WithSimd for Max<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> f32 {
+        max(simd, self.0)
+    }
+}
 
 #[test]
 fn exp_agrees_with_the_library_over_its_whole_range() {
@@ -36,9 +49,9 @@ fn max_finds_the_largest_wherever_it_stands() {
     for place in 0..40 {
         let mut values = vec![-1.0; 40];
         values[place] = 2.0;
-        assert_eq!(max(&values), 2.0);
+        assert_eq!(Arch::new().dispatch(Max(&values)), 2.0);
     }
-    assert_eq!(max(&[]), f32::NEG_INFINITY);
+    assert_eq!(Arch::new().dispatch(Max(&[])), f32::NEG_INFINITY);
 }
 
 #[test]
