@@ -110,6 +110,34 @@ fn encoding_round_trips_text_of_every_sort() {
     }
 }
 
+// Goal: the tokens are those of the model's own tokenizer.
+// Method: texts whose tokens another implementation recorded: titles of the Jargon File (public
+// domain) and a comment of CPython's heapq.py (PSF-2.0).
+#[test]
+fn encoding_gives_the_tokens_another_implementation_recorded() {
+    let titles = "Hackish Ingenuity\n\n A Story About \u{2018}Magic'\n\n Some AI Koans\n\n";
+    let comment = "it in the current tournament (because the value \"wins\" over\nthe last output";
+    let recorded: [(&str, &[u32]); 2] = [
+        (
+            titles,
+            &[
+                56, 580, 621, 533, 1639, 10998, 1116, 330, 10124, 6810, 1551, 41229, 23, 1116,
+                2015, 5646, 24358, 487, 1116,
+            ],
+        ),
+        (
+            comment,
+            &[
+                269, 281, 260, 1574, 33681, 365, 17587, 260, 1685, 476, 103, 927, 18, 690, 198,
+                1195, 1596, 3124,
+            ],
+        ),
+    ];
+    for (text, tokens) in recorded {
+        assert_eq!(reference().1.encode(text).unwrap(), tokens);
+    }
+}
+
 #[test]
 fn control_tokens_are_one_token_each_and_digits_stand_alone() {
     let tokenizer = &reference().1;
