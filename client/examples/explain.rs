@@ -4,6 +4,9 @@
 //!
 //! Asks about the prompt of the `save_restore` example: run that one first, or every block is
 //! absent. With more `TOKENS` than its 4,000 the rest of the prompt shows what a miss looks like.
+//!
+//! Upstairs:   whoever tries the SDK, with a kvtierd that runs.
+//! Downstairs: the public face of the SDK.
 
 use kvtier_client::{
     Bytes, Client, ConnectOptions, Element, Endpoint, LayerSpec, ModelDescriptor, PartOrder,

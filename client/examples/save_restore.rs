@@ -3,6 +3,9 @@
 //! `cargo run -p kvtier-client --example save_restore [SOCKET]`
 //!
 //! The KV here is a pattern; an engine would copy its own pages in the same two closures.
+//!
+//! Upstairs:   whoever tries the SDK, with a kvtierd that runs.
+//! Downstairs: the public face of the SDK.
 
 use kvtier_client::{
     Acknowledge, Bytes, Client, ConnectOptions, Element, Endpoint, LayerSpec, ModelDescriptor,

@@ -11,7 +11,8 @@
 //! use kvtier_client::{Acknowledge, Client, ConnectOptions, Endpoint, SessionOptions};
 //! use kvtier_client::{ModelDescriptor, PayloadKind, RestoreOptions};
 //!
-//! # async fn engine(model: ModelDescriptor, tokens: Vec<u32>) -> Result<(), kvtier_client::Error> {
+//! # use kvtier_client::Error;
+//! # async fn engine(model: ModelDescriptor, tokens: Vec<u32>) -> Result<(), Error> {
 //! let endpoint = Endpoint::unix("/run/kvtier/kvtierd.sock");
 //! let client = Client::connect(endpoint, ConnectOptions::default()).await?;
 //! let session = client.open_session(&model, SessionOptions::new("my-engine 1.0")).await?;

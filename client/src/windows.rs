@@ -57,8 +57,8 @@ impl Session {
     ///
     /// ```no_run
     /// # use kvtier_client::{Acknowledge, Error, PartCode, Session};
-    /// # async fn save(session: Session, tokens: Vec<u32>, cache: impl Fn(u32, u32, bool) -> Vec<u8>)
-    /// # -> Result<(), Error> {
+    /// # type Cache = fn(u32, u32, bool) -> Vec<u8>;
+    /// # async fn save(session: Session, tokens: Vec<u32>, cache: Cache) -> Result<(), Error> {
     /// let wait = Acknowledge::Durable;
     /// let outcomes = session.save_prefix(&tokens, b"", wait, |block, part, bytes| {
     ///     let is_k = part.code == PartCode::K;
