@@ -10,6 +10,7 @@ mod codecs;
 mod fio;
 mod limits;
 mod machine;
+mod planes;
 mod report;
 
 use std::path::PathBuf;
@@ -50,6 +51,8 @@ enum Suite {
     Limits(limits::Options),
     /// Codec levels and page movers on one core, beside plain zstd and memcpy.
     Codecs(codecs::Options),
+    /// Blocks through shared memory and inline, on the real daemon, beside memcpy.
+    Planes(planes::Options),
 }
 
 fn main() -> ExitCode {
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
     let report = match &cli.suite {
         Suite::Limits(options) => limits::run(options, &cli.common),
         Suite::Codecs(options) => codecs::run(options, &cli.common),
+        Suite::Planes(options) => planes::run(options, &cli.common),
     };
     match report.and_then(|report| report.finish(&cli.common)) {
         Ok(true) => ExitCode::SUCCESS,
