@@ -316,6 +316,7 @@ impl Getter {
             session: self.link.session.clone(),
             keys: check::keys_to_wire(&keys)?,
             kind: v1::PayloadKind::from(self.kind).into(),
+            scattered: true,
         };
         let mut rpc = self.link.rpc.clone();
         let mut stream = self

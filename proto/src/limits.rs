@@ -35,9 +35,10 @@ pub const EXTRA_BYTES_MAX: usize = 1024;
 
 /// Most keys in one Lookup, Save, Commit, Restore, Pin, Prefetch or Release.
 pub const KEYS_PER_CALL_MAX: usize = 4096;
-/// Most restores one session runs at a time. One more is refused with `RESOURCE_EXHAUSTED`.
+/// Most restores one session runs at a time. One more ends at once, all its blocks missed for
+/// want of space.
 pub const RESTORES_PER_SESSION_MAX: usize = 64;
-/// Most leases one session holds. One more is refused with `RESOURCE_EXHAUSTED`.
+/// Most leases one session holds. Blocks beyond are missed for want of space.
 pub const LEASES_PER_SESSION_MAX: usize = 65_536;
 /// Most sessions the daemon serves.
 pub const SESSIONS_MAX: usize = 1024;

@@ -103,7 +103,11 @@ fn museum_05_a_slot_is_taken_once_and_never_by_another_name() {
 proptest! {
     // Goal: R1 under any order of grants, takes and releases.
     #[test]
-    fn slots_never_overlap(steps in proptest::collection::vec((0u8..3, 1u64..20_000, any::<prop::sample::Index>()), 1..80)) {
+    fn slots_never_overlap(
+        steps in prop::collection::vec(
+            (0u8..3, 1u64..20_000, any::<prop::sample::Index>()), 1..80,
+        ),
+    ) {
         let staging = Arc::new(Staging::create(1, 1 << 17).unwrap());
         let mut live: Vec<(SlotName, u8)> = Vec::new();
         for (round, (what, bytes, pick)) in (0u8..).zip(steps) {

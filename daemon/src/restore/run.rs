@@ -229,9 +229,7 @@ impl Restore {
         loads.spawn(async move {
             (
                 index,
-                tiers
-                    .fetch(reader.host(), reader.layouts(), id)
-                    .await,
+                tiers.fetch(reader.host(), reader.layouts(), id).await,
             )
         });
     }

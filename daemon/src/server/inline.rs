@@ -179,7 +179,7 @@ pub async fn get(
         keys: keys_from_wire("keys", &asked.keys).map_err(convert::invalid)?,
         kind: kind(asked.kind)?,
         deadline: None,
-        scattered: false,
+        scattered: asked.scattered,
     };
     let (out, replies) = mpsc::channel(MESSAGES_WAITING);
     let (control, listen) = watch::channel(Control::default());

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvtier_proto::{keys_from_wire, v1};
+use kvtier_proto::{Miss, keys_from_wire, v1};
 use tokio::sync::{mpsc, watch};
 use tonic::{Request, Status, Streaming};
 
@@ -112,19 +112,16 @@ impl Stream {
                     "unknown session: it has ended, or is another user's; open one",
                 )
             })?;
-        let permit = Arc::clone(&session.restores)
-            .try_acquire_owned()
-            .map_err(|_| {
-                Status::resource_exhausted(
-                    "the session runs as many restores as it may; wait for one",
-                )
-            })?;
         let request = run::Request {
             keys: keys_from_wire("keys", &start.keys).map_err(convert::invalid)?,
             kind: kind(start.kind)?,
             deadline: (start.deadline_ms > 0)
                 .then(|| Duration::from_millis(u64::from(start.deadline_ms))),
             scattered: start.scattered,
+        };
+        let Ok(mut permit) = Arc::clone(&session.restores).try_acquire_owned().map(Some) else {
+            self.refuse(id, &request);
+            return Ok(());
         };
         let (control, listen) = watch::channel(Control::default());
         self.running.insert(id, control);
@@ -138,12 +135,13 @@ impl Stream {
             events,
         };
         let out = self.out.clone();
-        tokio::spawn(async move {
-            restore.run().await;
-            drop(permit);
-        });
+        tokio::spawn(restore.run());
         tokio::spawn(async move {
             while let Some(event) = happened.recv().await {
+                // The place is free before the client can know, so that it may start the next.
+                if matches!(event, run::Event::Done(_)) {
+                    permit.take();
+                }
                 let leases = leases(&event);
                 if out.send(Ok(to_wire(id, event))).await.is_err() {
                     release(&session, &leases);
@@ -152,6 +150,25 @@ impl Stream {
             }
         });
         Ok(())
+    }
+
+    /// The session runs as many restores as it may: this one ends at once, the others go on.
+    fn refuse(&self, id: u64, request: &run::Request) {
+        let missed = (0..request.keys.len())
+            .map(|index| (index, Miss::NoSpace))
+            .collect();
+        let summary = run::Summary {
+            missed,
+            ..run::Summary::default()
+        };
+        tracing::warn!(
+            restore = id,
+            "a session asked for more restores than it may run at a time"
+        );
+        let out = self.out.clone();
+        tokio::spawn(async move {
+            let _ = out.send(Ok(to_wire(id, run::Event::Done(summary)))).await;
+        });
     }
 }
 

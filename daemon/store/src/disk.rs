@@ -1,7 +1,8 @@
 //! `Disk`: what the store needs of a device, and nothing a device knows of records.
 //!
 //! Upstairs:   `log` and `recover` submit operations and step on completions.
-//! Downstairs: `disk::ring` (io_uring), `disk::file` (pread and pwrite), `disk::sim` (seeded, lying).
+//! Downstairs: `disk::ring` (io_uring), `disk::file` (pread and pwrite), `disk::sim` (seeded,
+//!             lying).
 //!
 //! Two lanes behind one trait. The hot lane is `submit` and `reap`: reads, writes and syncs of
 //! open files, many in flight, finished in any order. The cold lane is the calls that return

@@ -512,7 +512,7 @@ pub struct LeasedBlock {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RestoreDone {
-    /// Leading blocks that are all leased to the client now.
+    /// Leading blocks that are all leased to the client now, or that it said it computed meanwhile.
     #[prost(uint32, tag = "1")]
     pub usable_blocks: u32,
     /// Blocks that did not arrive, with the reason.
@@ -618,6 +618,9 @@ pub struct GetInlineRequest {
     pub keys: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
     #[prost(enumeration = "PayloadKind", tag = "3")]
     pub kind: i32,
+    /// False: blocks after the first miss are not restored. True: every block on its own.
+    #[prost(bool, tag = "4")]
+    pub scattered: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GetInlineReply {

@@ -88,7 +88,9 @@ proptest! {
     // Goal: a chain is the same however many tokens follow, so prefixes are shared.
     #[test]
     fn chain_of_a_prefix_is_a_prefix_of_the_chain(
-        tokens in proptest::collection::vec(any::<u32>(), 1..200), cut in 0usize..200, block in 1usize..40,
+        tokens in proptest::collection::vec(any::<u32>(), 1..200),
+        cut in 0usize..200,
+        block in 1usize..40,
     ) {
         let whole_blocks = cut.min(tokens.len()) / block * block;
         let keys = deriver(1, 2, "");

@@ -169,7 +169,8 @@ proptest! {
                 let mut end = 0;
                 for part in layout.parts() {
                     prop_assert_eq!(part.offset, end);
-                    prop_assert_eq!(part.len, part.rows as usize * part.width as usize * part.element.bytes());
+                    let values = part.rows as usize * part.width as usize;
+                    prop_assert_eq!(part.len, values * part.element.bytes());
                     prop_assert!(part.len > 0);
                     end += part.len;
                 }

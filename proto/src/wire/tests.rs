@@ -79,7 +79,9 @@ proptest! {
     // Goal: whatever a peer sends as a descriptor, the answer is a descriptor within the limits
     // or a refusal.
     #[test]
-    fn descriptor_from_any_bytes_is_refused_or_usable(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+    fn descriptor_from_any_bytes_is_refused_or_usable(
+        bytes in proptest::collection::vec(any::<u8>(), 0..300),
+    ) {
         if let Ok(wire) = v1::ModelDescriptor::decode(bytes.as_slice())
             && let Ok(model) = ModelDescriptor::try_from(&wire)
         {

@@ -165,7 +165,9 @@ proptest! {
     // tag when it is dropped. What is free must be exactly what nobody holds.
     #[test]
     fn buffers_never_overlap_and_generations_never_repeat(
-        steps in prop::collection::vec((any::<bool>(), 1_usize..60_000, any::<prop::sample::Index>()), 1..200)
+        steps in prop::collection::vec(
+            (any::<bool>(), 1_usize..60_000, any::<prop::sample::Index>()), 1..200,
+        )
     ) {
         let arena = arena(1 << 20);
         let mut held: Vec<(IoBuf, u8)> = Vec::new();
