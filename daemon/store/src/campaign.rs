@@ -101,8 +101,11 @@ pub(crate) struct Run {
 impl Run {
     pub(crate) fn new(seed: u64, disk: SimDisk) -> Option<Self> {
         let store = Store::open(disk, options(), None, &mut |_| {}).ok()?.0;
-        let mut model = Model::default();
-        model.names = (0..NUMBERS).map(|number| (key(number), number)).collect();
+        let names = (0..NUMBERS).map(|number| (key(number), number)).collect();
+        let model = Model {
+            names,
+            ..Model::default()
+        };
         let arena = Arena::create("campaign", 8 << 20, Share::Private).unwrap();
         let (puts, reads) = (BTreeMap::new(), BTreeMap::new());
         let random = Seeded::new(seed);

@@ -54,6 +54,7 @@ mod scan;
 mod segments;
 mod store;
 mod superblock;
+pub mod verify;
 
 pub use catalog::{Catalog, CatalogError, SledCatalog};
 pub use events::{Counter, Counters, DeviceState, Event, PutError, Usage, WipeError};
@@ -67,5 +68,7 @@ pub use store::{Refused, SEGMENTS_MAX, SEGMENTS_MIN, Store, StoreOptions, WRITE_
 
 #[cfg(test)]
 mod campaign;
+#[cfg(test)]
+mod museum;
 #[cfg(test)]
 mod testkit;

@@ -19,7 +19,7 @@
 //! Not here on purpose: no repair by guessing. A record that does not pass is not a record.
 
 mod rebuild;
-mod survey;
+pub(crate) mod survey;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

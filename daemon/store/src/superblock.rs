@@ -74,6 +74,24 @@ pub(crate) fn load<D: Disk>(lane: &mut Lane<D>, arena: &Arc<Arena>) -> Result<Lo
     }
 }
 
+/// Reads the slots and changes nothing: the sound one that counts, and how many are not sound.
+pub(crate) fn look<D: Disk>(
+    lane: &mut Lane<D>,
+    arena: &Arc<Arena>,
+    files: &[crate::disk::Found],
+) -> Result<(Option<Superblock>, u32), Error> {
+    let whole = SLOTS * SLOT_LEN;
+    if !files
+        .iter()
+        .any(|file| file.name == SUPERBLOCK_NAME && file.len == whole)
+    {
+        return Ok((None, 2));
+    }
+    let file = lane.disk().open(SUPERBLOCK_NAME)?;
+    let loaded = read_slots(lane, arena, file)?;
+    Ok((loaded.found, loaded.bad_slots))
+}
+
 fn read_slots<D: Disk>(
     lane: &mut Lane<D>,
     arena: &Arc<Arena>,

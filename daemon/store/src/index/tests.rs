@@ -1,5 +1,7 @@
 //! The index against a plain map, under a seeded stream of inserts and removals.
 
+#![allow(clippy::cast_possible_truncation, reason = "test numbers are small")]
+
 use std::collections::BTreeMap;
 
 use kvtier_proto::NamespaceId;

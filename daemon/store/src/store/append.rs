@@ -240,8 +240,7 @@ impl<D: Disk> Store<D> {
 
     /// Starts a new life of a free segment, or of a new file, before it is needed.
     pub(super) fn prepare_spare(&mut self, events: &mut Vec<Event>) {
-        let wanted = self.active.is_some() || !self.queue.is_empty() || !self.forwards.is_empty();
-        if self.spare.is_some() || !wanted || self.poisoned.is_some() {
+        if self.spare.is_some() || !self.is_writing() || self.poisoned.is_some() {
             return;
         }
         let free = self.segments.first_free();

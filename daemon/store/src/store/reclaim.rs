@@ -76,7 +76,12 @@ impl<D: Disk> Store<D> {
             self.segments_max = configured;
             return false;
         }
-        full && self.spare.is_none() && self.segments.first_free().is_none()
+        full && self.is_writing() && self.spare.is_none() && self.segments.first_free().is_none()
+    }
+
+    /// True when a segment will be needed: something is written, or waits to be.
+    pub(super) fn is_writing(&self) -> bool {
+        self.active.is_some() || !self.queue.is_empty() || !self.forwards.is_empty()
     }
 
     fn begin_drain(&mut self, events: &mut Vec<Event>) {
