@@ -39,6 +39,11 @@ pub(crate) fn crc_of(bytes: &[u8], from: usize, to: usize) -> Option<u32> {
     bytes.get(from..to).map(crc32fast::hash)
 }
 
+/// True when the checksum at `at` is there and is the one of everything before it.
+pub(crate) fn is_sealed(bytes: &[u8], at: usize) -> bool {
+    crc_of(bytes, 0, at).is_some_and(|crc| u32_at(bytes, at) == Some(crc))
+}
+
 /// True when `bytes[from..to]` is there and zero.
 pub(crate) fn zero(bytes: &[u8], from: usize, to: usize) -> bool {
     bytes

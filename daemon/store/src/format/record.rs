@@ -62,7 +62,7 @@ pub use kvtier_proto::layout::PartCode;
 use kvtier_proto::limits::{BLOCK_BYTES_MAX, BLOCK_TOKENS_MAX, PART_BYTES_MAX, PARTS_MAX};
 use kvtier_proto::{BlockKey, LayoutFingerprint, Level, Miss, NamespaceId, PayloadKind};
 
-use super::fields::{array, crc_of, put, u8_at, u16_at, u32_at, u64_at, zero};
+use super::fields::{array, crc_of, is_sealed, put, u8_at, u16_at, u32_at, u64_at, zero};
 use super::{BLOCK, Place, StoreId, Summary, VERSION, padded};
 
 /// First bytes of every record.
@@ -186,7 +186,7 @@ impl Header {
         if array(bytes, 0) != Some(MAGIC) {
             return Err(Miss::HeaderCrc);
         }
-        if crc_of(bytes, 0, AT_HEADER_CRC) != u32_at(bytes, AT_HEADER_CRC) {
+        if !is_sealed(bytes, AT_HEADER_CRC) {
             return Err(Miss::HeaderCrc);
         }
         let known = u16_at(bytes, AT_VERSION) == Some(VERSION)

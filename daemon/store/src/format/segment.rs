@@ -64,7 +64,7 @@
 
 use kvtier_proto::{BlockKey, LayoutFingerprint, Level, NamespaceId, PayloadKind};
 
-use super::fields::{array, crc_of, put, u8_at, u16_at, u32_at, u64_at, zero};
+use super::fields::{array, crc_of, is_sealed, put, u8_at, u16_at, u32_at, u64_at, zero};
 use super::record::{HEAD_LEN_MAX, STORED_LEN_MAX};
 use super::{BLOCK, Place, StoreId, Summary, VERSION, padded};
 
@@ -148,7 +148,7 @@ impl SegmentHeader {
     /// Reads block 0. `None` when it is not a sound header of this version.
     pub fn decode(block: &[u8]) -> Option<Self> {
         let sound = array(block, 0) == Some(SEGMENT_MAGIC)
-            && crc_of(block, 0, AT_SEGMENT_CRC) == u32_at(block, AT_SEGMENT_CRC)
+            && is_sealed(block, AT_SEGMENT_CRC)
             && u16_at(block, 4) == Some(VERSION);
         if !sound {
             return None;
@@ -216,7 +216,7 @@ impl Trailer {
     /// trailer of this version, or its lengths do not fit the segment.
     pub fn decode(block: &[u8], segment_size: u64) -> Option<Self> {
         let sound = array(block, 0) == Some(TRAILER_MAGIC)
-            && crc_of(block, 0, AT_TRAILER_CRC) == u32_at(block, AT_TRAILER_CRC)
+            && is_sealed(block, AT_TRAILER_CRC)
             && u16_at(block, 4) == Some(VERSION);
         if !sound {
             return None;

@@ -33,7 +33,7 @@
 
 use kvtier_proto::NamespaceId;
 
-use super::fields::{array, crc_of, put, u16_at, u32_at, u64_at};
+use super::fields::{array, crc_of, is_sealed, put, u16_at, u32_at, u64_at};
 use super::{BLOCK, StoreId, VERSION};
 
 /// First bytes of a slot.
@@ -141,7 +141,7 @@ impl Superblock {
     /// Reads a slot. `None` when it is not a sound superblock of this version.
     pub fn decode(slot: &[u8]) -> Option<Self> {
         let sound = array(slot, 0) == Some(SUPERBLOCK_MAGIC)
-            && crc_of(slot, 0, AT_CRC) == u32_at(slot, AT_CRC)
+            && is_sealed(slot, AT_CRC)
             && u16_at(slot, 4) == Some(VERSION);
         let count = u32_at(slot, AT_WIPED_COUNT)? as usize;
         if !sound || count > WIPED_MAX {

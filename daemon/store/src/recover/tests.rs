@@ -1,1 +1,171 @@
-//! placeholder
+//! Openings of stores that something happened to.
+#![allow(clippy::cast_possible_truncation, reason = "test numbers are small")]
+
+use crate::disk::sim::{SimDisk, SimOptions};
+use crate::format::segment::segment_name;
+use crate::testkit::*;
+use crate::*;
+
+#[test]
+fn a_torn_tail_ends_the_open_segment_and_keeps_what_was_durable() {
+    let mut store = Fixture::new();
+    store.put_all(0..5);
+    let place = store.place(4);
+    store.put_all([5]);
+    let mut disk = store.store.abandon().restart(1);
+    let torn = (place.offset + u64::from(place.len)) as usize;
+    disk.content(&segment_name(place.segment)).unwrap()[torn + 4096..torn + 4608].fill(0xdd);
+    let mut store = Fixture::reopened(disk);
+    assert!((0..5).all(|number| store.hits(number)) && !store.hits(5));
+    assert_eq!(store.report.refused.values().sum::<u64>(), 1);
+    // The segment that was scanned has a footer now: nobody scans it again.
+    let scanned = Fixture::reopened(store.store.abandon().crash(1))
+        .report
+        .scanned;
+    assert!(scanned < store.report.scanned);
+}
+
+#[test]
+fn a_hole_that_a_failed_write_left_hides_nothing_behind_it() {
+    let mut store = Fixture::new();
+    store.put_all(0..8);
+    let place = store.place(3);
+    let mut disk = store.store.abandon().restart(1);
+    let file = disk.content(&segment_name(place.segment)).unwrap();
+    file[place.offset as usize..][..place.len as usize].fill(0x99);
+    let mut store = Fixture::reopened(disk);
+    let found: Vec<u64> = (0..8).filter(|number| store.hits(*number)).collect();
+    assert_eq!(found, [0, 1, 2, 4, 5, 6, 7]);
+}
+
+#[test]
+fn records_of_an_earlier_life_of_a_segment_are_never_found() {
+    let mut store = Fixture::new();
+    // Fill and recycle every segment, so that old records lie behind the newest ones.
+    for round in 0..5 {
+        store.put_all(round * 60..round * 60 + 60);
+    }
+    let live = store.index();
+    let mut store = Fixture::reopened(store.store.abandon().crash(1));
+    assert_eq!(store.index(), live);
+    assert!(
+        store
+            .report
+            .refused
+            .contains_key(&kvtier_proto::Miss::StaleEpoch)
+    );
+    assert!(
+        (0..100).all(|number| !store.hits(number)),
+        "the first rounds were evicted"
+    );
+}
+
+#[test]
+fn a_segment_file_that_was_cut_short_keeps_what_it_has_and_is_replaced_later() {
+    let mut store = Fixture::new();
+    store.put_all(0..30);
+    let (place, mut disk) = (
+        store.place(0),
+        store.store.close(&mut Vec::new()).restart(1),
+    );
+    let bytes = disk.content(&segment_name(place.segment)).unwrap().clone();
+    disk.plant(&segment_name(place.segment), bytes[..100 << 10].to_vec());
+    let mut store = Fixture::reopened(disk);
+    let kept = (0..30).filter(|number| store.hits(*number)).count();
+    assert!((10..30).contains(&kept), "{kept} of 30");
+    for round in 1..6 {
+        store.put_all(round * 100..round * 100 + 60);
+    }
+    let whole = store
+        .store
+        .disk_mut()
+        .content(&segment_name(place.segment))
+        .unwrap()
+        .len();
+    assert_eq!(whole, 256 << 10, "the short file was replaced");
+}
+
+#[test]
+fn a_deleted_segment_file_costs_its_own_blocks_only() {
+    let mut store = Fixture::new();
+    store.put_all(0..40);
+    let gone = store.place(0).segment;
+    let lost = store
+        .index()
+        .values()
+        .filter(|place| place.segment == gone)
+        .count();
+    let mut disk = store.store.close(&mut Vec::new()).restart(1);
+    let file = crate::disk::Disk::open(&mut disk, &segment_name(gone)).unwrap();
+    crate::disk::Disk::remove(&mut disk, file).unwrap();
+    let mut store = Fixture::reopened(disk);
+    assert_eq!(
+        (0..40).filter(|number| store.hits(*number)).count(),
+        40 - lost
+    );
+}
+
+#[test]
+fn less_capacity_removes_the_oldest_segments() {
+    let mut store = Fixture::new();
+    store.put_all(0..70);
+    let disk = store.store.close(&mut Vec::new()).restart(1);
+    let mut smaller = options();
+    smaller.capacity = 4 * smaller.segment_size;
+    let mut store = Fixture::on(disk, smaller, None);
+    assert_eq!(
+        (
+            store.report.segments - store.report.removed,
+            store.store.usage().segments
+        ),
+        (4, 4)
+    );
+    assert!(!store.hits(0) && store.hits(69));
+}
+
+#[test]
+fn another_segment_size_in_the_options_does_not_change_a_store() {
+    let mut store = Fixture::new();
+    store.put_all(0..5);
+    let disk = store.store.close(&mut Vec::new()).restart(1);
+    let mut other = options();
+    other.segment_size = 128 << 10;
+    let mut store = Fixture::on(disk, other, None);
+    assert_eq!(store.store.usage().segment_size, 256 << 10);
+    assert!((0..5).all(|number| store.hits(number)));
+}
+
+#[test]
+fn foreign_files_in_the_folder_are_left_alone() {
+    let mut disk = SimDisk::new(SimOptions::default());
+    for name in ["notes.txt", "segment-1.kvs", "segment-ffffffff.kvs"] {
+        disk.plant(name, vec![1; 8192]);
+    }
+    let mut store = Fixture::on(disk, options(), None);
+    store.put_all(0..5);
+    for name in ["notes.txt", "segment-1.kvs", "segment-ffffffff.kvs"] {
+        assert_eq!(
+            store.store.disk_mut().content(name),
+            Some(&mut vec![1; 8192])
+        );
+    }
+}
+
+#[test]
+fn progress_counts_up_to_every_segment() {
+    let mut store = Fixture::new();
+    store.put_all(0..60);
+    let disk = store.store.abandon().crash(1);
+    let mut seen: Vec<Progress> = Vec::new();
+    let (_, report) = Store::open(disk, options(), None, &mut |now| seen.push(*now)).unwrap();
+    let last = seen.last().unwrap();
+    assert_eq!(
+        (last.segments_done, last.segments_total),
+        (report.segments, report.segments)
+    );
+    assert_eq!((last.records, last.bytes), (report.records, report.bytes));
+    assert!(
+        seen.windows(2)
+            .all(|pair| pair[0].segments_done <= pair[1].segments_done)
+    );
+}

@@ -1,1 +1,79 @@
-//! placeholder
+//! The life of a segment, and the choice of the next victim.
+
+use super::*;
+
+const LIVES: [Life; 7] = [
+    Life::Free,
+    Life::Preparing,
+    Life::Ready,
+    Life::Open,
+    Life::Sealing,
+    Life::Sealed,
+    Life::Draining,
+];
+const STEPS: [Step; 7] = [
+    Step::Allocate,
+    Step::Prepared,
+    Step::Use,
+    Step::Full,
+    Step::Seal,
+    Step::Chosen,
+    Step::Emptied,
+];
+
+// L4: the picture's seven edges are the machine, and there is no other.
+#[test]
+fn a_segment_has_one_way_out_of_every_state() {
+    for (number, life) in LIVES.into_iter().enumerate() {
+        for (other, step) in STEPS.into_iter().enumerate() {
+            let want = (number == other).then(|| LIVES[(number + 1) % LIVES.len()]);
+            assert_eq!(life.next(step), want, "{life:?} at {step:?}");
+        }
+    }
+    let picture = include_str!("../segments.rs");
+    for word in LIVES
+        .iter()
+        .map(|one| format!("{one:?}"))
+        .chain(STEPS.map(|one| format!("{one:?}")))
+    {
+        let drawn = picture
+            .lines()
+            .filter(|line| line.starts_with("///"))
+            .any(|line| line.contains(&word));
+        assert!(drawn, "{word} is not in the picture");
+    }
+}
+
+fn candidate(segment: u32, epoch: u64, readers: u32, pinned_bytes: u64) -> Candidate {
+    Candidate {
+        segment,
+        epoch,
+        readers,
+        live: 1,
+        pinned_bytes,
+    }
+}
+
+#[test]
+fn the_oldest_segment_without_readers_is_chosen() {
+    let all = [
+        candidate(0, 30, 0, 0),
+        candidate(1, 10, 2, 0),
+        candidate(2, 20, 0, 0),
+    ];
+    assert_eq!(choose_victim(&all, 0), Some(2));
+    assert_eq!(choose_victim(&[candidate(1, 10, 1, 0)], 0), None);
+    assert_eq!(choose_victim(&[], 0), None);
+}
+
+#[test]
+fn a_segment_whose_pins_fit_goes_before_an_older_one_whose_pins_do_not() {
+    let all = [candidate(0, 10, 0, 900), candidate(1, 20, 0, 100)];
+    assert_eq!(choose_victim(&all, 500), Some(1));
+    assert_eq!(choose_victim(&all, 1000), Some(0));
+    assert_eq!(
+        choose_victim(&all, 50),
+        Some(0),
+        "when none fits, the oldest goes"
+    );
+}

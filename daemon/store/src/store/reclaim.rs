@@ -275,3 +275,6 @@ fn active_room<D: Disk>(store: &Store<D>, rows: u64) -> u64 {
     let active = store.active.and_then(|active| store.segments.get(active));
     active.map_or(0, |segment| room(segment, rows))
 }
+
+#[cfg(test)]
+mod tests;

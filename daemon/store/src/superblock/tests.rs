@@ -1,1 +1,125 @@
-//! placeholder
+//! The superblock survives what it must, and an acknowledged wipe is never forgotten.
+
+use kvtier_proto::Miss;
+
+use super::*;
+use crate::disk::sim::{Fault, Faults, SimDisk, SimOptions};
+use crate::testkit::*;
+use crate::{SuperblockFound, WipeError};
+
+const SLOT: usize = 64 << 10;
+
+fn wiped_store() -> SimDisk {
+    let mut store = Fixture::new();
+    store.put_all(0..5);
+    store.store.wipe(NS, &mut Vec::new()).unwrap();
+    store.store.abandon()
+}
+
+#[test]
+fn a_wipe_outlives_crashes_and_damage_to_either_slot() {
+    for slot in [None, Some(0), Some(1)] {
+        let mut disk = wiped_store().crash(2);
+        if let Some(slot) = slot {
+            disk.content(SUPERBLOCK_NAME).unwrap()[slot * SLOT + 20] ^= 1;
+        }
+        let mut store = Fixture::reopened(disk);
+        let found = store.report.superblock;
+        assert_eq!(found == SuperblockFound::OneSlot, slot.is_some());
+        assert_eq!(store.report.wiped, 5);
+        assert!((0..5).all(|number| !store.hits(number)));
+        store.put_all(0..5);
+        assert!((0..5).all(|number| store.hits(number)), "a wipe is no ban");
+        // Both slots are whole again after an opening.
+        let report = Fixture::reopened(store.store.abandon().crash(1)).report;
+        assert_eq!(report.superblock, SuperblockFound::Sound);
+    }
+}
+
+#[test]
+fn without_a_sound_slot_every_record_is_stale_and_the_store_works() {
+    let mut store = Fixture::new();
+    store.put_all(0..5);
+    let mut disk = store.store.abandon().crash(1);
+    disk.content(SUPERBLOCK_NAME).unwrap().fill(0x11);
+    let mut options = options();
+    options.new_store_id = crate::StoreId([0x77; 16]);
+    let mut store = Fixture::on(disk, options, None);
+    assert_eq!(store.report.superblock, SuperblockFound::Lost);
+    assert!((0..5).all(|number| !store.hits(number)));
+    store.put_all(0..5);
+    assert!((0..5).all(|number| store.hits(number)));
+}
+
+// A superblock from a backup has forgotten a wipe: it must not bring the records back.
+#[test]
+fn a_superblock_older_than_a_segment_is_worth_nothing() {
+    let mut store = Fixture::new();
+    store.put_all(0..5);
+    let mut disk = store.store.abandon().crash(1);
+    let old = disk.content(SUPERBLOCK_NAME).unwrap().clone();
+    let mut store = Fixture::reopened(disk);
+    store.store.wipe(NS, &mut Vec::new()).unwrap();
+    store.put_all(10..15);
+    let mut disk = store.store.abandon().crash(1);
+    disk.plant(SUPERBLOCK_NAME, old);
+    let mut options = options();
+    options.new_store_id = crate::StoreId([0x77; 16]);
+    let mut store = Fixture::on(disk, options, None);
+    assert_eq!(store.report.superblock, SuperblockFound::Lost);
+    assert_eq!(store.get(&want(NS, 1)), Err(Miss::Absent));
+}
+
+#[test]
+fn a_wipe_whose_writes_get_lost_is_not_acknowledged() {
+    let mut store = Fixture::new();
+    store.put_all(0..5);
+    for fault in [
+        Fault::LostWrite,
+        Fault::WriteError,
+        Fault::SyncError,
+        Fault::FlipOnWrite,
+    ] {
+        store
+            .store
+            .disk_mut()
+            .set_faults(Faults::default().with(fault, 1_000_000));
+        let outcome = store.store.wipe(NS, &mut Vec::new());
+        assert!(
+            matches!(outcome, Err(WipeError::Superblock { .. })),
+            "{fault:?}"
+        );
+        assert!(!store.hits(1), "gone from this process all the same");
+    }
+    store.store.disk_mut().set_faults(Faults::default());
+    store.store.wipe(NS, &mut Vec::new()).unwrap();
+    let mut store = Fixture::reopened(store.store.abandon().crash(3));
+    assert!((0..5).all(|number| !store.hits(number)));
+}
+
+#[test]
+fn a_device_that_delivers_no_slot_is_an_error_and_forgets_nothing() {
+    let mut store = Fixture::new();
+    store.put_all(0..5);
+    let mut disk = store.store.abandon().crash(1);
+    disk.set_faults(Faults::default().with(Fault::ReadError, 1_000_000));
+    let sound = disk.restart(1);
+    let outcome = crate::Store::open(disk, options(), None, &mut |_| {});
+    assert!(matches!(outcome, Err(crate::OpenError::Superblock(_))));
+    assert!(Fixture::reopened(sound).hits(1));
+}
+
+#[test]
+fn a_device_that_takes_no_write_opens_read_only() {
+    let mut store = Fixture::new();
+    store.put_all(0..5);
+    let disk = store.store.abandon().crash(1);
+    let faults = Faults::default().with(Fault::WriteError, 1_000_000);
+    let disk = disk.clone_with(SimOptions {
+        faults,
+        ..SimOptions::default()
+    });
+    let mut store = Fixture::reopened(disk);
+    assert_eq!(store.store.state(), crate::DeviceState::ReadOnly);
+    assert!((0..5).all(|number| store.hits(number)));
+}

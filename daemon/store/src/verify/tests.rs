@@ -42,7 +42,7 @@ fn verify_names_a_flipped_bit_in_a_payload_a_header_and_a_part_table() {
         let (mut disk, places) = closed(0..40);
         let place = places[&17];
         let name = crate::format::segment::segment_name(place.segment);
-        disk.content(&name).unwrap()[place.offset as usize + into] ^= 4;
+        disk.content(&name).unwrap()[index(place.offset) + into] ^= 4;
         let report = report(disk);
         assert_eq!((report.severity(), report.records), (Severity::Damaged, 39));
         assert_eq!(report.damage, BTreeMap::from([(reason, 1)]), "byte {into}");

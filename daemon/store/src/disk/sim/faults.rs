@@ -38,6 +38,13 @@ pub enum Fault {
     Slow,
 }
 
+impl Fault {
+    /// Every fault.
+    pub fn iter_all() -> impl Iterator<Item = Self> {
+        <Self as strum::IntoEnumIterator>::iter()
+    }
+}
+
 const KINDS: usize = Fault::Slow as usize + 1;
 
 /// Probability of each fault, in a million of the operations that it can strike.

@@ -1,0 +1,198 @@
+//! Making room: eviction, pins, readers, a device without room, and wipes on the way.
+#![allow(clippy::cast_possible_truncation, reason = "test numbers are small")]
+
+use kvtier_proto::Miss;
+
+use crate::disk::sim::{SimDisk, SimOptions};
+use crate::testkit::*;
+use crate::*;
+
+/// Puts records until `recycled` segments were used again.
+fn churn(store: &mut Fixture, from: u64, recycled: u64) -> u64 {
+    let target = store.store.counters().get(Counter::Recycled) + recycled;
+    let mut number = from;
+    while store.store.counters().get(Counter::Recycled) < target {
+        store.put_all(number..number + 5);
+        number += 5;
+    }
+    number
+}
+
+#[test]
+fn a_full_store_evicts_the_oldest_and_says_so() {
+    let mut store = Fixture::new();
+    let last = churn(&mut store, 0, 3);
+    assert!(!store.hits(0) && store.hits(last - 1));
+    assert_eq!(store.get(&want(NS, 0)), Err(Miss::Absent));
+    assert!(store.evicted.contains(&(NS, key(0))) && !store.evicted.contains(&(NS, key(last - 1))));
+    let here = (0..last).filter(|number| store.hits(*number)).count();
+    assert_eq!(
+        here + store.evicted.len(),
+        last as usize,
+        "every block is here or was evicted"
+    );
+    assert_eq!(store.store.usage().segments, 8);
+}
+
+#[test]
+fn a_pinned_block_outlives_every_segment_and_a_restart() {
+    let mut store = Fixture::new();
+    store.put_all(0..20);
+    assert!(store.store.pin(NS, &key(3)) && store.store.pin(NS, &key(11)));
+    assert!(!store.store.pin(NS, &key(999)), "nothing to pin");
+    let next = churn(&mut store, 100, 20);
+    assert!(store.hits(3) && store.hits(11) && !store.hits(4));
+    assert!(store.store.counters().get(Counter::BytesForwarded) > 0);
+    store.store.unpin(NS, &key(3));
+    churn(&mut store, next, 9);
+    assert!(!store.hits(3) && store.hits(11));
+    let mut store = Fixture::reopened(store.store.abandon().crash(1));
+    assert!(store.hits(11));
+}
+
+#[test]
+fn pins_take_at_most_half_of_the_capacity() {
+    let mut store = Fixture::new();
+    store.put_all(0..75);
+    let pinned = (0..75)
+        .filter(|number| store.store.pin(NS, &key(*number)))
+        .count();
+    assert!((20..75).contains(&pinned), "{pinned} of 75");
+    let bytes: u64 = store
+        .store
+        .blocks()
+        .filter(|b| b.pinned)
+        .map(|b| u64::from(b.place.len))
+        .sum();
+    assert!(bytes <= 4 * 256 * KIB);
+    // Puts still get through.
+    churn(&mut store, 1000, 12);
+}
+
+#[test]
+fn a_wiped_pinned_block_is_not_copied_forward() {
+    let mut store = Fixture::new();
+    store.put_all(0..20);
+    (0..20).for_each(|number| assert!(store.store.pin(NS, &key(number))));
+    let mut number = 0;
+    while store.store.counters().get(Counter::BytesForwarded) == 0 {
+        store.put(OTHER, number, 0);
+        store.step();
+        number += 1;
+    }
+    let mut events = Vec::new();
+    store.store.wipe(NS, &mut events).unwrap();
+    events.into_iter().for_each(|event| store.note(event));
+    store.rest();
+    assert!((0..20).all(|number| !store.hits(number)));
+    let mut store = Fixture::reopened(store.store.abandon().crash(1));
+    assert!(
+        (0..20).all(|number| !store.hits(number)),
+        "a copy came back after the wipe"
+    );
+}
+
+#[test]
+fn a_wipe_refuses_what_waits_and_answers_reads_under_way_as_absent() {
+    let mut store = Fixture::new();
+    store.put_all(0..5);
+    let (tag, buf) = (store.tag(), store.buf());
+    store.store.get(tag, &want(NS, 1), buf).unwrap();
+    let (waiting, other) = (store.put(NS, 9, 0), store.put(OTHER, 9, 0));
+    let mut events = Vec::new();
+    assert_eq!(store.store.wipe(NS, &mut events).unwrap(), 5);
+    events.into_iter().for_each(|event| store.note(event));
+    store.rest();
+    assert!(matches!(store.puts[&waiting], Err(PutError::Wiped { .. })));
+    assert!(store.puts[&other].is_ok());
+    assert_eq!(store.got[&tag], Err(Miss::Absent));
+    assert_eq!(store.store.counters().get(Counter::Wipes), 1);
+}
+
+#[test]
+fn a_device_without_room_for_more_evicts_and_goes_on() {
+    // Room for the superblock and five segments of eight.
+    let space = 128 * KIB + 5 * 256 * KIB;
+    let disk = SimDisk::new(SimOptions {
+        space,
+        ..SimOptions::default()
+    });
+    let mut store = Fixture::on(disk, options(), None);
+    let next = churn(&mut store, 0, 4);
+    assert_eq!(
+        (store.store.state(), store.store.usage().segments),
+        (DeviceState::Full, 5)
+    );
+    assert!(store.hits(next - 1));
+    assert_eq!(
+        store.store.counters().get(Counter::PutsFailed),
+        0,
+        "no put fails for want of room"
+    );
+    // Room again: the store notices and grows to its capacity.
+    store.store.disk_mut().set_space(u64::MAX);
+    churn(&mut store, next, 20);
+    assert_eq!(
+        (store.store.state(), store.store.usage().segments),
+        (DeviceState::Healthy, 8)
+    );
+    assert_eq!(store.states, [DeviceState::Full, DeviceState::Healthy]);
+}
+
+#[test]
+fn a_device_without_room_for_one_segment_refuses_puts_and_lives() {
+    let disk = SimDisk::new(SimOptions {
+        space: 200 * KIB,
+        ..SimOptions::default()
+    });
+    let mut store = Fixture::on(disk, options(), None);
+    let tag = store.put(NS, 1, 0);
+    store.rest();
+    assert!(matches!(store.puts[&tag], Err(PutError::NoRoom)));
+    assert_eq!(store.get(&want(NS, 1)), Err(Miss::Absent));
+}
+
+#[test]
+fn a_condemned_block_is_gone_counted_and_can_be_put_again() {
+    let mut store = Fixture::new();
+    store.put_all([1]);
+    let place = store.place(1);
+    let stale = Place {
+        sequence: place.sequence + 1,
+        ..place
+    };
+    assert!(
+        !store.store.condemn(NS, &key(1), &stale, Miss::PayloadCrc),
+        "another record"
+    );
+    assert!(store.store.condemn(NS, &key(1), &place, Miss::PayloadCrc));
+    assert!(!store.hits(1));
+    assert_eq!(store.store.counters().get(Counter::Condemned), 1);
+    let counted: u64 = store.store.misses().map(|(_, count)| count).sum();
+    assert_eq!(counted, 3, "two verdicts and one absent read");
+    store.put_all([1]);
+    assert!(store.hits(1));
+}
+
+#[test]
+fn a_segment_that_is_being_read_is_not_recycled() {
+    let mut store = Fixture::new();
+    store.put_all(0..10);
+    let (tag, buf) = (store.tag(), store.buf());
+    let place = store.place(0);
+    store.store.get(tag, &want(NS, 0), buf).unwrap();
+    // The read is in flight and is not collected: no step runs between.
+    let segment = store.store.segments.get(place.segment).unwrap();
+    assert_eq!(segment.readers, 1);
+    let candidate = Candidate {
+        segment: place.segment,
+        epoch: segment.epoch,
+        readers: segment.readers,
+        live: 10,
+        pinned_bytes: 0,
+    };
+    assert_eq!(choose_victim(&[candidate], 0), None);
+    store.rest();
+    assert!(store.got[&tag].is_ok());
+    assert_eq!(store.store.segments.get(place.segment).unwrap().readers, 0);
+}
