@@ -20,6 +20,9 @@ use kvtier_proto::units::{Bytes, MIB};
 use kvtier_store::disk::lane::{LaneKind, LaneReport, open_lane};
 use kvtier_store::disk::{Disk, FileId};
 use kvtier_store::mem::{Arena, Share};
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
 
 use self::store::StoreBed;
 use crate::Common;
@@ -135,17 +138,26 @@ pub(crate) fn run(options: &Options, common: &Common) -> Result<Report, Problem>
     Ok(report)
 }
 
+/// An arena whose memory is there and holds bytes that do not compress: storage below may treat
+/// zeros as nothing to store.
+fn noisy_arena(name: &str, len: u64) -> Result<Arc<Arena>, Problem> {
+    let arena = Arena::create(name, usize::try_from(len)?, Share::Private)?;
+    arena.populate(&mut |_, _| ())?;
+    let mut all = arena
+        .alloc(arena.capacity())
+        .ok_or("a new arena is not empty")?;
+    ChaCha8Rng::seed_from_u64(len).fill(&mut *all);
+    Ok(arena)
+}
+
 impl Bed {
     fn make(options: &Options, dir: &Path, effort: Effort) -> Result<(Self, LaneReport), Problem> {
         let home = tempfile::Builder::new()
             .prefix("kvtier-bench-")
             .tempdir_in(dir)?;
-        let room = usize::try_from(2 * MIB)? * (options.depth + 2);
-        let arena = Arena::create("bench", room, Share::Private)?;
-        let fio_arena = Arena::create("bench-fio", room, Share::Private)?;
-        for arena in [&arena, &fio_arena] {
-            arena.populate(&mut |_, _| ())?;
-        }
+        let room = 2 * MIB * (options.depth as u64 + 2);
+        let arena = noisy_arena("bench", room)?;
+        let fio_arena = noisy_arena("bench-fio", room)?;
         let arenas = std::slice::from_ref(&arena);
         let lane = open_lane(home.path(), options.lane, options.depth, arenas)?;
         let mut disk = lane.disk;

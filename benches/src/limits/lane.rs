@@ -50,15 +50,10 @@ impl<'a> Run<'a> {
 
     /// Writes every block of the file once, and syncs.
     pub(super) fn fill(&mut self, bar: &ProgressBar) -> Result<(), Problem> {
-        let mut random = ChaCha8Rng::seed_from_u64(1);
         let mut block = 0;
         while block < self.blocks || self.disk.in_flight() > 0 {
             while block < self.blocks && self.disk.in_flight() < self.disk.depth() {
-                let mut buf = self.buffer()?;
-                // One page in each block is enough to make blocks differ.
-                if let Some(page) = buf.get_mut(..4096) {
-                    random.fill(page);
-                }
+                let buf = self.buffer()?;
                 self.submit(OpKind::Write, block, Some(buf))?;
                 block += 1;
             }

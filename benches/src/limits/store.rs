@@ -17,7 +17,7 @@ use kvtier_proto::units::MIB;
 use kvtier_proto::{BlockKey, LayoutFingerprint, Level, NamespaceId, PayloadKind};
 use kvtier_store::disk::lane::{LaneKind, open_lane};
 use kvtier_store::disk::{Disk, Wait};
-use kvtier_store::mem::{Arena, IoBuf, Share};
+use kvtier_store::mem::{Arena, IoBuf};
 use kvtier_store::{
     Counter, Event, PartCode, PartSpec, RecordBuilder, RecordMeta, SledCatalog, Store,
     StoreOptions, Unverified, Want,
@@ -37,7 +37,7 @@ const LAYOUT: LayoutFingerprint = LayoutFingerprint([7; 32]);
 const LAYERS: u16 = 16;
 
 /// Room for a record's head. Unit: bytes.
-const HEAD_BYTES: u64 = 64 << 10;
+const HEAD_BYTES: u64 = 4 << 10;
 
 /// A store in a directory of its own, and memory for its records.
 pub(super) struct StoreBed {
@@ -59,9 +59,7 @@ impl StoreBed {
         let path = home.join("store");
         std::fs::create_dir(&path)?;
         let most = SYNC_BYTES * 2 + (2 * MIB + HEAD_BYTES) * (2 * depth as u64 + 2);
-        let room = usize::try_from(most * 2)?;
-        let arena = Arena::create("bench-store", room, Share::Private)?;
-        arena.populate(&mut |_, _| ())?;
+        let arena = super::noisy_arena("bench-store", most * 2)?;
         let disk = open_lane(&path, lane, depth, std::slice::from_ref(&arena))?.disk;
         let catalog = SledCatalog::new(home.join("catalog"));
         let options = StoreOptions::new(capacity, [1; 16]);
@@ -101,8 +99,9 @@ impl StoreBed {
             .map(|stored| stored.key)
             .collect();
         let mut random = ChaCha8Rng::seed_from_u64(3);
-        // Twice the depth: what has arrived is verified while the device stays busy.
-        let mut bufs = self.buffers(mib, 2 * self.depth)?;
+        // Two more than the depth: one is verified while the device stays busy. Not many more:
+        // memory that stays in the cache is filled faster, and fio has no more than the depth.
+        let mut bufs = self.buffers(mib, self.depth + 2)?;
         let mut arrived = VecDeque::new();
         let (mut flying, mut bytes) = (0, 0);
         let clock = Clock::start(seconds);
@@ -199,21 +198,11 @@ impl StoreBed {
             .map_err(|(_, problem)| problem.into())
     }
 
-    /// `count` buffers for images, filled with bytes that do not compress.
+    /// `count` buffers for images; what they hold does not compress.
     fn buffers(&self, mib: u64, count: usize) -> Result<Vec<IoBuf>, Problem> {
         let len = usize::try_from(mib * MIB + HEAD_BYTES)?;
-        let mut random = ChaCha8Rng::seed_from_u64(4);
-        (0..count)
-            .map(|_| {
-                let mut buf = self.arena.alloc(len).ok_or("the arena is too small")?;
-                buf.chunks_mut(4096).for_each(|page| {
-                    page.get_mut(..16)
-                        .into_iter()
-                        .for_each(|start| random.fill(start));
-                });
-                Ok(buf)
-            })
-            .collect()
+        let bufs: Option<_> = (0..count).map(|_| self.arena.alloc(len)).collect();
+        bufs.ok_or_else(|| "the arena is too small".into())
     }
 }
 
