@@ -69,7 +69,8 @@ pub enum ImageError {
     },
     /// A part's length is out of bounds.
     #[error(
-        "part {part}: stored and raw length must be 1 to {PART_BYTES_MAX}, not {stored_len} and {raw_len} bytes"
+        "part {part}: stored and raw length must be 1 to {PART_BYTES_MAX}, not {stored_len} and \
+         {raw_len} bytes"
     )]
     PartLen {
         /// Number of the part.
@@ -93,7 +94,8 @@ pub enum ImageError {
     },
     /// The head room does not hold the part table.
     #[error(
-        "head room of {head_len} bytes must be a multiple of {BLOCK}, {needed} to {HEAD_LEN_MAX} bytes"
+        "head room of {head_len} bytes must be a multiple of {BLOCK}, {needed} to {HEAD_LEN_MAX} \
+         bytes"
     )]
     HeadRoom {
         /// Head room given.

@@ -466,4 +466,6 @@ impl<D: Disk> Store<D> {
 pub type Refused = (RecordImage, crate::PutError);
 
 #[cfg(test)]
+mod real;
+#[cfg(test)]
 mod tests;

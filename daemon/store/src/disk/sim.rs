@@ -10,96 +10,22 @@
 //!
 //! Not here on purpose: no time. A slow operation is one that others overtake.
 
+mod content;
 mod faults;
+mod options;
+mod seeded;
 
 pub use faults::{Fault, Faults, Fired};
+pub use options::SimOptions;
+pub use seeded::Seeded;
+
+use content::{File, Loose, flip, loose_of, overlay, survive, tear};
 
 use std::collections::BTreeMap;
 use std::io::{Error, ErrorKind};
 
 use super::{Disk, Done, FileId, Found, Op, OpKind, SubmitError, Wait, Waker};
 use crate::format::index;
-
-/// A small seeded generator (SplitMix64): the simulator must not depend on a crate's stream.
-#[derive(Debug, Clone)]
-pub struct Seeded(u64);
-
-impl Seeded {
-    /// Starts the stream of `seed`.
-    pub const fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    /// Next 64 bits.
-    pub fn draw(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A number below `n`; 0 when `n` is 0.
-    pub fn below(&mut self, n: u64) -> u64 {
-        if n == 0 { 0 } else { self.draw() % n }
-    }
-
-    /// True with a probability of `per_million` in a million.
-    pub fn chance(&mut self, per_million: u32) -> bool {
-        per_million > 0 && self.below(1_000_000) < u64::from(per_million)
-    }
-}
-
-/// How a simulated disk is made.
-#[derive(Debug, Clone)]
-pub struct SimOptions {
-    /// Decides order and faults.
-    pub seed: u64,
-    /// Most operations in flight.
-    pub depth: usize,
-    /// Alignment that operations must keep. Unit: bytes.
-    pub align: usize,
-    /// Room for files; `create` beyond it answers ENOSPC. Unit: bytes.
-    pub space: u64,
-    /// Probabilities.
-    pub faults: Faults,
-    /// The power goes when this many calls and operations have been taken.
-    pub crash_at: Option<u64>,
-}
-
-impl Default for SimOptions {
-    fn default() -> Self {
-        let faults = Faults::default();
-        Self {
-            seed: 1,
-            depth: 32,
-            align: 512,
-            space: u64::MAX,
-            faults,
-            crash_at: None,
-        }
-    }
-}
-
-/// A write that no sync has covered.
-#[derive(Debug, Clone)]
-struct Loose {
-    at: u64,
-    data: Vec<u8>,
-}
-
-#[derive(Debug, Clone, Default)]
-struct File {
-    name: String,
-    /// What a read sees now.
-    now: Vec<u8>,
-    /// What a power cut leaves for certain.
-    durable: Vec<u8>,
-    /// Completed writes that a sync would make durable, in order.
-    loose: Vec<Loose>,
-    /// What a stale read sees: the content before the last write.
-    before: Option<Loose>,
-}
 
 #[derive(Debug)]
 struct Flying {
@@ -424,69 +350,6 @@ impl SimDisk {
         } else {
             other
         }
-    }
-}
-
-/// The bytes that a write carries, when it is one of file `number`.
-fn loose_of(op: &Op, number: u32) -> Option<Loose> {
-    if op.kind != OpKind::Write || op.file.0 != number {
-        return None;
-    }
-    let data = op
-        .buf
-        .as_ref()?
-        .get(op.buf_at..op.buf_at + op.len)?
-        .to_vec();
-    Some(Loose { at: op.at, data })
-}
-
-/// Copies what `write` and `bytes`, which begin at offset `base`, have in common.
-fn overlay(bytes: &mut [u8], base: u64, write: &Loose) {
-    let end = (base + bytes.len() as u64).min(write.at + write.data.len() as u64);
-    let start = base.max(write.at);
-    if start < end {
-        let from = write
-            .data
-            .get(index(start - write.at)..index(end - write.at));
-        let to = bytes.get_mut(index(start - base)..index(end - base));
-        if let (Some(from), Some(to)) = (from, to) {
-            to.copy_from_slice(from);
-        }
-    }
-}
-
-/// Applies a seeded subset of the sectors of `write`.
-fn tear(bytes: &mut [u8], write: &Loose, random: &mut Seeded) {
-    let sector = if random.below(2) == 0 { 512 } else { 4096 };
-    for (number, data) in write.data.chunks(sector).enumerate() {
-        if random.below(2) == 0 {
-            let at = write.at + (number * sector) as u64;
-            overlay(
-                bytes,
-                0,
-                &Loose {
-                    at,
-                    data: data.to_vec(),
-                },
-            );
-        }
-    }
-}
-
-/// What a power cut makes of a write: nothing, all, or some sectors of it.
-fn survive(bytes: &mut [u8], write: &Loose, random: &mut Seeded) {
-    match random.below(3) {
-        0 => {}
-        1 => overlay(bytes, 0, write),
-        _ => tear(bytes, write, random),
-    }
-}
-
-fn flip(bytes: &mut [u8], random: &mut Seeded) {
-    let at = index(random.below(bytes.len() as u64));
-    let bit = random.below(8);
-    if let Some(byte) = bytes.get_mut(at) {
-        *byte ^= 1 << bit;
     }
 }
 

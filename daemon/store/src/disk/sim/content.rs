@@ -1,0 +1,91 @@
+//! The bytes of a simulated file, and what unfinished writes make of them.
+//!
+//! Upstairs:   `disk::sim`.
+//! Downstairs: nothing.
+
+use super::Seeded;
+use crate::disk::{Op, OpKind};
+use crate::format::index;
+
+/// A write that no sync has covered.
+#[derive(Debug, Clone)]
+pub(super) struct Loose {
+    pub(super) at: u64,
+    pub(super) data: Vec<u8>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub(super) struct File {
+    pub(super) name: String,
+    /// What a read sees now.
+    pub(super) now: Vec<u8>,
+    /// What a power cut leaves for certain.
+    pub(super) durable: Vec<u8>,
+    /// Completed writes that a sync would make durable, in order.
+    pub(super) loose: Vec<Loose>,
+    /// What a stale read sees: the content before the last write.
+    pub(super) before: Option<Loose>,
+}
+
+/// The bytes that a write carries, when it is one of file `number`.
+pub(super) fn loose_of(op: &Op, number: u32) -> Option<Loose> {
+    if op.kind != OpKind::Write || op.file.0 != number {
+        return None;
+    }
+    let data = op
+        .buf
+        .as_ref()?
+        .get(op.buf_at..op.buf_at + op.len)?
+        .to_vec();
+    Some(Loose { at: op.at, data })
+}
+
+/// Copies what `write` and `bytes`, which begin at offset `base`, have in common.
+pub(super) fn overlay(bytes: &mut [u8], base: u64, write: &Loose) {
+    let end = (base + bytes.len() as u64).min(write.at + write.data.len() as u64);
+    let start = base.max(write.at);
+    if start < end {
+        let from = write
+            .data
+            .get(index(start - write.at)..index(end - write.at));
+        let to = bytes.get_mut(index(start - base)..index(end - base));
+        if let (Some(from), Some(to)) = (from, to) {
+            to.copy_from_slice(from);
+        }
+    }
+}
+
+/// Applies a seeded subset of the sectors of `write`.
+pub(super) fn tear(bytes: &mut [u8], write: &Loose, random: &mut Seeded) {
+    let sector = if random.below(2) == 0 { 512 } else { 4096 };
+    for (number, data) in write.data.chunks(sector).enumerate() {
+        if random.below(2) == 0 {
+            let at = write.at + (number * sector) as u64;
+            overlay(
+                bytes,
+                0,
+                &Loose {
+                    at,
+                    data: data.to_vec(),
+                },
+            );
+        }
+    }
+}
+
+/// What a power cut makes of a write: nothing, all, or some sectors of it.
+pub(super) fn survive(bytes: &mut [u8], write: &Loose, random: &mut Seeded) {
+    match random.below(3) {
+        0 => {}
+        1 => overlay(bytes, 0, write),
+        _ => tear(bytes, write, random),
+    }
+}
+
+pub(super) fn flip(bytes: &mut [u8], random: &mut Seeded) {
+    let at = index(random.below(bytes.len() as u64));
+    let bit = random.below(8);
+    if let Some(byte) = bytes.get_mut(at) {
+        *byte ^= 1 << bit;
+    }
+}
