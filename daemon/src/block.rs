@@ -24,6 +24,24 @@ pub struct BlockId {
     pub key: BlockKey,
 }
 
+/// Domain of the names of records that do not hold attention KV.
+const RECORD_KEY_CONTEXT: &str = "kvtier 2026 record key of a kind";
+
+impl BlockId {
+    /// Name of the record that holds this block on a device. The store keeps one record a name,
+    /// and blocks of one key but different kinds (its KV, its hidden states) live side by side:
+    /// KV is named by the key itself, every other kind by a hash of kind and key.
+    pub fn record_key(&self) -> BlockKey {
+        if self.kind == PayloadKind::Kv {
+            return self.key;
+        }
+        let mut hash = blake3::Hasher::new_derive_key(RECORD_KEY_CONTEXT);
+        hash.update(&[self.kind as u8]);
+        hash.update(self.key.as_bytes());
+        BlockKey(*hash.finalize().as_bytes())
+    }
+}
+
 /// Facts about a block that every tier keeps.
 #[derive(Debug, Clone)]
 pub struct BlockFacts {
@@ -148,5 +166,36 @@ impl HostBlock {
     /// Arena memory it takes. Unit: bytes.
     pub fn footprint(&self) -> usize {
         self.image.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use strum::IntoEnumIterator;
+
+    use super::*;
+
+    // Goal: saving the hidden states of a block never replaces its KV.
+    #[test]
+    fn record_key_differs_for_every_kind_and_key() {
+        let mut seen = std::collections::BTreeSet::new();
+        for (kind, byte) in PayloadKind::iter().flat_map(|kind| [(kind, 1u8), (kind, 2)]) {
+            let id = BlockId {
+                namespace: NamespaceId(1),
+                kind,
+                key: BlockKey([byte; 32]),
+            };
+            assert!(seen.insert(id.record_key()), "{id:?}");
+        }
+        let kv = BlockId {
+            namespace: NamespaceId(1),
+            kind: PayloadKind::Kv,
+            key: BlockKey([7; 32]),
+        };
+        assert_eq!(
+            kv.record_key(),
+            kv.key,
+            "an operator finds KV under its own key"
+        );
     }
 }

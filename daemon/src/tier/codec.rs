@@ -136,7 +136,7 @@ fn spec(part: &kvtier_proto::Part, stored: usize) -> Result<PartSpec, String> {
 fn meta(id: BlockId, facts: &BlockFacts, codec: &dyn Codec) -> RecordMeta {
     RecordMeta {
         namespace: id.namespace,
-        key: id.key,
+        key: id.record_key(),
         parent: facts.parent,
         layout: facts.fingerprint,
         kind: id.kind,

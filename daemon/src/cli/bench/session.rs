@@ -206,6 +206,7 @@ impl Session {
             session: self.id.clone(),
             keys: vec![bytes::Bytes::copy_from_slice(block.key.as_bytes())],
             kind: v1::PayloadKind::Kv as i32,
+            scattered: false,
         };
         let mut stream = self.client.get_inline(request).await?.into_inner();
         let mut got = 0;

@@ -213,7 +213,7 @@ impl Served<'_> {
                 self.tags += 1;
                 let want = Want {
                     namespace: id.namespace,
-                    key: id.key,
+                    key: id.record_key(),
                     layout,
                 };
                 match self.store.get(self.tags, &want, buf) {
@@ -227,7 +227,8 @@ impl Served<'_> {
                 miss,
                 reply,
             } => {
-                self.store.condemn(id.namespace, &id.key, &place, miss);
+                self.store
+                    .condemn(id.namespace, &id.record_key(), &place, miss);
                 let _ = reply.send(());
             }
             Command::Pin { ids, ttl, reply } => {
@@ -246,7 +247,7 @@ impl Served<'_> {
 
     fn peek(&self, id: &BlockId) -> Option<kvtier_store::Stored> {
         self.store
-            .peek(id.namespace, &id.key)
+            .peek(id.namespace, &id.record_key())
             .filter(|stored| stored.kind == id.kind)
     }
 
@@ -274,16 +275,17 @@ impl Served<'_> {
 
     fn pin(&mut self, id: &BlockId, ttl: Option<std::time::Duration>) -> bool {
         let Some(_) = self.peek(id) else { return false };
-        self.pins
-            .retain(|(_, namespace, key), ()| (*namespace, *key) != (id.namespace, id.key));
+        self.pins.retain(|(_, namespace, key), ()| {
+            (*namespace, *key) != (id.namespace, id.record_key())
+        });
         match ttl {
             Some(ttl) => {
                 self.pins
-                    .insert((Instant::now() + ttl, id.namespace, id.key), ());
-                self.store.pin(id.namespace, &id.key)
+                    .insert((Instant::now() + ttl, id.namespace, id.record_key()), ());
+                self.store.pin(id.namespace, &id.record_key())
             }
             None => {
-                self.store.unpin(id.namespace, &id.key);
+                self.store.unpin(id.namespace, &id.record_key());
                 true
             }
         }
