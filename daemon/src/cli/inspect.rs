@@ -8,7 +8,7 @@
 //! Not here on purpose: no judgement of payloads; `verify` reads every byte and checks it. No
 //! payload is ever shown.
 
-mod files;
+pub(super) mod files;
 
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -193,7 +193,7 @@ fn records(folder: &Folder, segment: &Segment) -> Answer {
             refused => format!(", {refused} blocks that are no record"),
         }
     );
-    list(&segment.records, text)
+    list(&segment.records, superblock.as_ref(), text)
 }
 
 fn by_key(folder: &Folder, prefix: &str) -> Result<Answer, CliError> {
@@ -207,10 +207,13 @@ fn by_key(folder: &Folder, prefix: &str) -> Result<Answer, CliError> {
         "{} records of keys {prefix}.., the newest first\n",
         found.len()
     );
-    Ok(list(&found, text))
+    Ok(list(&found, folder.superblock()?.as_ref(), text))
 }
 
-fn list(records: &[Summary], mut text: String) -> Answer {
+fn list(records: &[Summary], superblock: Option<&Superblock>, mut text: String) -> Answer {
+    let wiped = |record: &Summary| {
+        superblock.is_some_and(|now| now.is_wiped(record.namespace, record.place.sequence))
+    };
     let columns = [
         "key",
         ">ns",
@@ -223,6 +226,7 @@ fn list(records: &[Summary], mut text: String) -> Answer {
         ">stored",
         ">sequence",
         "layout",
+        "",
     ];
     let mut rows = table(&columns);
     for record in records.iter().take(ROWS_SHOWN) {
@@ -238,11 +242,19 @@ fn list(records: &[Summary], mut text: String) -> Answer {
             size(u64::from(record.place.len)),
             record.place.sequence.to_string(),
             record.layout.short(),
+            String::from(if wiped(record) { "wiped" } else { "" }),
         ]);
     }
     text += &section("Records", &rows);
     text += &shortened(records.len());
-    let records: Vec<Value> = records.iter().map(summary_json).collect();
+    let with_wiped = |record: &Summary| {
+        let mut json = summary_json(record);
+        if let Value::Object(fields) = &mut json {
+            fields.insert(String::from("wiped"), wiped(record).into());
+        }
+        json
+    };
+    let records: Vec<Value> = records.iter().map(with_wiped).collect();
     Answer::new(json!({ "records": records }), text)
 }
 

@@ -6,8 +6,8 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
-use comfy_table::{Cell, CellAlignment, ContentArrangement, Table};
+use comfy_table::presets::NOTHING;
+use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, TableComponent};
 use kvtier_proto::Bytes;
 use serde_json::Value;
 
@@ -63,7 +63,9 @@ pub(super) fn fail(error: &CliError, json: bool, code: u8) -> ExitCode {
 /// A table with these columns; a name that starts with `>` is a column of numbers.
 pub(super) fn table(columns: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_preset(UTF8_HORIZONTAL_ONLY);
+    table.load_preset(NOTHING);
+    table.set_style(TableComponent::HeaderLines, '-');
+    table.set_style(TableComponent::MiddleHeaderIntersections, '-');
     table.set_content_arrangement(ContentArrangement::Disabled);
     let names = columns
         .iter()

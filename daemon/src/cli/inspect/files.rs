@@ -18,7 +18,7 @@ use kvtier_store::{Head, Header, Summary};
 use crate::cli::connect::CliError;
 
 /// The directory of a disk tier.
-pub(super) struct Folder {
+pub(in crate::cli) struct Folder {
     path: PathBuf,
     numbers: Vec<u32>,
 }
@@ -64,7 +64,7 @@ fn unreadable(path: &Path, error: &std::io::Error) -> CliError {
 }
 
 impl Folder {
-    pub(super) fn open(path: &Path) -> Result<Self, CliError> {
+    pub(in crate::cli) fn open(path: &Path) -> Result<Self, CliError> {
         let entries = std::fs::read_dir(path).map_err(|error| unreadable(path, &error))?;
         let (mut numbers, mut superblock) = (Vec::new(), false);
         for entry in entries {
