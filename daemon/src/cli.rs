@@ -19,6 +19,7 @@ mod output;
 mod status;
 #[cfg(test)]
 mod stores;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -66,6 +67,8 @@ enum Command {
     Explain(explain::Args),
     /// List segments and records of a disk tier, without a daemon
     Inspect(inspect::Args),
+    /// Read every byte of a disk tier and check every checksum, without a daemon
+    Verify(verify::Args),
     /// Check a configuration and print it with all defaults; exit code 64 when it is not usable
     CheckConfig(Box<check::Args>),
     /// Measure lookups, leases and inline transfers on the running daemon
@@ -90,6 +93,7 @@ fn run(cli: Cli) -> Result<Answer, CliError> {
     match cli.command {
         Command::CheckConfig(args) => Ok(check::answer(&args, std::env::vars_os())),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Verify(args) => verify::run(&args),
         Command::Status(args) => online(status::run(&args)),
         Command::Explain(args) => online(explain::run(&args)),
         Command::Bench(args) => online(bench::run(&args)),

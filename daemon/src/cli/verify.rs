@@ -1,0 +1,230 @@
+//! `verify`: reads every byte of a disk tier and checks every checksum, without a daemon.
+//!
+//! Upstairs:   `kvtier verify`.
+//! Downstairs: `kvtier_store::verify`, which judges and never repairs.
+//!
+//! Exit codes: 0 nothing that was durable is damaged, 1 damage was found, 2 could not be done.
+//!
+//! Not here on purpose: no repair. A damaged record is a miss to the daemon, and its space comes
+//! back when the segment is recycled.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::fs::File;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use kvtier_proto::Miss;
+use kvtier_store::disk::lane::{LaneKind, open_lane};
+use kvtier_store::verify::{Report, SegmentRow, Severity, VerifyProgress};
+use serde_json::{Value, json};
+
+use super::EXIT_BAD_NEWS;
+use super::connect::CliError;
+use super::inspect::files::Folder;
+use super::output::{Answer, section, size, table};
+
+/// Operations in flight while reading: enough to keep a device busy with large reads.
+const DEPTH: usize = 16;
+/// Most rows of a table; JSON is not shortened.
+const ROWS_SHOWN: usize = 200;
+/// File in the directory that a running daemon holds locked.
+const LOCK: &str = "lock";
+
+/// Flags of `verify`.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct Args {
+    /// Directory of the disk tier (disk.path)
+    dir: PathBuf,
+}
+
+pub(super) fn run(args: &Args) -> Result<Answer, CliError> {
+    // Says what is wrong with the directory when it holds no store.
+    Folder::open(&args.dir)?;
+    let _lock = lock(&args.dir)?;
+    let failed = |what: &dyn std::fmt::Display| {
+        CliError::Usage(format!("{} cannot be verified: {what}", args.dir.display()))
+    };
+    let lane = open_lane(&args.dir, LaneKind::Auto, DEPTH, &[]).map_err(|error| failed(&error))?;
+    let bar = bar();
+    let report = kvtier_store::verify::run(lane.disk, &mut |progress| show(&bar, progress));
+    bar.finish_and_clear();
+    let report = report.map_err(|error| failed(&crate::process::chain(&error)))?;
+    Ok(answer(&report))
+}
+
+/// Keeps a daemon from starting on the directory meanwhile, and refuses where one runs.
+fn lock(dir: &Path) -> Result<Option<File>, CliError> {
+    let Ok(file) = File::open(dir.join(LOCK)) else {
+        return Ok(None);
+    };
+    let shared = rustix::fs::FlockOperation::NonBlockingLockShared;
+    match rustix::fs::flock(&file, shared) {
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(CliError::Usage(format!(
+            "{} is in use by a running daemon: stop it first, or what it is writing would look \
+             like damage",
+            dir.display()
+        ))),
+        _ => Ok(Some(file)),
+    }
+}
+
+fn bar() -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(0);
+    let template = "{msg} [{wide_bar}] {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
+    match ProgressStyle::with_template(template) {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+fn show(bar: &ProgressBar, progress: &VerifyProgress) {
+    bar.set_length(progress.bytes_total);
+    bar.set_position(progress.bytes);
+    bar.set_message(format!(
+        "segment {} of {}",
+        progress.segments_done, progress.segments_total
+    ));
+}
+
+fn answer(report: &Report) -> Answer {
+    let severity = report.severity();
+    let name: &'static str = severity.into();
+    let mut text = format!(
+        "{name}: {} records in {} segments, {} read. {}\n",
+        report.records,
+        report.segments.len(),
+        size(report.bytes),
+        meaning(severity)
+    );
+    if report.bad_slots > 0 {
+        let _ = writeln!(
+            text,
+            "{} slots of the superblock are not sound",
+            report.bad_slots
+        );
+    }
+    text += &reasons(&report.damage);
+    text += &segments(&report.segments);
+    text += &damaged(&report.segments);
+    let mut answer = Answer::new(to_json(report, name), text);
+    if severity >= Severity::Damaged {
+        answer.code = EXIT_BAD_NEWS;
+    }
+    answer
+}
+
+fn meaning(severity: Severity) -> &'static str {
+    match severity {
+        Severity::Sound => "Everything that should be there is there and right.",
+        Severity::Untidy => {
+            "Nothing is lost. The next start has more to read: the daemon was not stopped in order."
+        }
+        Severity::Damaged => {
+            "The damaged records are misses to the daemon, never wrong bytes. Check the device."
+        }
+        Severity::Lost => "The superblock is gone: a daemon would start over with an empty store.",
+    }
+}
+
+fn reasons(damage: &BTreeMap<Miss, u64>) -> String {
+    let mut rows = table(&["damage", ">records"]);
+    for (miss, count) in damage {
+        rows.add_row([miss.as_str().to_owned(), count.to_string()]);
+    }
+    section("Damage", &rows)
+}
+
+/// Segments with something to say; the others are only counted.
+fn segments(all: &[SegmentRow]) -> String {
+    let quiet = |row: &&SegmentRow| row.header && row.footer && row.bad.is_empty();
+    let mut rows = table(&[
+        "segment",
+        "header",
+        "footer",
+        ">records",
+        ">wiped",
+        ">damaged",
+        "other blocks",
+    ]);
+    let word = |sound| if sound { "sound" } else { "no" };
+    let loud = || all.iter().filter(|row| !quiet(row));
+    for row in loud().take(ROWS_SHOWN) {
+        let other = row
+            .other
+            .iter()
+            .map(|(miss, count)| format!("{count} {}", miss.as_str()));
+        rows.add_row([
+            row.segment.to_string(),
+            word(row.header).to_owned(),
+            word(row.footer).to_owned(),
+            row.records.to_string(),
+            row.wiped.to_string(),
+            row.bad.len().to_string(),
+            other.collect::<Vec<_>>().join(", "),
+        ]);
+    }
+    let mut text = section("Segments that are not sealed and whole", &rows);
+    if let Some(more @ 1..) = loud().count().checked_sub(ROWS_SHOWN) {
+        let _ = writeln!(text, "and {more} more: --json shows all");
+    }
+    text
+}
+
+fn damaged(all: &[SegmentRow]) -> String {
+    let mut rows = table(&["key", ">ns", ">segment", ">offset", "reason"]);
+    let bad = || {
+        all.iter()
+            .flat_map(|row| row.bad.iter().map(move |bad| (row.segment, bad)))
+    };
+    for (segment, bad) in bad().take(ROWS_SHOWN) {
+        rows.add_row([
+            bad.key.short(),
+            bad.namespace.to_string(),
+            segment.to_string(),
+            bad.offset.to_string(),
+            bad.reason.as_str().to_owned(),
+        ]);
+    }
+    let mut text = section("Damaged records", &rows);
+    if let Some(more @ 1..) = bad().count().checked_sub(ROWS_SHOWN) {
+        let _ = writeln!(text, "and {more} more: --json shows all");
+    }
+    text
+}
+
+fn counts(counts: &BTreeMap<Miss, u64>) -> Value {
+    counts
+        .iter()
+        .map(|(miss, count)| (miss.as_str().to_owned(), json!(count)))
+        .collect()
+}
+
+fn to_json(report: &Report, severity: &str) -> Value {
+    let segments = report.segments.iter().map(|row| {
+        let bad = row.bad.iter().map(|bad| {
+            json!({
+                "offset": bad.offset, "namespace_id": bad.namespace.0, "key": bad.key.to_hex(),
+                "reason": bad.reason.as_str(),
+            })
+        });
+        json!({
+            "segment": row.segment, "epoch": row.epoch, "size_bytes": row.size,
+            "header": row.header, "footer": row.footer, "records": row.records,
+            "wiped": row.wiped, "record_bytes": row.bytes, "other": counts(&row.other),
+            "damaged": bad.collect::<Vec<_>>(),
+        })
+    });
+    json!({
+        "severity": severity, "records": report.records, "read_bytes": report.bytes,
+        "bad_superblock_slots": report.bad_slots, "damage": counts(&report.damage),
+        "segments": segments.collect::<Vec<_>>(),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,103 @@
+//! `verify` against directories that the store itself wrote, whole and damaged.
+
+use crate::cli::stores;
+
+use super::*;
+
+fn verify(dir: &Path) -> Result<Answer, CliError> {
+    run(&Args {
+        dir: dir.to_owned(),
+    })
+}
+
+#[test]
+fn verify_is_quiet_about_a_sound_store() {
+    let dir = tempfile::tempdir().unwrap();
+    stores::with_blocks(dir.path(), 4);
+    let answer = verify(dir.path()).unwrap();
+    assert_eq!(answer.code, 0, "{}", answer.text);
+    assert!(
+        answer.text.starts_with("sound: 4 records in "),
+        "{}",
+        answer.text
+    );
+    assert_eq!(answer.json["severity"], "sound");
+    assert_eq!(answer.json["records"], 4);
+}
+
+// Goal: one flipped byte anywhere in a payload is found, named and changes the exit code.
+#[test]
+fn verify_names_the_damaged_record_and_its_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    stores::with_blocks(dir.path(), 4);
+    // Head room of one block, then the payload of block 0.
+    stores::scribble(dir.path(), stores::SEGMENT, 2 * 4096 + 100, 1);
+    let answer = verify(dir.path()).unwrap();
+    assert_eq!(answer.code, EXIT_BAD_NEWS);
+    assert_eq!(answer.json["severity"], "damaged");
+    assert_eq!(answer.json["damage"]["payload_crc"], 1);
+    assert_eq!(answer.json["records"], 3);
+    let bad = &answer.json["segments"][0]["damaged"][0];
+    assert_eq!(bad["key"], stores::key(0).to_hex());
+    assert!(answer.text.contains("payload_crc"), "{}", answer.text);
+    assert!(
+        answer.text.contains(&stores::key(0).short()),
+        "{}",
+        answer.text
+    );
+}
+
+#[test]
+fn verify_takes_a_lost_footer_for_untidy_not_for_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    stores::with_blocks(dir.path(), 4);
+    stores::scribble(dir.path(), stores::SEGMENT, stores::SEGMENT_SIZE - 4096, 64);
+    let answer = verify(dir.path()).unwrap();
+    assert_eq!(
+        (answer.code, &answer.json["severity"]),
+        (0, &json!("untidy"))
+    );
+    assert_eq!(answer.json["records"], 4);
+}
+
+#[test]
+fn verify_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    stores::with_blocks(dir.path(), 2);
+    let content = || {
+        let mut files: Vec<_> = std::fs::read_dir(dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.is_file())
+            .map(|path| (path.clone(), std::fs::read(path).unwrap()))
+            .collect();
+        files.sort();
+        files
+    };
+    let before = content();
+    verify(dir.path()).unwrap();
+    assert!(content() == before, "files changed");
+}
+
+#[test]
+fn verify_refuses_a_directory_that_a_daemon_holds() {
+    let dir = tempfile::tempdir().unwrap();
+    stores::with_blocks(dir.path(), 1);
+    let held = File::create(dir.path().join(LOCK)).unwrap();
+    let exclusive = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+    rustix::fs::flock(&held, exclusive).unwrap();
+    let error = verify(dir.path()).unwrap_err().to_string();
+    assert!(
+        error.contains("in use by a running daemon: stop it first"),
+        "{error}"
+    );
+    drop(held);
+    assert!(verify(dir.path()).is_ok());
+}
+
+#[test]
+fn verify_refuses_a_directory_without_a_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = verify(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("is not a disk tier"), "{error}");
+}
