@@ -13,12 +13,15 @@ pub(super) mod files;
 use std::fmt::Write;
 use std::path::PathBuf;
 
+use kvtier_proto::{BlockKey, NamespaceId, PayloadKind};
 use kvtier_store::format::{SegmentHeader, Superblock};
 use kvtier_store::{Head, Summary};
 use serde_json::{Value, json};
+use strum::IntoEnumIterator;
 
 use super::connect::CliError;
 use super::output::{Answer, section, size, table};
+use crate::block::BlockId;
 use files::{Folder, Segment, Source};
 
 /// Most rows of a table; JSON is not shortened.
@@ -35,7 +38,7 @@ pub(super) struct Args {
     /// Show one record of the segment: its header and its parts
     #[arg(long, short, value_name = "BYTES", requires = "segment")]
     offset: Option<u64>,
-    /// List the records whose key starts with these hex digits, in all segments
+    /// List the records of this key, or of all keys that start with these hex digits
     #[arg(long, short, value_name = "HEX", conflicts_with = "segment", value_parser = prefix)]
     key: Option<String>,
 }
@@ -196,11 +199,15 @@ fn records(folder: &Folder, segment: &Segment) -> Answer {
     list(&segment.records, superblock.as_ref(), text)
 }
 
+/// Records by the beginning of their name, which for KV is the block's key; with the whole key
+/// of a block, the records of all its kinds.
 fn by_key(folder: &Folder, prefix: &str) -> Result<Answer, CliError> {
+    let names: Vec<BlockKey> = BlockKey::from_hex(prefix).map_or_else(Vec::new, record_names);
+    let is_meant =
+        |record: &Summary| record.key.to_hex().starts_with(prefix) || names.contains(&record.key);
     let mut found = Vec::new();
     for number in folder.segments() {
-        let records = folder.segment(number)?.records.into_iter();
-        found.extend(records.filter(|record| record.key.to_hex().starts_with(prefix)));
+        found.extend(folder.segment(number)?.records.into_iter().filter(is_meant));
     }
     found.sort_by_key(|record| std::cmp::Reverse(record.place.sequence));
     let text = format!(
@@ -208,6 +215,19 @@ fn by_key(folder: &Folder, prefix: &str) -> Result<Answer, CliError> {
         found.len()
     );
     Ok(list(&found, folder.superblock()?.as_ref(), text))
+}
+
+/// What the records of a block are called, one name a kind.
+fn record_names(key: BlockKey) -> Vec<BlockKey> {
+    let id = |kind| BlockId {
+        // Not part of the name.
+        namespace: NamespaceId(0),
+        kind,
+        key,
+    };
+    PayloadKind::iter()
+        .map(|kind| id(kind).record_key())
+        .collect()
 }
 
 fn list(records: &[Summary], superblock: Option<&Superblock>, mut text: String) -> Answer {

@@ -122,3 +122,19 @@ fn key_prefix_is_hex() {
     assert_eq!(prefix("AB01"), Ok(String::from("ab01")));
     assert!(prefix("").is_err() && prefix("xy").is_err() && prefix(&"a".repeat(65)).is_err());
 }
+
+// Goal: an operator who knows a block's key finds its hidden states too, whose record the daemon
+// names otherwise.
+#[test]
+fn whole_key_stands_for_the_records_of_all_kinds() {
+    let names = record_names(stores::key(1));
+    assert!(
+        names.contains(&stores::key(1)),
+        "KV is found under its own key"
+    );
+    assert_eq!(names.len(), PayloadKind::iter().count());
+    let dir = tempfile::tempdir().unwrap();
+    stores::with_blocks(dir.path(), 3);
+    let found = inspect(dir.path(), |args| args.key = Some(stores::key(1).to_hex())).unwrap();
+    assert_eq!(found.json["records"].as_array().unwrap().len(), 1);
+}
