@@ -227,6 +227,14 @@ impl Row {
         self.sorted.get(index).copied().unwrap_or(0.0)
     }
 
+    /// A quantile for a table: small numbers with more digits.
+    fn shown(&self, part: f64) -> String {
+        match self.quantile(part) {
+            value if value < 10.0 => format!("{value:.2}"),
+            value => format!("{value:.0}"),
+        }
+    }
+
     fn to_json(&self) -> Value {
         json!({
             "name": self.name, "unit": self.unit, "n": self.sorted.len(),
@@ -240,7 +248,7 @@ fn answer(rows: &[Row], blocks: usize, bytes: u64, wrong: u32) -> Answer {
     let mut text = format!("{blocks} blocks of {}, one call at a time\n", size(bytes));
     let mut shown = table(&["what", "unit", ">n", ">min", ">median", ">p99", ">max"]);
     for row in rows {
-        let numbers = [0.0, 0.5, 0.99, 1.0].map(|part| format!("{:.1}", row.quantile(part)));
+        let numbers = [0.0, 0.5, 0.99, 1.0].map(|part| row.shown(part));
         let [min, median, p99, max] = numbers;
         let name = row.name.trim_start_matches("online.");
         let n = row.sorted.len().to_string();
