@@ -6,6 +6,7 @@
 //! Not here on purpose: nothing the daemon or the SDK needs; this package is never shipped.
 #![forbid(unsafe_code)]
 
+pub mod demo;
 pub mod engine;
 pub mod text;
 pub mod weights;
