@@ -154,19 +154,24 @@ pub(super) fn json(outcome: &Outcome, machine: &Machine, wall_s: f64) -> Value {
             ("restore_ms", one.disk.ttft_s),
             ("restore_host_ms", one.host.ttft_s),
         ] {
-            let mut beside = row(&format!("{prefix}.ttft.{name}"), "ms", seconds * 1e3);
-            beside["limit"] = RECOMPUTE.into();
-            beside["ratio"] = (seconds * 1e3 / recompute).into();
-            rows.push(beside);
+            let name = format!("{prefix}.ttft.{name}");
+            let beside = Some((RECOMPUTE, seconds * 1e3 / recompute));
+            rows.push(row_beside(&name, "ms", seconds * 1e3, beside));
         }
     }
     json!({ "suite": "demo", "machine": machine, "rows": rows })
 }
 
 fn row(name: &str, unit: &str, value: f64) -> Value {
+    row_beside(name, unit, value, None)
+}
+
+/// `beside`: the row to compare with, and this one over that one.
+fn row_beside(name: &str, unit: &str, value: f64, beside: Option<(&str, f64)>) -> Value {
+    let (limit, ratio) = beside.unzip();
     json!({
         "name": name, "unit": unit, "n": 1, "min": value, "median": value, "max": value,
-        "limit": null, "ratio": null,
+        "limit": limit, "ratio": ratio,
     })
 }
 
