@@ -5,8 +5,8 @@
 //!
 //! A segment is chosen as soon as the last prepared one is opened, so that the next is ready
 //! before it is needed. Its blocks are forgotten at once, except pinned ones, which are read,
-//! verified and appended again: the open segment keeps room for them. The file is free when the last copy
-//! is durable and the last reader has gone.
+//! verified and appended again: the open segment keeps room for them. The file is free when the
+//! last copy is durable and the last reader has gone.
 //!
 //! Invariants kept here
 //!   L5  A segment with a reader is not recycled.
