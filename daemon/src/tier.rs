@@ -29,7 +29,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kvtier_kernels::Registry;
-use kvtier_proto::{BlockKey, Level, Miss, NamespaceId, PayloadKind};
+use kvtier_proto::{BlockKey, LayoutFingerprint, Level, Miss, NamespaceId, PayloadKind};
 use tokio::sync::{Semaphore, watch};
 
 use crate::block::{BlockId, HostBlock};
@@ -52,6 +52,8 @@ pub struct BlockEvent {
 
 /// How a load ended, for everybody who waits for it.
 type Loaded = Option<Result<Arc<HostBlock>, Miss>>;
+/// Loads under way.
+type Loads = HashMap<(BlockId, LayoutFingerprint), watch::Receiver<Loaded>>;
 /// How a write ended: true when the block is durable.
 type Written = Option<bool>;
 
@@ -64,7 +66,8 @@ pub struct Tiers {
     scratch: Scratch,
     /// One permit for each core that may encode or decode.
     cpu: Semaphore,
-    loads: Mutex<HashMap<BlockId, watch::Receiver<Loaded>>>,
+    /// By layout as well: a reader of another layout must not answer for this one's.
+    loads: Mutex<Loads>,
     writes: Mutex<HashMap<BlockId, watch::Receiver<Written>>>,
     metrics: Arc<Metrics>,
 }
@@ -219,7 +222,7 @@ impl Tiers {
         self.writes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lock_loads(&self) -> MutexGuard<'_, HashMap<BlockId, watch::Receiver<Loaded>>> {
+    fn lock_loads(&self) -> MutexGuard<'_, Loads> {
         self.loads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

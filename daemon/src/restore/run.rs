@@ -161,8 +161,12 @@ impl Restore {
         for index in &todo.resident {
             let Some(id) = self.id(*index) else { continue };
             let block = self.reader.host().get(&(id.kind, id.key));
-            match block.filter(|block| block.facts().fingerprint == self.fingerprint()) {
-                Some(block) => self.lease(*index, block, Tier::Host, state, &mut ready),
+            let same = |block: &HostBlock| block.facts().fingerprint == self.fingerprint();
+            match block {
+                Some(block) if same(&block) => {
+                    self.lease(*index, block, Tier::Host, state, &mut ready);
+                }
+                Some(_) => state.miss(*index, Miss::WrongLayout, self.request.scattered),
                 None => state.miss(*index, Miss::Evicted, self.request.scattered),
             }
         }

@@ -10,7 +10,7 @@
 
 use std::sync::Arc;
 
-use kvtier_proto::{Level, Miss};
+use kvtier_proto::{LayoutFingerprint, Level, Miss};
 use kvtier_store::{Record, Stored, Unverified};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -69,16 +69,17 @@ impl Tiers {
         if self.disk.is_none() {
             return Err(Miss::Absent);
         }
+        let name = (id, layouts.fingerprint());
         let mut loads = self.lock_loads();
-        if let Some(load) = loads.get(&id) {
+        if let Some(load) = loads.get(&name) {
             return Ok(load.clone());
         }
         let (done, load) = watch::channel::<Loaded>(None);
-        loads.insert(id, load.clone());
+        loads.insert(name, load.clone());
         let (tiers, host, layouts) = (Arc::clone(self), Arc::clone(host), Arc::clone(layouts));
         tokio::spawn(async move {
             let loaded = tiers.load(&host, &layouts, id).await;
-            tiers.lock_loads().remove(&id);
+            tiers.lock_loads().remove(&name);
             done.send_replace(Some(loaded));
         });
         Ok(load)
@@ -99,6 +100,10 @@ impl Tiers {
             .next()
             .flatten()
             .ok_or(Miss::Absent)?;
+        // Sound, and of another layout: nothing is read, and nothing is wrong with the record.
+        if stored.layout_tag != tag(&layouts.fingerprint()) {
+            return Err(Miss::WrongLayout);
+        }
         let raw = stored.level == Level::RAW;
         let len = stored.place.len as usize;
         let buf = if raw {
@@ -222,6 +227,12 @@ impl Tiers {
         });
         work.await.unwrap_or(Err(Miss::Undecodable))
     }
+}
+
+/// What the index keeps of a layout's fingerprint.
+fn tag(layout: &LayoutFingerprint) -> u32 {
+    let [a, b, c, d, ..] = layout.0;
+    u32::from_le_bytes([a, b, c, d])
 }
 
 fn same_layout(block: Arc<HostBlock>, layouts: &Layouts) -> Result<Arc<HostBlock>, Miss> {
