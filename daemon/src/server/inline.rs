@@ -29,7 +29,7 @@ struct Incoming {
     payload: Vec<u8>,
 }
 
-type Accepted = Vec<(BlockKey, Result<BlockId, v1::CommitFailure>)>;
+type Accepted = Vec<(BlockKey, Result<Vec<BlockId>, v1::CommitFailure>)>;
 
 /// Saves the blocks of a stream.
 pub async fn put(

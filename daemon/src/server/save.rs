@@ -78,11 +78,12 @@ async fn present(
             continue;
         };
         let found = shared.tiers.locate(host, kind, &keys, false).await;
-        for (place, key) in found.into_iter().zip(keys) {
+        let durable = shared.tiers.still_durable(host, kind, &keys).await;
+        for (place, durable) in found.into_iter().zip(durable) {
             let durable = match place {
                 Err(_) => None,
                 Ok(Tier::Disk) => Some(true),
-                Ok(Tier::Host) => Some(host.info(&(kind, key)).is_some_and(|info| info.durable)),
+                Ok(Tier::Host) => Some(durable),
             };
             if let Some(place) = present.get_mut(at) {
                 *place = durable.map(|durable| match durable {
@@ -162,7 +163,7 @@ async fn accept(
     session: &Session,
     key: BlockKey,
     block: &v1::FilledSlot,
-) -> Result<BlockId, v1::CommitFailure> {
+) -> Result<Vec<BlockId>, v1::CommitFailure> {
     let stale = v1::CommitFailure::StaleSlot;
     let Some(slot) = &block.slot else {
         return waiting(shared, session, key).ok_or(stale);
@@ -174,18 +175,21 @@ async fn accept(
     store(shared, session, planned, taken, block.crc32).await
 }
 
-/// A block that Save said is there already: nothing is handed over, only waited for.
-fn waiting(shared: &Shared, session: &Session, key: BlockKey) -> Option<BlockId> {
+/// A block that Save said is there already: nothing is handed over, only waited for. The message
+/// names no kind, so that every kind of the key is waited for.
+fn waiting(shared: &Shared, session: &Session, key: BlockKey) -> Option<Vec<BlockId>> {
     use strum::IntoEnumIterator;
     let namespace = session.tenant.id;
-    let mut ids = kvtier_proto::PayloadKind::iter().map(|kind| BlockId {
+    let ids = kvtier_proto::PayloadKind::iter().map(|kind| BlockId {
         namespace,
         kind,
         key,
     });
-    ids.find(|id| {
+    let here = |id: &BlockId| {
         shared.tiers.is_writing(*id) || session.tenant.host.info(&(id.kind, key)).is_some()
-    })
+    };
+    let ids: Vec<_> = ids.filter(here).collect();
+    (!ids.is_empty()).then_some(ids)
 }
 
 /// Takes bytes into host memory.
@@ -195,14 +199,14 @@ pub async fn store(
     planned: PlannedBlock,
     payload: impl Payload,
     crc32: Option<u32>,
-) -> Result<BlockId, v1::CommitFailure> {
+) -> Result<Vec<BlockId>, v1::CommitFailure> {
     let id = planned.id;
     match shared
         .tiers
         .save(&session.tenant.host, planned, payload, crc32)
         .await
     {
-        Ok(_) => Ok(id),
+        Ok(_) => Ok(vec![id]),
         Err(SaveFailed::NoSpace | SaveFailed::Wiped) => Err(v1::CommitFailure::NoSpace),
         Err(SaveFailed::Checksum) => Err(v1::CommitFailure::Checksum),
     }
@@ -212,7 +216,7 @@ pub async fn store(
 pub async fn settle(
     shared: &Shared,
     session: &Session,
-    accepted: Vec<(BlockKey, Result<BlockId, v1::CommitFailure>)>,
+    accepted: Vec<(BlockKey, Result<Vec<BlockId>, v1::CommitFailure>)>,
     wait_for: v1::Acknowledge,
     begin: Instant,
 ) -> v1::CommitReply {
@@ -227,10 +231,10 @@ pub async fn settle(
         let result = match outcome {
             Err(failure) => Wire::Failed(failure as i32),
             Ok(_) if wait_for == v1::Acknowledge::Accepted => Wire::Acknowledged(wait_for as i32),
-            Ok(id) if shared.tiers.durable(&session.tenant.host, id).await => {
-                Wire::Acknowledged(v1::Acknowledge::Durable as i32)
-            }
-            Ok(_) => Wire::Failed(v1::CommitFailure::NotDurable as i32),
+            Ok(ids) => match all_durable(shared, session, ids).await {
+                true => Wire::Acknowledged(v1::Acknowledge::Durable as i32),
+                false => Wire::Failed(v1::CommitFailure::NotDurable as i32),
+            },
         };
         results.push(v1::CommitResult {
             key: key.0.to_vec().into(),
@@ -245,6 +249,14 @@ pub async fn settle(
             .observe(begin.elapsed().as_secs_f64());
     }
     v1::CommitReply { results }
+}
+
+async fn all_durable(shared: &Shared, session: &Session, ids: Vec<BlockId>) -> bool {
+    let mut all = true;
+    for id in ids {
+        all &= shared.tiers.durable(&session.tenant.host, id).await;
+    }
+    all
 }
 
 /// What a client waits for.

@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use kvtier_proto::Level;
+use kvtier_proto::{BlockKey, Level, PayloadKind};
 use kvtier_store::RecordImage;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -101,22 +101,60 @@ impl Tiers {
         Ok(kept)
     }
 
-    /// Waits until a block is durable, or is known not to become so.
-    pub async fn durable(&self, host: &HostTier, id: BlockId) -> bool {
-        let write = self.lock_writes().get(&id).cloned();
-        if let Some(mut write) = write {
-            return write
-                .wait_for(Option::is_some)
-                .await
-                .is_ok_and(|done| *done == Some(true));
+    /// Waits until a block is durable, or is known not to become so. A block that left the device
+    /// to make room, or never got there, is written again from host memory.
+    pub async fn durable(self: &Arc<Self>, host: &Arc<HostTier>, id: BlockId) -> bool {
+        let Some(disk) = &self.disk else { return false };
+        if let Some(done) = self.written(id).await {
+            return done;
         }
-        let resident = host
-            .info(&(id.kind, id.key))
-            .is_some_and(|info| info.durable);
-        match &self.disk {
-            Some(disk) if !resident => disk.find(vec![id]).await.into_iter().any(|at| at.is_some()),
-            _ => resident,
+        if disk.find(vec![id]).await.into_iter().any(|at| at.is_some()) {
+            return true;
         }
+        let (life, name) = (host.life(), (id.kind, id.key));
+        let Some(info) = host.info(&name) else {
+            return false;
+        };
+        host.set_durable(&name, false);
+        self.start_write(host, &info.block, life);
+        self.written(id).await.unwrap_or(false)
+    }
+
+    /// How the write of a block ended, when one is on its way.
+    async fn written(&self, id: BlockId) -> Option<bool> {
+        let mut write = self.lock_writes().get(&id).cloned()?;
+        let done = write.wait_for(Option::is_some).await;
+        Some(done.is_ok_and(|done| *done == Some(true)))
+    }
+
+    /// Which of these blocks are durable now. Host memory remembers that a block reached the
+    /// device; the device may have made room since, and its word is the one that counts.
+    pub async fn still_durable(
+        &self,
+        host: &HostTier,
+        kind: PayloadKind,
+        keys: &[BlockKey],
+    ) -> Vec<bool> {
+        let names: Vec<_> = keys.iter().map(|key| (kind, *key)).collect();
+        let said = host.each(&names, |directory, name| {
+            directory.info(name).is_some_and(|info| info.durable)
+        });
+        let mut durable = vec![false; keys.len()];
+        let (Some(disk), true) = (&self.disk, said.contains(&true)) else {
+            return durable;
+        };
+        let namespace = host.namespace();
+        let asked = said.iter().zip(keys).filter(|(said, _)| **said);
+        let ids = asked.map(|(_, key)| BlockId {
+            namespace,
+            kind,
+            key: *key,
+        });
+        let mut stored = disk.find(ids.collect()).await.into_iter();
+        for (durable, _) in durable.iter_mut().zip(said).filter(|(_, said)| *said) {
+            *durable = stored.next().flatten().is_some();
+        }
+        durable
     }
 
     /// True while a write of this block is on its way.
