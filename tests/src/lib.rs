@@ -8,5 +8,6 @@
 
 pub mod demo;
 pub mod engine;
+pub mod harness;
 pub mod text;
 pub mod weights;

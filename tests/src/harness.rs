@@ -1,0 +1,80 @@
+//! The real daemon under test: started, killed, restarted, damaged and looked into.
+//!
+//! Upstairs:   the end-to-end tests; every test has daemons of its own, in folders of its own.
+//! Downstairs: the `kvtierd` and `kvtier` binaries beside the running executable, and the SDK.
+//!
+//! Invariants kept here
+//!   H1  Nothing hangs: every wait has a limit and fails with a sentence.
+//!   H2  No process outlives its test: a daemon and a child die with the value that started them.
+//!   H3  A wrong byte is always seen: payloads are derived from keys and compared whole.
+//!
+//! Not here on purpose
+//!   No second implementation of the daemon: what is tested is what ships.
+//!   No result type: a test that cannot go on panics with what it knows.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a panic is the failure report of a test"
+)]
+
+pub mod binary;
+pub mod blocks;
+pub mod child;
+pub mod daemon;
+pub mod journal;
+pub mod options;
+pub mod raw;
+pub mod scrape;
+
+use std::time::{Duration, Instant};
+
+pub use daemon::Daemon;
+pub use options::Options;
+pub use scrape::Scrape;
+
+/// Runs a test on a runtime of its own and fails it when it takes longer than `limit`.
+pub fn run<T>(limit: Duration, test: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    let done = runtime.block_on(async { tokio::time::timeout(limit, test).await });
+    // Tasks that still wait for a daemon that is gone must not hold the test up.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    done.unwrap_or_else(|_| panic!("the test did not end within {limit:?}"))
+}
+
+/// Asks until `check` is content. Fails with its last complaint after `limit`.
+pub async fn eventually(limit: Duration, mut check: impl AsyncFnMut() -> Result<(), String>) {
+    let begin = Instant::now();
+    loop {
+        match check().await {
+            Ok(()) => return,
+            Err(complaint) if begin.elapsed() > limit => {
+                panic!("after {limit:?} still: {complaint}")
+            }
+            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    }
+}
+
+/// Says that a test could not run here, so that a green line never means that nothing ran.
+pub fn skip(test: &str, why: &str) {
+    eprintln!("SKIPPED {test}: {why}");
+}
+
+/// True when this process may do what only root may.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// A count from the environment, for campaigns longer than the suite's.
+pub fn rounds(variable: &str, usual: u32) -> u32 {
+    match std::env::var(variable) {
+        Err(_) => usual,
+        Ok(text) => text
+            .parse()
+            .unwrap_or_else(|_| panic!("{variable} is {text:?}; accepted: a whole number")),
+    }
+}

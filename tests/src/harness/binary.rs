@@ -1,0 +1,101 @@
+//! Finding the binaries of the daemon: beside the running executable, built when they are stale.
+//!
+//! Upstairs:   `daemon`, and tests that run `kvtier`.
+//! Downstairs: cargo, once a process.
+//!
+//! `cargo test -p kvtier-tests` does not build another package's binaries. A binary that is
+//! missing, or older than a source file of the daemon, is built in the same profile and folder.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::SystemTime;
+
+/// Source folders that the binaries are made of, from the workspace's root.
+const SOURCES: [&str; 5] = [
+    "daemon/src",
+    "daemon/store/src",
+    "kernels/src",
+    "proto/src",
+    "daemon/Cargo.toml",
+];
+
+/// Folder of the profile that this executable belongs to: `target/debug`.
+fn profile_dir() -> &'static Path {
+    static DIR: OnceLock<PathBuf> = OnceLock::new();
+    DIR.get_or_init(|| {
+        let exe = std::env::current_exe().unwrap();
+        let dir = exe.parent().unwrap();
+        let inner = ["deps", "examples"].map(std::ffi::OsStr::new);
+        if dir.file_name().is_some_and(|name| inner.contains(&name)) {
+            dir.parent().unwrap().to_owned()
+        } else {
+            dir.to_owned()
+        }
+    })
+}
+
+/// Path of `kvtierd`, current.
+pub fn kvtierd() -> PathBuf {
+    current("kvtierd")
+}
+
+/// Path of `kvtier`, current.
+pub fn kvtier() -> PathBuf {
+    current("kvtier")
+}
+
+fn current(name: &str) -> PathBuf {
+    static CHECKED: OnceLock<()> = OnceLock::new();
+    CHECKED.get_or_init(|| {
+        let fresh = |name| is_fresh(&profile_dir().join(name));
+        if !(fresh("kvtierd") && fresh("kvtier")) {
+            build();
+        }
+    });
+    let path = profile_dir().join(name);
+    assert!(path.is_file(), "{} is not there", path.display());
+    path
+}
+
+fn is_fresh(binary: &Path) -> bool {
+    let built = std::fs::metadata(binary).and_then(|meta| meta.modified());
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    built.is_ok_and(|built| {
+        let newest = SOURCES.iter().map(|source| newest(&root.join(source)));
+        newest.max().is_none_or(|newest| newest <= built)
+    })
+}
+
+/// Latest change below a path; the beginning of time for what is not there.
+fn newest(path: &Path) -> SystemTime {
+    let Ok(meta) = std::fs::metadata(path) else {
+        return SystemTime::UNIX_EPOCH;
+    };
+    let own = meta.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+    if !meta.is_dir() {
+        return own;
+    }
+    let inside = std::fs::read_dir(path).into_iter().flatten().flatten();
+    // The time of a folder itself changes with every editor's temporary file.
+    let inside = inside.map(|entry| newest(&entry.path()));
+    inside.max().unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+fn build() {
+    let dir = profile_dir();
+    let profile = match dir.file_name().and_then(|name| name.to_str()) {
+        Some("debug") | None => "dev",
+        Some(name) => name,
+    };
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    eprintln!("building kvtierd, profile {profile}");
+    let built = Command::new(cargo)
+        .args(["build", "--quiet", "-p", "kvtierd", "--bins"])
+        .args(["--profile", profile, "--target-dir"])
+        .arg(dir.parent().unwrap())
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status();
+    let built = built.unwrap_or_else(|problem| panic!("cargo cannot be run: {problem}"));
+    assert!(built.success(), "kvtierd could not be built");
+}

@@ -1,0 +1,150 @@
+//! Real power cuts: the file system stops in the middle and forgets what was not made durable.
+//!
+//! Upstairs:   `main`.
+//! Downstairs: ext4's shutdown call on an image of its own, in private mounts; root only.
+//!
+//! A round: save and note acknowledgements; stop the daemon with SIGSTOP, so that nothing is
+//! acknowledged after the cut; shut the file system down without flushing its journal; kill,
+//! unmount, mount (the journal is replayed), start, compare everything. State directory and disk
+//! tier both lie on the file system that is cut.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use kvtier_client::{Acknowledge, PayloadKind};
+use kvtier_tests::harness::child;
+use kvtier_tests::harness::journal::Journal;
+use kvtier_tests::harness::{Daemon, Options, blocks, rounds, run};
+use rand::{Rng as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
+use rustix::process::Signal;
+
+use super::LIMIT;
+use super::device::{command, in_private_mounts, loop_args, mount, told_and_mounted};
+
+/// `EXT4_IOC_SHUTDOWN` with `NOLOGFLUSH`: no unsafe code here makes the call.
+const SHUTDOWN: &str = "open(F, '<', $ARGV[0]) or die $!; \
+                        ioctl(F, 0x8004587d, pack('L', 2)) or die \"shutdown: $!\";";
+/// Durable blocks after which the store is wiped, so that none is evicted.
+const BLOCKS_MAX: usize = 1500;
+
+#[test]
+fn a_power_cut_loses_no_durable_block() {
+    let rounds = rounds("KVTIER_TEST_POWER_CUTS", 2);
+    in_private_mounts("power::child_power_cut", LIMIT + LIMIT / 4 * rounds);
+}
+
+/// Saves until the daemon no longer answers.
+async fn save_on(daemon: &Daemon, mut journal: Journal, seed: u64) -> Journal {
+    let session = daemon.session(&blocks::gqa()).await;
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    loop {
+        let count = rng.random_range(1..32);
+        let set = blocks::loose(&session, rng.random(), count, PayloadKind::Kv);
+        let saved = journal.save(&session, &set, Acknowledge::Durable).await;
+        if saved.is_err() {
+            return journal;
+        }
+    }
+}
+
+/// Stops the process and waits until every thread of it has stopped.
+fn freeze(daemon: &Daemon) {
+    daemon.signal(Signal::STOP);
+    let begin = Instant::now();
+    let tasks = format!("/proc/{}/task", daemon.pid());
+    let stopped = || {
+        let tasks = std::fs::read_dir(&tasks).unwrap().flatten();
+        tasks.into_iter().all(|task| {
+            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit(") ")
+                .next()
+                .is_some_and(|rest| rest.starts_with(['T', 't']))
+        })
+    };
+    while !stopped() {
+        assert!(
+            begin.elapsed() < Duration::from_secs(10),
+            "the daemon does not stop"
+        );
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// One cut: what was journaled, and whether the cut could be made.
+fn cut(daemon: &Daemon, at: &Path) -> Result<(), String> {
+    freeze(daemon);
+    let cut = command("perl", &["-e", SHUTDOWN, &at.display().to_string()]);
+    daemon.signal(Signal::KILL);
+    cut
+}
+
+#[test]
+#[ignore = "a role that another test starts"]
+fn child_power_cut() {
+    let Some(at) = told_and_mounted(|scratch| loop_args(scratch, 448)) else {
+        return;
+    };
+    let rounds = rounds("KVTIER_TEST_POWER_CUTS", 2);
+    let seed = u64::from(std::process::id());
+    child::say(&format!("seed {seed}, {rounds} power cuts"));
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let options = Options::default()
+        .host_mib(16)
+        .disk_mib(96, 4)
+        .data_dir(&at);
+    let mut daemon = Daemon::start(options);
+    let mut journal = Journal::default();
+    let mut total = 0;
+    for round in 0..rounds {
+        let delay = Duration::from_millis(rng.random_range(50..700));
+        let writer_seed = rng.random();
+        let (after, made) = run(LIMIT, async {
+            let writing = save_on(&daemon, journal, writer_seed);
+            let cutting = async {
+                tokio::time::sleep(delay).await;
+                let (daemon, at) = (&daemon, &at);
+                tokio::task::block_in_place(|| cut(daemon, at))
+            };
+            tokio::join!(writing, cutting)
+        });
+        journal = after;
+        daemon.wait_exit(Duration::from_secs(20));
+        if let Err(why) = made {
+            return child::say(&format!(
+                "SKIPPED a_power_cut_loses_no_durable_block: {why}"
+            ));
+        }
+        let image = at.with_file_name("image").display().to_string();
+        command("umount", &[&at.display().to_string()]).unwrap();
+        mount(&["-o", "loop", &image], &at).unwrap();
+        let lane = if rng.random_bool(0.5) {
+            "io_uring"
+        } else {
+            "pread"
+        };
+        *daemon.options_mut() = daemon.options().clone().lane(lane);
+        daemon.launch();
+        run(LIMIT, async {
+            let session = daemon.session(&blocks::gqa()).await;
+            let survey = journal.verify(&session).await;
+            let (kept, more) = (survey.kept, survey.lucky);
+            child::say(&format!(
+                "cut {round}: {kept} durable blocks kept, {more} more"
+            ));
+            if journal.durable.len() > BLOCKS_MAX {
+                session.wipe().await.unwrap();
+                total += journal.durable.len();
+                journal = Journal::default();
+            }
+        });
+        // What a cut in the middle of a write left is no record; it is not damage either.
+        let metrics = daemon.metrics();
+        assert_eq!(metrics.sum("kvtier_corrupt_total"), 0.0, "cut {round}");
+    }
+    total += journal.durable.len();
+    child::say(&format!(
+        "{rounds} power cuts: {total} durable blocks, all kept"
+    ));
+    assert!(total > 0, "nothing was saved between the cuts");
+}
