@@ -26,6 +26,7 @@ pub mod options;
 pub mod raw;
 pub mod scrape;
 
+use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 pub use daemon::Daemon;
@@ -34,6 +35,8 @@ pub use scrape::Scrape;
 
 /// Runs a test on a runtime of its own and fails it when it takes longer than `limit`.
 pub fn run<T>(limit: Duration, test: impl Future<Output = T>) -> T {
+    // A build of the daemon, where one is due, is not the test's time.
+    binary::kvtierd();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -61,7 +64,13 @@ pub async fn eventually(limit: Duration, mut check: impl AsyncFnMut() -> Result<
 
 /// Says that a test could not run here, so that a green line never means that nothing ran.
 pub fn skip(test: &str, why: &str) {
-    eprintln!("SKIPPED {test}: {why}");
+    tell(&format!("SKIPPED {test}: {why}"));
+}
+
+/// Says something that is shown also when the test passes.
+pub fn tell(text: &str) {
+    // The test runner keeps what the print macros write to itself.
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// True when this process may do what only root may.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use kvtier_client::{Acknowledge, Miss, PayloadKind, SaveOutcome};
 use kvtier_tests::harness::child::{self, Role};
-use kvtier_tests::harness::{Daemon, Options, blocks, is_root, run, skip};
+use kvtier_tests::harness::{Daemon, Options, blocks, is_root, run, skip, tell};
 
 use super::LIMIT;
 
@@ -40,7 +40,7 @@ pub(crate) fn in_private_mounts(name: &str, limit: Duration) {
         return skip(test, why);
     }
     for line in role.finish(limit) {
-        eprintln!("{line}");
+        tell(&line);
     }
 }
 

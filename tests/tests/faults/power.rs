@@ -23,8 +23,8 @@ use super::LIMIT;
 use super::device::{command, in_private_mounts, loop_args, mount, told_and_mounted};
 
 /// `EXT4_IOC_SHUTDOWN` with `NOLOGFLUSH`: no unsafe code here makes the call.
-const SHUTDOWN: &str = "open(F, '<', $ARGV[0]) or die $!; \
-                        ioctl(F, 0x8004587d, pack('L', 2)) or die \"shutdown: $!\";";
+const SHUTDOWN: &str = "my $flags = pack('L', 2); open(F, '<', $ARGV[0]) or die $!; \
+                        ioctl(F, 0x8004587d, $flags) or die \"shutdown: $!\";";
 /// Durable blocks after which the store is wiped, so that none is evicted.
 const BLOCKS_MAX: usize = 1500;
 
@@ -71,9 +71,20 @@ fn freeze(daemon: &Daemon) {
     }
 }
 
+/// Unmounts, as soon as the kernel has let the killed daemon's files go.
+fn unmount(at: &Path) {
+    let begin = Instant::now();
+    while let Err(why) = command("umount", &[&at.display().to_string()]) {
+        assert!(begin.elapsed() < Duration::from_secs(20), "{why}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// One cut: what was journaled, and whether the cut could be made.
 fn cut(daemon: &Daemon, at: &Path) -> Result<(), String> {
     freeze(daemon);
+    // Nobody syncs this: it shows that the cut forgets.
+    std::fs::write(at.join("canary"), vec![1; 1 << 20]).unwrap();
     let cut = command("perl", &["-e", SHUTDOWN, &at.display().to_string()]);
     daemon.signal(Signal::KILL);
     cut
@@ -116,8 +127,13 @@ fn child_power_cut() {
             ));
         }
         let image = at.with_file_name("image").display().to_string();
-        command("umount", &[&at.display().to_string()]).unwrap();
+        unmount(&at);
         mount(&["-o", "loop", &image], &at).unwrap();
+        let canary = std::fs::read(at.join("canary")).unwrap_or_default();
+        assert!(
+            canary.is_empty(),
+            "the power was not cut: what nobody synced is there"
+        );
         let lane = if rng.random_bool(0.5) {
             "io_uring"
         } else {
