@@ -45,7 +45,7 @@ settings! {
             accepts "the name of a configured namespace, when `tcp` is set";
         /// HTTP address of /metrics, /healthz and /readyz. Port 0 takes a free one and logs it.
         metrics: SocketAddr = default(SocketAddr::from(([127, 0, 0, 1], 9471))),
-            accepts "a loopback address, or 0.0.0.0 or [::], with a port: \"127.0.0.1:9471\"",
+            accepts "a loopback address, or 0.0.0.0 or ::, with a port: \"127.0.0.1:9471\"",
             if |metrics| is_loopback_or_any(metrics.ip());
         /// Longest wait for running calls and unwritten blocks when the daemon is told to stop.
         /// Unit: seconds. Keep it below the stop timeout of the service manager.
