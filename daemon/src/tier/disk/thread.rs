@@ -143,10 +143,13 @@ fn tell(report: &RecoveryReport, path: &str, seconds: f64, metrics: &Metrics) {
 
 /// Which of the few reasons a sentence speaks of.
 fn reason(why: &str) -> CatalogReason {
-    if why.contains("unsound") {
-        CatalogReason::Mismatch
-    } else if why.contains("no catalog") || why.contains("missing") {
+    if why.contains("folder is not there") {
         CatalogReason::Missing
+    } else if ["unsound", "add up", "names a segment"]
+        .iter()
+        .any(|part| why.contains(part))
+    {
+        CatalogReason::Mismatch
     } else {
         CatalogReason::Unreadable
     }
