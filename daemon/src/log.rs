@@ -64,6 +64,17 @@ fn dispatch(subscriber: impl Subscriber + Send + Sync) -> tracing::Dispatch {
     tracing::Dispatch::new(subscriber)
 }
 
+/// An error with all its sources, in one line.
+pub fn chain(problem: &dyn std::error::Error) -> String {
+    let mut text = problem.to_string();
+    let mut source = problem.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
 /// Text from a peer, fit for a log line: bounded, on one line, without control characters.
 pub fn clean(text: &str) -> Clean<'_> {
     Clean(text)

@@ -29,6 +29,7 @@ use tokio::sync::watch;
 
 use crate::config::{Config, DiskConfig, HugePages, Lane};
 use crate::health::{Health, State};
+use crate::log::chain;
 use crate::metrics::Metrics;
 use crate::server::{Drain, Service, Shared, descriptors};
 use crate::session::Sessions;
@@ -378,15 +379,4 @@ fn notify(states: &[sd_notify::NotifyState<'_>]) {
     if let Err(problem) = sd_notify::notify(states) {
         tracing::warn!(%problem, "the service manager could not be told");
     }
-}
-
-/// An error with all its sources, in one line.
-pub fn chain(problem: &dyn std::error::Error) -> String {
-    let mut text = problem.to_string();
-    let mut source = problem.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

@@ -8,7 +8,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use kvtierd::config::{Config, ConfigArgs};
+use kvtierd::config::{Config, ConfigArgs, EXIT_BAD_CONFIG};
 use kvtierd::{log, process};
 
 /// Keeps attention KV of LLM serving engines in host memory and on NVMe, and gives it back.
@@ -27,16 +27,13 @@ enum What {
     CheckConfig,
 }
 
-/// `EX_USAGE` of sysexits: the configuration is at fault, and a restart will not help.
-const BAD_CONFIG: u8 = 64;
-
 fn main() -> ExitCode {
     let args = Args::parse();
     let config = match Config::load(&args.config, std::env::vars_os()) {
         Ok(config) => config,
         Err(problems) => {
             eprintln!("{problems}");
-            return ExitCode::from(BAD_CONFIG);
+            return ExitCode::from(EXIT_BAD_CONFIG);
         }
     };
     if matches!(args.what, Some(What::CheckConfig)) {
@@ -45,7 +42,7 @@ fn main() -> ExitCode {
     }
     if let Err(problem) = log::start(&config.log) {
         eprintln!("the log cannot be started: {problem}");
-        return ExitCode::from(BAD_CONFIG);
+        return ExitCode::from(EXIT_BAD_CONFIG);
     }
     tracing::info!(version = env!("CARGO_PKG_VERSION"), config = %config.to_toml().replace('\n', "; "), "starting");
     match process::run(config) {

@@ -50,7 +50,7 @@ pub(super) fn run(args: &Args) -> Result<Answer, CliError> {
     let bar = bar();
     let report = kvtier_store::verify::run(lane.disk, &mut |progress| show(&bar, progress));
     bar.finish_and_clear();
-    let report = report.map_err(|error| failed(&crate::process::chain(&error)))?;
+    let report = report.map_err(|error| failed(&crate::log::chain(&error)))?;
     Ok(answer(&report))
 }
 

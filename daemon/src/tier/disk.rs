@@ -68,9 +68,6 @@ pub struct DiskStatus {
     pub blocks: u64,
 }
 
-/// A block left the disk tier to make room.
-pub type OnEvicted = Box<dyn Fn(NamespaceId, Stored) + Send>;
-
 enum Command {
     Find {
         ids: Vec<BlockId>,

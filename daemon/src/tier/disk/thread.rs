@@ -26,6 +26,7 @@ use tokio::sync::oneshot;
 use super::{Command, DiskOptions, DiskStatus, GetDone, PutDone};
 use crate::block::BlockId;
 use crate::health::{Health, Progress};
+use crate::log::chain;
 use crate::metrics::{CatalogReason, Direction, DiskState, Metrics, Tier};
 
 type Opened = oneshot::Sender<Result<(Waker, Arc<Mutex<DiskStatus>>), String>>;
@@ -397,15 +398,4 @@ fn label(state: DeviceState) -> DiskState {
         DeviceState::ReadOnly => DiskState::ReadOnly,
         DeviceState::Failed => DiskState::Failed,
     }
-}
-
-/// An error with all its sources, in one line.
-fn chain(problem: &dyn std::error::Error) -> String {
-    let mut text = problem.to_string();
-    let mut source = problem.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
