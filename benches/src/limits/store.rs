@@ -167,6 +167,7 @@ impl StoreBed {
                     continue;
                 };
                 result?;
+                let image = image.ok_or("the device kept a buffer")?;
                 bytes += u64::from(image.layout().stored_len);
                 bufs.push(image.into_buf());
                 flying -= 1;

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use kvtier_proto::Miss;
-use kvtier_store::disk::lane::{LaneKind, open_lane};
+use kvtier_store::disk::file::FileLane;
 use kvtier_store::verify::{Report, SegmentRow, Severity, VerifyProgress};
 use serde_json::{Value, json};
 
@@ -46,9 +46,9 @@ pub(super) fn run(args: &Args) -> Result<Answer, CliError> {
     let failed = |what: &dyn std::fmt::Display| {
         CliError::Usage(format!("{} cannot be verified: {what}", args.dir.display()))
     };
-    let lane = open_lane(&args.dir, LaneKind::Auto, DEPTH, &[]).map_err(|error| failed(&error))?;
+    let disk = FileLane::open_to_read(&args.dir, DEPTH).map_err(|error| failed(&error))?;
     let bar = bar();
-    let report = kvtier_store::verify::run(lane.disk, &mut |progress| show(&bar, progress));
+    let report = kvtier_store::verify::run(disk, &mut |progress| show(&bar, progress));
     bar.finish_and_clear();
     let report = report.map_err(|error| failed(&crate::log::chain(&error)))?;
     Ok(answer(&report))

@@ -253,7 +253,7 @@ impl Run {
         }
     }
 
-    fn got(&mut self, name: Name, result: Result<Unverified, (crate::mem::IoBuf, Miss)>) {
+    fn got(&mut self, name: Name, result: Result<Unverified, (Option<crate::mem::IoBuf>, Miss)>) {
         let unverified = match result {
             Ok(unverified) => unverified,
             Err((_, miss)) => return self.missed(name, miss, None),
@@ -324,6 +324,14 @@ impl Run {
             puts,
             reads,
         })
+    }
+
+    /// Whoever saves a block that is here is told that it is durable: from now on it must stay.
+    pub(crate) fn promise_what_is_here(&mut self) {
+        let here: Vec<Name> = (self.index().keys())
+            .map(|(namespace, key)| (*namespace, self.model.names[key]))
+            .collect();
+        self.model.durable.extend(here);
     }
 
     /// Blocks with their places.

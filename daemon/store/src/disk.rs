@@ -1,6 +1,7 @@
 //! `Disk`: what the store needs of a device, and nothing a device knows of records.
 //!
-//! Upstairs:   `log` and `recover` submit operations and step on completions.
+//! Upstairs:   `lane`, for `store` and `recover`, submits operations and steps on
+//!             completions.
 //! Downstairs: `disk::ring` (io_uring), `disk::file` (pread and pwrite), `disk::sim` (seeded,
 //!             lying).
 //!
@@ -145,6 +146,11 @@ pub trait Disk: fmt::Debug {
     /// Most operations in flight.
     fn depth(&self) -> usize;
 
+    /// Most files open at once.
+    fn files_max(&self) -> u64 {
+        u64::MAX
+    }
+
     /// Alignment of offsets, lengths and memory. Unit: bytes, a power of two, at most 4096.
     fn align(&self) -> usize;
 
@@ -195,6 +201,10 @@ impl<D: Disk + ?Sized> Disk for Box<D> {
 
     fn depth(&self) -> usize {
         (**self).depth()
+    }
+
+    fn files_max(&self) -> u64 {
+        (**self).files_max()
     }
 
     fn align(&self) -> usize {

@@ -70,7 +70,8 @@ pub enum WipeError {
         /// Whose records.
         namespace: NamespaceId,
     },
-    /// The superblock could not be written; repeat the wipe.
+    /// The superblock could not be written; repeat the wipe. After a failed sync the log is
+    /// poisoned as well (L3), and the store must be opened again first.
     #[error("the wipe of namespace {namespace} is not durable")]
     Superblock {
         /// Whose records.
@@ -88,8 +89,8 @@ pub enum Event {
     Put {
         /// As given to `put`.
         tag: u64,
-        /// The image comes home whatever happened.
-        image: RecordImage,
+        /// The image comes home, unless the device kept its buffer (a lane that failed).
+        image: Option<RecordImage>,
         /// Where it lies, or why it is not stored.
         result: Result<Place, PutError>,
     },
@@ -97,8 +98,8 @@ pub enum Event {
     Got {
         /// As given to `get` or `get_parts`.
         tag: u64,
-        /// Bytes to verify, or the buffer and why there are none.
-        result: Result<Unverified, (IoBuf, Miss)>,
+        /// Bytes to verify, or why there are none and the buffer, unless the device kept it.
+        result: Result<Unverified, (Option<IoBuf>, Miss)>,
     },
     /// A block made room for others.
     Evicted {

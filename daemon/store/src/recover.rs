@@ -116,6 +116,11 @@ pub struct RecoveryReport {
     pub empty: u64,
     /// Segment files beyond the capacity; they were removed.
     pub removed: u64,
+    /// Segment files that did not open: their blocks are absent until they do.
+    pub unopened: u64,
+    /// Segments that could not be synced after a walk: their blocks count for nothing, and the
+    /// store takes no writes.
+    pub unsynced: u64,
     /// Records found.
     pub records: u64,
     /// Records that an older or newer one of the same key replaced.
@@ -136,7 +141,8 @@ pub(crate) fn open<D: Disk>(
     catalog: Option<Box<dyn Catalog>>,
     progress: &mut dyn FnMut(&Progress),
 ) -> Result<(Store<D>, RecoveryReport), OpenError> {
-    let problems = options.problems();
+    let mut problems = options.problems();
+    problems.extend(too_many_files(&options, disk.files_max()));
     if !problems.is_empty() {
         return Err(OpenError::Options(problems));
     }
@@ -160,13 +166,33 @@ pub(crate) fn open<D: Disk>(
     let written = superfile.write(&mut lane);
     let mut store = Store::empty(options, lane, arena, superfile, None);
     let mut report = blank_report(found, surveyed.len() as u64);
+    report.unopened = (files.len() - surveyed.len()) as u64;
+    if let Err(failed) = &written {
+        // Before anything else is written: what follows only reads (L3).
+        tracing::error!(problem = %failed.problem, "superblock not written: the store takes no writes");
+        store.open_read_only();
+    }
     fill(&mut store, surveyed, catalog, stamp, &mut report, progress);
-    if let Err(problem) = written {
-        tracing::error!(%problem, "superblock not written: the store takes no writes");
+    if report.unsynced > 0 && written.is_ok() {
         store.open_read_only();
     }
     report.blocks = store.index.len() as u64;
     Ok((store, report))
+}
+
+/// A store that could not open all of its segments would lose sight of durable blocks.
+fn too_many_files(options: &StoreOptions, files_max: u64) -> Option<String> {
+    let segments = options.capacity / options.segment_size.max(1);
+    // One more for the superblock.
+    (segments >= files_max).then(|| {
+        format!(
+            "capacity is {} bytes, which is {segments} segments of {}; this process may hold {} \
+             of them open: raise the limit of open files (LimitNOFILE=), or segment_size",
+            options.capacity,
+            options.segment_size,
+            files_max.saturating_sub(1)
+        )
+    })
 }
 
 /// What counts from now on. A superblock that is older than a segment has forgotten something,
@@ -224,6 +250,8 @@ fn blank_report(superblock: SuperblockFound, segments: u64) -> RecoveryReport {
         scanned: 0,
         empty: 0,
         removed: 0,
+        unopened: 0,
+        unsynced: 0,
         records: 0,
         superseded: 0,
         wiped: 0,
@@ -241,7 +269,9 @@ fn fill<D: Disk>(
     report: &mut RecoveryReport,
     progress: &mut dyn FnMut(&Progress),
 ) {
-    rebuild::trim(store, &mut surveyed, report);
+    if !store.is_poisoned() {
+        rebuild::trim(store, &mut surveyed, report);
+    }
     for one in &surveyed {
         let mut segment = Segment::new(one.number, one.file, one.size);
         if let Some(epoch) = one.epoch(store.superfile.now().store_id) {
@@ -250,7 +280,8 @@ fn fill<D: Disk>(
         }
         store.segments.add(segment);
     }
-    let mut catalog = catalog;
+    // The rows of a catalog that a read-only store leaves alone would be out of date.
+    let mut catalog = catalog.filter(|_| !store.is_poisoned());
     let trusted = match (&mut catalog, stamp) {
         (Some(catalog), Some(stamp)) => load_catalog(store, catalog.as_mut(), &stamp, report),
         _ => false,
@@ -349,6 +380,11 @@ fn add<D: Disk>(store: &mut Store<D>, stored: &Stored, report: &mut RecoveryRepo
 }
 
 impl<D: Disk> Store<D> {
+    /// True when nothing may be written (L3).
+    pub(crate) fn is_poisoned(&self) -> bool {
+        self.state() >= DeviceState::ReadOnly
+    }
+
     fn open_read_only(&mut self) {
         let mut events = Vec::new();
         self.poison(&mut events);

@@ -63,8 +63,11 @@ pub(crate) struct Scanner {
     store_id: StoreId,
     segment: u32,
     size: u64,
-    /// Epoch of the segment's life; learned from the first record when the header is lost.
+    /// Epoch of the segment's life. Without a header it is the highest that a record has: the
+    /// records of earlier lives that were seen before it are then the caller's to drop.
     epoch: Option<u64>,
+    /// The epoch was given, not learned.
+    given: bool,
     at: u64,
     state: State,
 }
@@ -77,6 +80,7 @@ impl Scanner {
             segment,
             size,
             epoch,
+            given: epoch.is_some(),
             at: BLOCK,
             state: State::Seek,
         }
@@ -170,7 +174,12 @@ impl Scanner {
         let own = header.summary.place;
         let mut expect = own;
         (expect.segment, expect.offset) = (self.segment, at);
-        expect.epoch = self.epoch.unwrap_or(own.epoch);
+        let known = self.epoch.unwrap_or(own.epoch);
+        expect.epoch = if self.given {
+            known
+        } else {
+            known.max(own.epoch)
+        };
         header.check_place(self.store_id, &expect)?;
         if at.saturating_add(u64::from(own.len)) > self.size {
             return Err(Miss::Device);

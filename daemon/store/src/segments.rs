@@ -1,6 +1,6 @@
 //! The segment table: which files there are, what life each leads, who reads it.
 //!
-//! Upstairs:   `store` allocates, seals and recycles; `policy` chooses; `recover` fills it.
+//! Upstairs:   `store` allocates, seals and recycles; `recover` fills it.
 //! Downstairs: `format::segment`.
 //!
 //! Invariants kept here
@@ -207,13 +207,13 @@ pub struct Candidate {
     pub pinned_bytes: u64,
 }
 
-/// Which segment to recycle: one without readers; of those one whose pinned records fit into
-/// `room` bytes, if there is one; of those the oldest. Pure: the replay judges this very function.
+/// Which segment to recycle: one whose pinned records fit into `room` bytes, if there is one; of
+/// those one without readers; of those the oldest. Readers only delay: a chosen segment gets no
+/// new ones, and is used again when the last has gone. Pure: the replay judges this very function.
 pub fn choose_victim(candidates: &[Candidate], room: u64) -> Option<u32> {
     candidates
         .iter()
-        .filter(|one| one.readers == 0)
-        .min_by_key(|one| (one.pinned_bytes > room, one.epoch))
+        .min_by_key(|one| (one.pinned_bytes > room, one.readers > 0, one.epoch))
         .map(|one| one.segment)
 }
 

@@ -246,7 +246,7 @@ impl<D: Disk> Store<D> {
     }
 
     fn advance(&mut self, events: &mut Vec<Event>) {
-        self.drain_on(events);
+        self.drain_on(0, events);
         self.prepare_spare(events);
         self.place_queued(events);
         self.prepare_spare(events);

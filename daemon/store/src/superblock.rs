@@ -23,6 +23,23 @@ use crate::mem::{Arena, IoBuf, Share};
 /// Times that a change is tried before it fails.
 const TRIES: u32 = 3;
 
+/// Why a change is not durable.
+#[derive(Debug)]
+pub(crate) struct NotWritten {
+    pub(crate) problem: Error,
+    /// A sync failed: nothing that is written now can be trusted to be there (L3).
+    pub(crate) sync_failed: bool,
+}
+
+impl From<Error> for NotWritten {
+    fn from(problem: Error) -> Self {
+        Self {
+            problem,
+            sync_failed: false,
+        }
+    }
+}
+
 /// The file and what it holds.
 #[derive(Debug)]
 pub(crate) struct SuperFile {
@@ -166,34 +183,38 @@ impl SuperFile {
         change(&mut self.now);
     }
 
-    /// Makes the present content durable in both slots.
-    pub(crate) fn write<D: Disk>(&mut self, lane: &mut Lane<D>) -> Result<(), Error> {
+    /// Makes the present content durable in both slots. A failed write is tried again, a failed
+    /// sync is not.
+    pub(crate) fn write<D: Disk>(&mut self, lane: &mut Lane<D>) -> Result<(), NotWritten> {
         let mut result = Ok(());
         for _ in 0..TRIES {
             self.now.revision += 1;
             result = (0..SLOTS).try_for_each(|slot| self.write_slot(lane, slot));
-            if result.is_ok() {
-                break;
+            match &result {
+                Err(failed) if !failed.sync_failed => {}
+                _ => break,
             }
         }
         result
     }
 
-    fn write_slot<D: Disk>(&self, lane: &mut Lane<D>, slot: u64) -> Result<(), Error> {
+    fn write_slot<D: Disk>(&self, lane: &mut Lane<D>, slot: u64) -> Result<(), NotWritten> {
         let mut buf = buffer(&self.arena)?;
         self.now.encode(&mut buf);
         let (at, len) = (slot * SLOT_LEN, index(SLOT_LEN));
         let (_, result) = lane.run(Transfer::write(self.file, at, buf, len));
         result?;
         let (_, result) = lane.run(Transfer::sync(self.file));
-        result?;
+        result.map_err(|problem| NotWritten {
+            problem,
+            sync_failed: true,
+        })?;
         let found = read_slot(lane, &self.arena, self.file, slot)?;
         if Superblock::decode(&found).as_ref() == Some(&self.now) {
             Ok(())
         } else {
-            Err(Error::other(format!(
-                "slot {slot} of the superblock reads back differently"
-            )))
+            let problem = format!("slot {slot} of the superblock reads back differently");
+            Err(Error::other(problem).into())
         }
     }
 }

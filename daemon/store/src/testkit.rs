@@ -201,13 +201,12 @@ impl Fixture {
         match event {
             Event::Put { tag, result, .. } => assert!(self.puts.insert(tag, result).is_none()),
             Event::Got { tag, result } => {
-                let result = result.and_then(Unverified::verify);
-                self.got.insert(
-                    tag,
-                    result
-                        .map(|r| r.payload().to_vec())
-                        .map_err(|(_, miss)| miss),
-                );
+                let verified = match result {
+                    Ok(unverified) => unverified.verify().map_err(|(_, miss)| miss),
+                    Err((_, miss)) => Err(miss),
+                };
+                let bytes = verified.map(|record| record.payload().to_vec());
+                self.got.insert(tag, bytes);
             }
             Event::Evicted { namespace, key, .. } => self.evicted.push((namespace, key)),
             Event::Device(state) => self.states.push(state),

@@ -10,8 +10,8 @@
 //!       it fails, it leaves no file.
 //!
 //! Not here on purpose
-//!   No directory sync in `remove`: a file that comes back after a crash holds records of an old
-//!   epoch, which recovery ignores.
+//!   No directory sync in `remove`: a file that comes back after a crash holds sound records of
+//!   this store, and recovery takes them for what they are.
 //!   No io_uring: these calls are rare, slow in the kernel either way, and block the same.
 
 use std::collections::BTreeMap;
@@ -29,7 +29,7 @@ use super::{FileId, Found, Op, OpKind};
 /// are 16 TiB.
 const FILES_MAX: u32 = 1 << 16;
 
-/// Descriptors left to the rest of the process.
+/// Fewest descriptors left to the rest of the process; a quarter of the limit where that is more.
 const FILES_SPARE: u32 = 64;
 
 /// Largest single operation. Unit: bytes. A longer one would come back short anyway.
@@ -54,9 +54,19 @@ pub(super) struct OpenFile {
     name: String,
 }
 
+/// What a lane may do in its directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    /// Everything.
+    Write,
+    /// Read files that are there: works on a read-only mount.
+    Read,
+}
+
 /// A directory and what is open in it.
 #[derive(Debug)]
 pub(super) struct Dir {
+    access: Access,
     fd: OwnedFd,
     path: PathBuf,
     files: BTreeMap<FileId, OpenFile>,
@@ -70,23 +80,29 @@ pub(super) struct Dir {
 
 impl Dir {
     /// Opens an existing directory and finds out what its filesystem can do.
-    pub(super) fn open(path: &Path) -> std::io::Result<Self> {
+    pub(super) fn open(path: &Path, access: Access) -> std::io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::open(path, flags, Mode::empty())
             .map_err(|e| naming(e, &format!("cannot open directory {}", path.display())))?;
-        let (direct, align) = direct_io(&fd)?;
+        let (direct, align) = match access {
+            Access::Write => direct_io(made_here(&fd)?)?,
+            Access::Read => direct_io(found_here(&fd)?)?,
+        };
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
         let limit = limit
             .and_then(|n| u32::try_from(n).ok())
             .unwrap_or(FILES_MAX);
         Ok(Self {
+            access,
             fd,
             path: path.to_owned(),
             files: BTreeMap::new(),
             free_slots: Vec::new(),
             next_id: 1,
             next_slot: 0,
-            files_max: limit.saturating_sub(FILES_SPARE).clamp(1, FILES_MAX),
+            files_max: limit
+                .saturating_sub(FILES_SPARE.max(limit / 4))
+                .clamp(1, FILES_MAX),
             direct,
             align,
         })
@@ -153,6 +169,7 @@ impl Dir {
     /// Creates a file of `len` bytes (F2).
     pub(super) fn create_file(&mut self, name: &str, len: u64) -> std::io::Result<FileId> {
         check_name(name)?;
+        self.may_write()?;
         let flags = self.flags() | OFlags::CREATE | OFlags::EXCL;
         let fd = rustix::fs::openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR)
             .map_err(|e| self.naming(e, "cannot create", name))?;
@@ -176,6 +193,7 @@ impl Dir {
 
     /// Removes the file that `close` returned.
     pub(super) fn unlink(&self, gone: &OpenFile) -> std::io::Result<()> {
+        self.may_write()?;
         rustix::fs::unlinkat(&self.fd, &gone.name, AtFlags::empty())
             .map_err(|e| self.naming(e, "cannot remove", &gone.name))
     }
@@ -260,7 +278,21 @@ impl Dir {
         } else {
             OFlags::empty()
         };
-        OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | direct
+        let access = match self.access {
+            Access::Write => OFlags::RDWR,
+            Access::Read => OFlags::RDONLY,
+        };
+        access | OFlags::CLOEXEC | OFlags::NOFOLLOW | direct
+    }
+
+    fn may_write(&self) -> std::io::Result<()> {
+        match self.access {
+            Access::Write => Ok(()),
+            Access::Read => Err(naming(
+                Errno::ROFS,
+                &format!("{} is opened to be read", self.path.display()),
+            )),
+        }
     }
 
     fn naming(&self, error: Errno, what: &str, name: &str) -> Error {
@@ -283,9 +315,8 @@ fn check_name(name: &str) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Whether this filesystem takes direct I/O, and the alignment that it asks for. Only an open
-/// file can tell, so an unnamed one is made for it.
-fn direct_io(dir: &OwnedFd) -> std::io::Result<(bool, usize)> {
+/// An unnamed file for `direct_io`, opened with `O_DIRECT`; `None` where that is refused.
+fn made_here(dir: &OwnedFd) -> std::io::Result<Option<OwnedFd>> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::DIRECT;
     let mode = Mode::RUSR | Mode::WUSR;
     let file = match rustix::fs::openat(dir, c".", flags | OFlags::TMPFILE, mode) {
@@ -297,9 +328,35 @@ fn direct_io(dir: &OwnedFd) -> std::io::Result<(bool, usize)> {
         }
         file => file,
     };
-    let file = match file {
-        Err(Errno::INVAL) => return Ok((false, ALIGN_BUFFERED)),
-        file => file.map_err(|e| naming(e, "cannot write to the store's directory"))?,
+    match file {
+        Err(Errno::INVAL) => Ok(None),
+        file => file
+            .map(Some)
+            .map_err(|e| naming(e, "cannot write to the store's directory")),
+    }
+}
+
+/// The first regular file, for `direct_io`; `None` where there is none or that is refused.
+fn found_here(dir: &OwnedFd) -> std::io::Result<Option<OwnedFd>> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::DIRECT;
+    for entry in rustix::fs::Dir::read_from(dir)? {
+        let entry = entry?;
+        if entry.file_type() == FileType::RegularFile {
+            match rustix::fs::openat(dir, entry.file_name(), flags, Mode::empty()) {
+                Err(Errno::INVAL) => return Ok(None),
+                Err(_) => {}
+                Ok(file) => return Ok(Some(file)),
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Whether this filesystem takes direct I/O, and the alignment that it asks for. Only an open
+/// file can tell.
+fn direct_io(file: Option<OwnedFd>) -> std::io::Result<(bool, usize)> {
+    let Some(file) = file else {
+        return Ok((false, ALIGN_BUFFERED));
     };
     let mask = StatxFlags::DIOALIGN;
     let Ok(stat) = rustix::fs::statx(&file, c"", AtFlags::EMPTY_PATH, mask) else {

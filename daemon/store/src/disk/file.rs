@@ -24,7 +24,7 @@ use std::thread::JoinHandle;
 
 use rustix::io::Errno;
 
-use super::dir::Dir;
+use super::dir::{Access, Dir};
 use super::{Disk, Done, FileId, Found, Op, OpKind, SubmitError, Wait, Waker};
 
 /// Most worker threads. Each holds one blocking call; sixteen of 1 MiB keep an NVMe device busy.
@@ -73,7 +73,15 @@ struct QueueState {
 impl FileLane {
     /// Opens the directory `path` with room for `depth` operations.
     pub fn open(path: &Path, depth: usize) -> std::io::Result<Self> {
-        let dir = Dir::open(path)?;
+        Self::open_dir(Dir::open(path, Access::Write)?, depth)
+    }
+
+    /// As `open`, for a directory that is only read: nothing is created in it or removed.
+    pub fn open_to_read(path: &Path, depth: usize) -> std::io::Result<Self> {
+        Self::open_dir(Dir::open(path, Access::Read)?, depth)
+    }
+
+    fn open_dir(dir: Dir, depth: usize) -> std::io::Result<Self> {
         let depth = super::lane::check_depth(depth)?;
         let queue = Arc::new(Queue::default());
         let (sender, news) = channel();
@@ -201,6 +209,10 @@ impl Disk for FileLane {
 
     fn depth(&self) -> usize {
         self.depth
+    }
+
+    fn files_max(&self) -> u64 {
+        u64::from(self.dir.files_max())
     }
 
     fn align(&self) -> usize {

@@ -66,9 +66,11 @@ pub fn open_lane(
 ) -> std::io::Result<Lane> {
     let mut without = Vec::new();
     if kind != LaneKind::Pread {
-        match ring::probe() {
-            Ok(()) => {
-                let mut lane = RingLane::open(path, depth)?;
+        let ring = ring::probe()
+            .map_err(Error::other)
+            .and_then(|()| RingLane::open(path, depth));
+        match ring {
+            Ok(mut lane) => {
                 arenas.iter().for_each(|arena| lane.attach(arena));
                 let report = lane.report();
                 return Ok(Lane {
@@ -76,7 +78,8 @@ pub fn open_lane(
                     report,
                 });
             }
-            Err(why) if kind == LaneKind::IoUring => return Err(Error::other(why)),
+            Err(why) if kind == LaneKind::IoUring => return Err(why),
+            // A wrong path or depth is refused below for the same reason.
             Err(why) => {
                 tracing::warn!(%why, "io_uring is not usable; using pread and pwrite");
                 without.push(why.to_string());

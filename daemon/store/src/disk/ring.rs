@@ -38,7 +38,7 @@ use rustix::io::Errno;
 use self::arenas::ArenaTable;
 use self::bell::Bell;
 use self::slots::{Held, Slots};
-use super::dir::{Dir, OpenFile};
+use super::dir::{Access, Dir, OpenFile};
 use super::lane::LaneReport;
 use super::{Disk, Done, FileId, OpKind, SubmitError, Wait};
 use crate::mem::Arena;
@@ -93,7 +93,7 @@ impl RingLane {
     /// Opens the directory `path` with room for `depth` operations.
     pub fn open(path: &Path, depth: usize) -> std::io::Result<Self> {
         let depth = super::lane::check_depth(depth)?;
-        let dir = Dir::open(path)?;
+        let dir = Dir::open(path, Access::Write)?;
         let bell = Bell::new()?;
         let made = setup::make(entries(depth), dir.files_max() + FIRST_FILE, bell.fd())?;
         let mut without = made.without;

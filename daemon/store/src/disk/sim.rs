@@ -10,6 +10,7 @@
 //!
 //! Not here on purpose: no time. A slow operation is one that others overtake.
 
+mod after;
 mod content;
 mod faults;
 mod options;
@@ -44,6 +45,8 @@ pub struct SimDisk {
     flying: Vec<Flying>,
     taken: u64,
     crashed: bool,
+    dead: bool,
+    good_syncs: Option<u64>,
     fired: Fired,
 }
 
@@ -57,6 +60,8 @@ impl SimDisk {
             flying: Vec::new(),
             taken: 0,
             crashed: false,
+            dead: false,
+            good_syncs: None,
             fired: Fired::default(),
             options,
         }
@@ -75,6 +80,16 @@ impl SimDisk {
     /// True when the power went ([`SimOptions::crash_at`]).
     pub fn has_crashed(&self) -> bool {
         self.crashed
+    }
+
+    /// The lane fails: what is in flight comes back without its buffer, nothing is taken.
+    pub fn die(&mut self) {
+        self.dead = true;
+    }
+
+    /// The next `good` syncs are as the faults say; the one behind them fails.
+    pub fn fail_sync_after(&mut self, good: u64) {
+        self.good_syncs = Some(good);
     }
 
     /// Changes the probabilities from now on.
@@ -108,71 +123,6 @@ impl SimDisk {
                 ..File::default()
             },
         );
-    }
-
-    /// The disk as it is found after a power cut: durable bytes and a seeded subset of the writes
-    /// that no sync covered, finished or not, some of them torn. No faults, no crash to come.
-    pub fn crash(&self, seed: u64) -> SimDisk {
-        let mut random = Seeded::new(seed);
-        let options = SimOptions {
-            seed,
-            faults: Faults::default(),
-            crash_at: None,
-            ..self.options
-        };
-        let mut after = SimDisk::new(options);
-        for (number, file) in &self.files {
-            let mut bytes = file.durable.clone();
-            let in_flight = self
-                .flying
-                .iter()
-                .filter_map(|flying| loose_of(&flying.op, *number));
-            for write in file.loose.iter().cloned().chain(in_flight) {
-                survive(&mut bytes, &write, &mut random);
-            }
-            let (now, name) = (bytes.clone(), file.name.clone());
-            after.files.insert(
-                *number,
-                File {
-                    name,
-                    now,
-                    durable: bytes,
-                    ..File::default()
-                },
-            );
-        }
-        after.next_file = self.next_file;
-        after
-    }
-
-    /// The disk after an orderly power-off: everything written is there.
-    pub fn restart(&self, seed: u64) -> SimDisk {
-        let faults = Faults::default();
-        self.clone_with(SimOptions {
-            seed,
-            faults,
-            crash_at: None,
-            ..self.options
-        })
-    }
-
-    /// Another disk with the same content, everything durable, that behaves as `options` say.
-    pub fn clone_with(&self, options: SimOptions) -> SimDisk {
-        let mut after = SimDisk::new(options);
-        for (number, file) in &self.files {
-            let (now, durable, name) = (file.now.clone(), file.now.clone(), file.name.clone());
-            after.files.insert(
-                *number,
-                File {
-                    name,
-                    now,
-                    durable,
-                    ..File::default()
-                },
-            );
-        }
-        after.next_file = self.next_file;
-        after
     }
 
     fn number_of(&self, name: &str) -> Option<u32> {
@@ -312,7 +262,9 @@ impl SimDisk {
     /// A failed sync drops what it covered: each write may or may not be on the device, and the
     /// next sync will not tell (Rebello et al. 2020).
     fn sync(&mut self, file: FileId, covers: usize) -> std::io::Result<usize> {
-        let fails = self.fault(Fault::SyncError);
+        let due = self.good_syncs == Some(0);
+        self.good_syncs = self.good_syncs.and_then(|good| good.checked_sub(1));
+        let fails = self.fault(Fault::SyncError) || due;
         let mut random = self.random.clone();
         self.random.draw();
         let file = self
@@ -417,7 +369,7 @@ impl Disk for SimDisk {
             let depth = u32::try_from(self.options.depth).unwrap_or(u32::MAX);
             return Err((op, SubmitError::Full { depth }));
         }
-        if !self.take() {
+        if !self.take() || self.dead {
             return Err((op, SubmitError::Failed));
         }
         let align = self.options.align as u64;
@@ -436,6 +388,15 @@ impl Disk for SimDisk {
     fn reap(&mut self, _wait: Wait, done: &mut Vec<Done>) {
         if self.flying.is_empty() {
             return;
+        }
+        if self.dead {
+            let lost = |Flying { op, .. }| Done {
+                user: op.user,
+                kind: op.kind,
+                buf: None,
+                moved: Err(Error::other("the lane is dead")),
+            };
+            return done.extend(self.flying.drain(..).map(lost));
         }
         let finished = 1 + self.random.below(self.flying.len() as u64);
         for _ in 0..finished {

@@ -89,7 +89,9 @@ fn by_footers<D: Disk>(
     let store_id = store.superfile.now().store_id;
     let (mut asked, mut transfers) = (Vec::new(), Vec::new());
     for one in group {
-        let trailer = one.footer_of(store_id);
+        // Without a header nothing says that the footer is of the present life: the segment may
+        // have been in use again.
+        let trailer = one.header.and(one.footer_of(store_id));
         let buf = trailer.and_then(|trailer| store.own_buf(trailer.table_len()).ok());
         match (trailer, buf) {
             (Some(trailer), Some(buf)) => {
@@ -135,6 +137,10 @@ fn take_rows<D: Disk>(
 
 /// Reads a segment record by record and, when all of it could be read, writes the footer that it
 /// lacks, so that the next opening need not do this again.
+///
+/// Records that were found may never have been synced: the writer died first. They count only
+/// behind a sync of this process (L1); from then on a save of the same block is told that it is
+/// durable.
 fn by_records<D: Disk>(
     store: &mut Store<D>,
     one: &Surveyed,
@@ -142,7 +148,8 @@ fn by_records<D: Disk>(
     now: &mut Progress,
 ) {
     let store_id = store.superfile.now().store_id;
-    let mut scanner = Scanner::new(store_id, one.number, one.size, one.epoch(store_id));
+    let epoch = one.header.map(|header| header.epoch);
+    let mut scanner = Scanner::new(store_id, one.number, one.size, epoch);
     let (mut rows, mut unread) = (Vec::new(), false);
     let arena = std::sync::Arc::clone(&store.arena);
     let range = BLOCK..one.size;
@@ -172,6 +179,14 @@ fn by_records<D: Disk>(
     report.scanned += 1;
     now.records += rows.len() as u64;
     let Some(epoch) = scanner.epoch() else { return };
+    rows.retain(|row| row.place.epoch == epoch);
+    if !rows.is_empty()
+        && let (_, Err(problem)) = store.lane.run(Transfer::sync(one.file))
+    {
+        tracing::error!(segment = one.number, %problem, "segment not synced: its blocks are not taken");
+        report.unsynced += 1;
+        return;
+    }
     store.index.set_epoch(one.number, epoch);
     if let Some(segment) = store.segments.get_mut(one.number) {
         segment.epoch = epoch;
@@ -182,7 +197,7 @@ fn by_records<D: Disk>(
         report.records += 1;
         add(store, &Stored::of(row), report);
     }
-    if !rows.is_empty() && !unread {
+    if !rows.is_empty() && !unread && report.unsynced == 0 && !store.is_poisoned() {
         write_footer(store, one);
     }
     if let Some(segment) = store.segments.get_mut(one.number) {

@@ -169,3 +169,73 @@ fn progress_counts_up_to_every_segment() {
             .all(|pair| pair[0].segments_done <= pair[1].segments_done)
     );
 }
+
+// L1: records of a writer that died before its sync are found, counted as durable, and then the
+// power goes.
+#[test]
+fn what_recovery_finds_and_counts_as_stored_survives_a_power_cut() {
+    let mut found = 0;
+    for seed in 0..40 {
+        let mut store = Fixture::new();
+        store.put_all(0..3);
+        let puts: Vec<u64> = (3..9).map(|number| store.put(NS, number, 0)).collect();
+        for _ in 0..seed % 5 {
+            store.step();
+        }
+        let early = puts
+            .iter()
+            .filter(|tag| store.puts.contains_key(tag))
+            .count();
+        let mut store = Fixture::reopened(store.store.abandon().killed(seed));
+        let here: Vec<u64> = (0..9).filter(|number| store.hits(*number)).collect();
+        assert!(here.starts_with(&[0, 1, 2]));
+        found += here.len() - 3 - early;
+        let mut store = Fixture::reopened(store.store.abandon().crash(seed));
+        for number in here {
+            assert!(store.hits(number), "seed {seed}, record {number}");
+        }
+    }
+    assert!(
+        found > 20,
+        "only {found} records were found that no sync had covered"
+    );
+}
+
+#[test]
+fn a_segment_that_cannot_be_synced_after_a_walk_counts_for_nothing() {
+    let mut store = Fixture::new();
+    store.put_all(0..5);
+    let mut disk = store.store.abandon().killed(1);
+    // The superblock's two syncs pass, the walked segment's does not.
+    disk.fail_sync_after(2);
+    let mut store = Fixture::reopened(disk);
+    assert_eq!((store.report.unsynced, store.report.blocks), (1, 0));
+    assert_eq!(store.store.state(), DeviceState::ReadOnly);
+    assert!((0..5).all(|number| !store.hits(number)));
+}
+
+#[test]
+fn a_lost_header_does_not_bring_back_the_life_before() {
+    let mut store = Fixture::new();
+    for round in 0..5 {
+        store.put_all(round * 60..round * 60 + 60);
+    }
+    let live = store.index();
+    let newest = (240..300).max_by_key(|number| store.place(*number).sequence);
+    let open = store.place(newest.unwrap()).segment;
+    let mut disk = store.store.abandon().crash(1);
+    disk.content(&segment_name(open)).unwrap()[..4096].fill(0);
+    let mut store = Fixture::reopened(disk);
+    assert_eq!(store.index(), live, "every record says itself what it is");
+    assert!(store.hits(newest.unwrap()));
+}
+
+#[test]
+fn a_store_with_more_segments_than_may_be_open_is_refused() {
+    let problem = super::too_many_files(&options(), 8).unwrap();
+    assert!(
+        problem.contains("8 segments of 262144; this process may hold 7"),
+        "{problem}"
+    );
+    assert_eq!(super::too_many_files(&options(), 9), None);
+}

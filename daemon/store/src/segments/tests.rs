@@ -62,7 +62,12 @@ fn the_oldest_segment_without_readers_is_chosen() {
         candidate(2, 20, 0, 0),
     ];
     assert_eq!(choose_victim(&all, 0), Some(2));
-    assert_eq!(choose_victim(&[candidate(1, 10, 1, 0)], 0), None);
+    let read = [candidate(1, 10, 1, 0), candidate(2, 20, 3, 0)];
+    assert_eq!(
+        choose_victim(&read, 0),
+        Some(1),
+        "steady readers must not stop all writing"
+    );
     assert_eq!(choose_victim(&[], 0), None);
 }
 

@@ -159,7 +159,7 @@ impl<D: Disk> Store<D> {
             self.counters.add(Counter::PutsPresent, 1);
             events.push(Event::Put {
                 tag,
-                image,
+                image: Some(image),
                 result: Ok(here.place),
             });
         }
@@ -185,7 +185,7 @@ impl<D: Disk> Store<D> {
 
     fn refuse_front(&mut self, events: &mut Vec<Event>) {
         if let Some(queued) = self.queue.pop_front() {
-            self.fail(queued.origin, queued.image, PutError::NoRoom, events);
+            self.fail(queued.origin, Some(queued.image), PutError::NoRoom, events);
         }
     }
 
@@ -208,7 +208,7 @@ impl<D: Disk> Store<D> {
             self.seal_active();
         }
         let opened = self.open_segment();
-        self.drain_on(events);
+        self.drain_on(if forward { 0 } else { len }, events);
         opened
     }
 
@@ -300,7 +300,10 @@ impl<D: Disk> Store<D> {
             Err(problem) => {
                 tracing::warn!(segment = number, %problem, "no room for another segment");
                 self.counters.add(Counter::CreatesRefused, 1);
-                self.segments_max = self.segments.count() as u64;
+                // Without a single segment nothing can be recycled: every put asks again.
+                if self.segments.count() > 0 {
+                    self.segments_max = self.segments.count() as u64;
+                }
                 self.recycled_when_full = self.counters.get(Counter::Recycled);
                 self.set_state(DeviceState::Full, events);
                 None

@@ -64,26 +64,15 @@ impl<D: Disk> Store<D> {
         if let Some(tail) = self.tails.get_mut(&place.segment) {
             tail.writing.remove(&user);
         }
-        let Some(buf) = buf else {
+        let image = buf.map(|buf| RecordImage::from_verified(buf, header));
+        if image.is_none() {
             tracing::error!(user, "the disk kept the buffer of a write");
-            return self.poison(events);
-        };
-        let image = RecordImage::from_verified(buf, header);
-        if let (Ok(()), None) = (&result, self.poisoned) {
-            self.write_errors_in_a_row = 0;
-            let written = match origin {
-                Origin::Put { .. } => Counter::BytesWritten,
-                Origin::Forward { .. } => Counter::BytesForwarded,
-            };
-            self.counters.add(written, u64::from(place.len));
-            if let Some(segment) = self.segments.get_mut(place.segment) {
-                segment.rows.push(header.summary);
-            }
-            if let Some(tail) = self.tails.get_mut(&place.segment) {
-                tail.written.push(Written { origin, image });
-            }
-            return;
+            self.poison(events);
         }
+        let image = match (&result, self.poisoned, image) {
+            (Ok(()), None, Some(image)) => return self.note_written(origin, image),
+            (_, _, image) => image,
+        };
         let problem = match (result, self.poisoned) {
             (Err(source), _) => {
                 let Place {
@@ -105,6 +94,24 @@ impl<D: Disk> Store<D> {
         };
         self.fail(origin, image, problem, events);
         self.count_write_error(events);
+    }
+
+    /// A record is written well; a sync will make it durable.
+    fn note_written(&mut self, origin: Origin, image: RecordImage) {
+        let summary = *image.summary();
+        let place = summary.place;
+        self.write_errors_in_a_row = 0;
+        let written = match origin {
+            Origin::Put { .. } => Counter::BytesWritten,
+            Origin::Forward { .. } => Counter::BytesForwarded,
+        };
+        self.counters.add(written, u64::from(place.len));
+        if let Some(segment) = self.segments.get_mut(place.segment) {
+            segment.rows.push(summary);
+        }
+        if let Some(tail) = self.tails.get_mut(&place.segment) {
+            tail.written.push(Written { origin, image });
+        }
     }
 
     fn count_write_error(&mut self, events: &mut Vec<Event>) {
@@ -242,7 +249,7 @@ impl<D: Disk> Store<D> {
                 self.publish(origin, image, events);
             } else {
                 let since = self.poisoned.unwrap_or_default();
-                self.fail(origin, image, PutError::Poisoned { since }, events);
+                self.fail(origin, Some(image), PutError::Poisoned { since }, events);
             }
         }
     }
@@ -252,7 +259,7 @@ impl<D: Disk> Store<D> {
         let summary = *image.summary();
         let (namespace, place) = (summary.namespace, summary.place);
         if self.superfile.now().is_wiped(namespace, place.sequence) {
-            return self.fail(origin, image, PutError::Wiped { namespace }, events);
+            return self.fail(origin, Some(image), PutError::Wiped { namespace }, events);
         }
         let stored = Stored::of(&summary);
         if let Origin::Forward { from } = origin {
@@ -272,7 +279,7 @@ impl<D: Disk> Store<D> {
             self.counters.add(Counter::PutsDurable, 1);
             events.push(Event::Put {
                 tag,
-                image,
+                image: Some(image),
                 result: Ok(place),
             });
         }
@@ -283,7 +290,7 @@ impl<D: Disk> Store<D> {
     pub(super) fn fail(
         &mut self,
         origin: Origin,
-        image: RecordImage,
+        image: Option<RecordImage>,
         problem: PutError,
         events: &mut Vec<Event>,
     ) {
@@ -381,7 +388,7 @@ impl<D: Disk> Store<D> {
             .flat_map(|tail| std::mem::take(&mut tail.written))
             .collect();
         for Written { origin, image } in tails {
-            self.fail(origin, image, PutError::Poisoned { since }, events);
+            self.fail(origin, Some(image), PutError::Poisoned { since }, events);
         }
         let waiting: Vec<Queued> = self
             .forwards
@@ -389,7 +396,7 @@ impl<D: Disk> Store<D> {
             .chain(self.queue.drain(..))
             .collect();
         for Queued { origin, image } in waiting {
-            self.fail(origin, image, PutError::Poisoned { since }, events);
+            self.fail(origin, Some(image), PutError::Poisoned { since }, events);
         }
     }
 }

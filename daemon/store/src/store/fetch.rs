@@ -148,7 +148,9 @@ impl<D: Disk> Store<D> {
         self.segments.read_ends(&expect.place);
         let Some(mut buf) = buf else {
             tracing::error!(tag, "the disk kept the buffer of a read");
-            return;
+            self.count_miss(Miss::Device);
+            let result = Err((None, Miss::Device));
+            return events.push(Event::Got { tag, result });
         };
         let wiped = self
             .superfile
@@ -183,7 +185,8 @@ impl<D: Disk> Store<D> {
             Ok(covered) => Ok(Unverified::new(buf, expect, covered)),
             Err(miss) => {
                 buf.fill(0);
-                Err(self.missed(buf, miss))
+                self.count_miss(miss);
+                Err((Some(buf), miss))
             }
         };
         events.push(Event::Got { tag, result });

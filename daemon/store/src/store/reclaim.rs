@@ -57,12 +57,15 @@ impl Drain {
 
 impl<D: Disk> Store<D> {
     /// Starts, continues or ends the emptying of a segment.
-    pub(super) fn drain_on(&mut self, events: &mut Vec<Event>) {
+    ///
+    /// `for_put` bytes of the open segment belong to a put that is about to be placed: no pinned
+    /// record is promised room there.
+    pub(super) fn drain_on(&mut self, for_put: u64, events: &mut Vec<Event>) {
         if self.poisoned.is_some() {
             return;
         }
         if self.drain.is_none() && self.needs_room() {
-            self.begin_drain(events);
+            self.begin_drain(for_put, events);
         }
         self.copy_next(events);
         self.end_drain();
@@ -84,9 +87,9 @@ impl<D: Disk> Store<D> {
         self.active.is_some() || !self.queue.is_empty() || !self.forwards.is_empty()
     }
 
-    fn begin_drain(&mut self, events: &mut Vec<Event>) {
-        let active = self.active.and_then(|active| self.segments.get(active));
-        let space = active.map_or(0, |segment| room(segment, 1));
+    fn begin_drain(&mut self, for_put: u64, events: &mut Vec<Event>) {
+        let own_rows = u64::from(for_put > 0);
+        let space = active_room(self, own_rows + 1).saturating_sub(for_put);
         let sealed = self
             .segments
             .iter()
@@ -114,7 +117,7 @@ impl<D: Disk> Store<D> {
         for stored in blocks {
             let len = u64::from(stored.place.len);
             let rows = drain.reserved_rows + 1;
-            let space = active_room(self, rows);
+            let space = active_room(self, own_rows + rows).saturating_sub(for_put);
             if stored.pinned && drain.reserved_bytes + len <= space {
                 drain.reserved_bytes += len;
                 drain.reserved_rows = rows;

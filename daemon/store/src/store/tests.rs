@@ -222,9 +222,54 @@ fn options_out_of_bounds_are_all_named() {
 }
 
 #[test]
-fn step_without_work_returns_at_once_and_reports_nothing() {
+fn step_without_work_reports_nothing() {
     let mut store = Fixture::new();
     let mut events = Vec::new();
     store.store.step(Wait::One, &mut events);
     assert!(events.is_empty() && store.store.is_idle());
+}
+
+#[test]
+fn everybody_is_answered_when_the_lane_dies() {
+    for steps in 0..6 {
+        let mut store = Fixture::new();
+        store.put_all(0..10);
+        let puts: Vec<u64> = (10..20).map(|number| store.put(NS, number, 0)).collect();
+        let reads: Vec<u64> = (0..5)
+            .map(|number| {
+                let (tag, buf) = (store.tag(), store.buf());
+                store.store.get(tag, &want(NS, number), buf).unwrap();
+                tag
+            })
+            .collect();
+        (0..steps).for_each(|_| store.step());
+        store.store.disk_mut().die();
+        // Something is under way when the store finds out.
+        let last = store.put(NS, 30, 0);
+        store.rest();
+        assert!(store.puts[&last].is_err());
+        assert!(
+            puts.iter().all(|tag| store.puts.contains_key(tag)),
+            "after {steps} steps"
+        );
+        assert!(
+            reads.iter().all(|tag| store.got.contains_key(tag)),
+            "after {steps} steps"
+        );
+        assert!(store.store.state() >= DeviceState::ReadOnly);
+    }
+}
+
+#[test]
+fn a_device_without_room_for_one_segment_is_asked_again() {
+    let mut store = Fixture::new();
+    store.store.disk_mut().set_space(0);
+    let refused = store.put(NS, 1, 0);
+    store.rest();
+    assert!(matches!(store.puts[&refused], Err(PutError::NoRoom)));
+    assert_eq!(store.store.state(), DeviceState::Full);
+    store.store.disk_mut().set_space(1 << 30);
+    store.put_all([1]);
+    assert!(store.hits(1));
+    assert_eq!(store.store.state(), DeviceState::Healthy);
 }

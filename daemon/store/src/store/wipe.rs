@@ -50,9 +50,15 @@ impl<D: Disk> Store<D> {
         if self.poisoned.is_some() {
             return Err(WipeError::Poisoned { namespace });
         }
-        self.superfile
-            .write(&mut self.lane)
-            .map_err(|source| WipeError::Superblock { namespace, source })?;
+        if let Err(failed) = self.superfile.write(&mut self.lane) {
+            if failed.sync_failed {
+                self.counters.add(Counter::SyncErrors, 1);
+                tracing::error!(problem = %failed.problem, "superblock not synced: the log is poisoned");
+                self.poison(events);
+            }
+            let source = failed.problem;
+            return Err(WipeError::Superblock { namespace, source });
+        }
         self.counters.add(Counter::Wipes, 1);
         Ok(gone.len() as u64)
     }
@@ -64,7 +70,7 @@ impl<D: Disk> Store<D> {
             if queued.image.summary().namespace == namespace {
                 self.fail(
                     queued.origin,
-                    queued.image,
+                    Some(queued.image),
                     PutError::Wiped { namespace },
                     events,
                 );
@@ -123,7 +129,8 @@ impl<D: Disk> Store<D> {
             .and_then(|()| {
                 self.superfile
                     .change(|now| now.clean = Some(CleanClose { rows, digest }));
-                self.superfile.write(&mut self.lane)
+                let written = self.superfile.write(&mut self.lane);
+                written.map_err(|failed| failed.problem)
             });
         if let Err(problem) = outcome {
             tracing::warn!(%problem, "catalog not closed in order; the next opening rebuilds it");

@@ -74,12 +74,7 @@ fn a_superblock_older_than_a_segment_is_worth_nothing() {
 fn a_wipe_whose_writes_get_lost_is_not_acknowledged() {
     let mut store = Fixture::new();
     store.put_all(0..5);
-    for fault in [
-        Fault::LostWrite,
-        Fault::WriteError,
-        Fault::SyncError,
-        Fault::FlipOnWrite,
-    ] {
+    for fault in [Fault::LostWrite, Fault::WriteError, Fault::FlipOnWrite] {
         store
             .store
             .disk_mut()
@@ -95,6 +90,22 @@ fn a_wipe_whose_writes_get_lost_is_not_acknowledged() {
     store.store.wipe(NS, &mut Vec::new()).unwrap();
     let mut store = Fixture::reopened(store.store.abandon().crash(3));
     assert!((0..5).all(|number| !store.hits(number)));
+}
+
+// L3: no second sync is asked for what the first one failed to keep.
+#[test]
+fn a_wipe_whose_sync_fails_is_not_acknowledged_and_stops_the_log() {
+    let mut store = Fixture::new();
+    store.put_all(0..5);
+    let failing = Faults::default().with(Fault::SyncError, 1_000_000);
+    store.store.disk_mut().set_faults(failing);
+    let outcome = store.store.wipe(NS, &mut Vec::new());
+    assert!(matches!(outcome, Err(WipeError::Superblock { .. })));
+    assert_eq!(store.store.disk().fired().times(Fault::SyncError), 1);
+    store.store.disk_mut().set_faults(Faults::default());
+    assert_eq!(store.store.state(), crate::DeviceState::ReadOnly);
+    let outcome = store.store.wipe(NS, &mut Vec::new());
+    assert!(matches!(outcome, Err(WipeError::Poisoned { .. })));
 }
 
 #[test]
@@ -122,4 +133,23 @@ fn a_device_that_takes_no_write_opens_read_only() {
     let mut store = Fixture::reopened(disk);
     assert_eq!(store.store.state(), crate::DeviceState::ReadOnly);
     assert!((0..5).all(|number| store.hits(number)));
+}
+
+#[test]
+fn a_store_that_opens_read_only_removes_and_writes_nothing() {
+    let mut store = Fixture::new();
+    store.put_all(0..70);
+    let disk = store.store.abandon().crash(1);
+    let faults = Faults::default().with(Fault::WriteError, 1_000_000);
+    let disk = disk.clone_with(SimOptions {
+        faults,
+        ..SimOptions::default()
+    });
+    let mut smaller = options();
+    smaller.capacity = 4 * smaller.segment_size;
+    let store = Fixture::on(disk, smaller, None);
+    assert_eq!(store.report.removed, 0);
+    let superblock_tries = u64::from(TRIES);
+    let failed = store.store.disk().fired().times(Fault::WriteError);
+    assert_eq!(failed, superblock_tries, "only the superblock was tried");
 }

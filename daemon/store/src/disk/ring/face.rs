@@ -95,6 +95,10 @@ impl Disk for RingLane {
         self.depth
     }
 
+    fn files_max(&self) -> u64 {
+        u64::from(self.dir.files_max())
+    }
+
     fn align(&self) -> usize {
         self.dir.align()
     }
