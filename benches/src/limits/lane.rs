@@ -127,6 +127,7 @@ impl<'a> Run<'a> {
             buf,
             buf_at: 0,
             len,
+            more: Vec::new(),
         };
         self.disk.submit(op).map_err(|(_, error)| error.into())
     }

@@ -50,6 +50,20 @@ pub enum OpKind {
     Sync,
 }
 
+/// Most runs of memory behind the first in one operation.
+pub const RUNS_MAX: usize = 63;
+
+/// Memory that an operation moves behind what came before it in the file.
+#[derive(Debug)]
+pub struct Run {
+    /// Memory to fill or to write out.
+    pub buf: IoBuf,
+    /// First byte of the buffer that takes part. Unit: bytes; aligned like `Op::at`.
+    pub buf_at: usize,
+    /// How much of it. Unit: bytes; aligned like `Op::at`; at least 1.
+    pub len: usize,
+}
+
 /// One operation for the device.
 #[derive(Debug)]
 pub struct Op {
@@ -65,8 +79,37 @@ pub struct Op {
     pub buf: Option<IoBuf>,
     /// First byte of the buffer that takes part. Unit: bytes; aligned like `at`.
     pub buf_at: usize,
-    /// How much to move. Unit: bytes; aligned like `at`; 0 for a sync.
+    /// How much to move from or to `buf`. Unit: bytes; aligned like `at`; 0 for a sync.
     pub len: usize,
+    /// More memory for the bytes behind `at + len`, in order; at most [`RUNS_MAX`] runs. One
+    /// large operation costs a device less than several small ones.
+    pub more: Vec<Run>,
+}
+
+impl Op {
+    /// Bytes that the operation moves in all.
+    pub fn total(&self) -> usize {
+        let more: usize = self.more.iter().map(|run| run.len).sum();
+        self.len.saturating_add(more)
+    }
+
+    /// The operation as it comes back.
+    fn done(self, moved: std::io::Result<usize>) -> Done {
+        let Self {
+            user,
+            kind,
+            buf,
+            more,
+            ..
+        } = self;
+        Done {
+            user,
+            kind,
+            buf,
+            more,
+            moved,
+        }
+    }
 }
 
 /// A finished operation; the buffer comes home whatever happened (D1).
@@ -76,8 +119,11 @@ pub struct Done {
     pub user: u64,
     /// What it did.
     pub kind: OpKind,
-    /// The buffer that was handed over.
+    /// The buffer that was handed over; `None` also when the lane failed and the device may still
+    /// use it, and then `more` is empty.
     pub buf: Option<IoBuf>,
+    /// The runs that were handed over with it.
+    pub more: Vec<Run>,
     /// Bytes moved (D2), or why nothing is known to have moved.
     pub moved: Result<usize, std::io::Error>,
 }

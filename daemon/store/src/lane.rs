@@ -7,11 +7,18 @@
 //! closing run one transfer to its end ([`Lane::run`]), while others that finish meanwhile wait
 //! in a backlog for the next [`Lane::collect`].
 //!
+//! Small transfers that lie behind one another in a file go to the device as one operation
+//! (`merge`): a device moves few large pieces faster than many small ones.
+//!
 //! Invariants kept here
 //!   D2  A transfer succeeds only when every byte moved.
+//!   D4  A transfer fails by its own fault only: when an operation of several fails or comes back
+//!       short, each of them is tried alone.
 //!
 //! Not here on purpose: no retry of an error. Interrupted and would-block are not errors: they
 //! are tried again, a bounded number of times.
+
+mod merge;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{Error, ErrorKind};
@@ -86,6 +93,8 @@ struct Rest {
     buf_at: usize,
     len: usize,
     resumes: u32,
+    /// It is not merged any more: what it was part of did not go well.
+    alone: bool,
 }
 
 /// A disk and the transfers on it.
@@ -95,6 +104,8 @@ pub(crate) struct Lane<D> {
     next_user: u64,
     rests: BTreeMap<u64, Rest>,
     outbox: VecDeque<Op>,
+    /// Transfers that went out with another, by the number of that one, in order.
+    merged: BTreeMap<u64, Vec<u64>>,
     backlog: Vec<Finished>,
     done: Vec<Done>,
     failed: bool,
@@ -107,6 +118,7 @@ impl<D: Disk> Lane<D> {
             next_user: 1,
             rests: BTreeMap::new(),
             outbox: VecDeque::new(),
+            merged: BTreeMap::new(),
             backlog: Vec::new(),
             done: Vec::new(),
             failed: false,
@@ -136,7 +148,8 @@ impl<D: Disk> Lane<D> {
         self.rests.len() + self.backlog.len()
     }
 
-    /// Starts a transfer and returns its number.
+    /// Takes a transfer and returns its number. It goes to the device with the next call that
+    /// collects or waits, together with others that lie beside it.
     pub(crate) fn start(&mut self, transfer: Transfer) -> u64 {
         let user = self.next_user;
         self.next_user += 1;
@@ -157,6 +170,7 @@ impl<D: Disk> Lane<D> {
                 buf_at,
                 len,
                 resumes: 0,
+                alone: false,
             },
         );
         self.outbox.push_back(Op {
@@ -167,8 +181,8 @@ impl<D: Disk> Lane<D> {
             buf,
             buf_at,
             len,
+            more: Vec::new(),
         });
-        self.pump();
         user
     }
 
@@ -205,8 +219,8 @@ impl<D: Disk> Lane<D> {
             if self.rests.is_empty() {
                 return (None, Err(Error::other("the disk lost an operation")));
             }
-            self.reap(Wait::One);
             self.pump();
+            self.reap(Wait::One);
         }
     }
 
@@ -217,8 +231,8 @@ impl<D: Disk> Lane<D> {
     ) -> Vec<(Option<IoBuf>, Result<(), Error>)> {
         let users: Vec<u64> = transfers.into_iter().map(|one| self.start(one)).collect();
         while users.iter().any(|user| self.rests.contains_key(user)) {
-            self.reap(Wait::One);
             self.pump();
+            self.reap(Wait::One);
         }
         let mut results = Vec::with_capacity(users.len());
         for user in users {
@@ -247,16 +261,25 @@ impl<D: Disk> Lane<D> {
     }
 
     fn pump(&mut self) {
-        while let Some(op) = self.outbox.pop_front() {
+        while self.disk.in_flight() < self.disk.depth().max(1)
+            && let Some(op) = self.outbox.pop_front()
+        {
+            let op = self.merge(op);
             match self.disk.submit(op) {
                 Ok(()) => {}
                 Err((op, SubmitError::Full { .. })) if self.disk.in_flight() > 0 => {
-                    self.outbox.push_front(op);
+                    let whole = self.split(op);
+                    whole
+                        .into_iter()
+                        .rev()
+                        .for_each(|op| self.outbox.push_front(op));
                     return;
                 }
                 Err((op, problem)) => {
                     self.failed = true;
-                    self.finish(op.user, op.buf, Err(Error::other(problem)));
+                    for op in self.split(op) {
+                        self.finish(op.user, op.buf, Err(Error::other(problem)));
+                    }
                 }
             }
         }
@@ -276,12 +299,43 @@ impl<D: Disk> Lane<D> {
         self.backlog.push(Finished { user, buf, result });
     }
 
-    /// One piece came back: the transfer ends, or its rest goes out again.
+    /// One operation came back: its transfers end, or what is left of them goes out again.
     fn advance(&mut self, done: Done) {
         let Done {
-            user, buf, moved, ..
+            user,
+            buf,
+            more,
+            moved,
+            ..
         } = done;
-        let Some(rest) = self.rests.get_mut(&user) else {
+        let Some(followers) = self.merged.remove(&user) else {
+            return self.advance_one(user, buf, moved);
+        };
+        let bufs = buf.into_iter().chain(more.into_iter().map(|run| run.buf));
+        let mut bufs = bufs.map(Some).chain(std::iter::repeat_with(|| None));
+        let (mut left, problem) = match moved {
+            Ok(moved) => (moved, None),
+            Err(problem) => (0, Some(problem)),
+        };
+        for user in std::iter::once(user).chain(followers) {
+            let buf = bufs.next().flatten();
+            let want = self.rests.get(&user).map_or(0, |rest| rest.len);
+            let (here, kept) = (left.min(want), buf.is_none());
+            left -= here;
+            let moved = match &problem {
+                Some(problem) if kept => Err(Error::new(problem.kind(), problem.to_string())),
+                _ => Ok(here),
+            };
+            if here < want && !kept {
+                self.again(user, buf, here);
+            } else {
+                self.advance_one(user, buf, moved);
+            }
+        }
+    }
+
+    fn advance_one(&mut self, user: u64, buf: Option<IoBuf>, moved: Result<usize, Error>) {
+        let Some(rest) = self.rests.get(&user) else {
             return;
         };
         let again = |problem: &Error| {
@@ -290,23 +344,30 @@ impl<D: Disk> Lane<D> {
                 ErrorKind::Interrupted | ErrorKind::WouldBlock
             )
         };
-        let moved = match moved {
+        match moved {
             Ok(moved) if moved > rest.len => {
                 let problem = Error::other(format!("{moved} of {} bytes moved", rest.len));
-                return self.finish(user, buf, Err(problem));
+                self.finish(user, buf, Err(problem));
             }
-            Ok(moved) if moved == rest.len => return self.finish(user, buf, Ok(())),
-            Ok(0) => {
-                let problem = Error::from(ErrorKind::UnexpectedEof);
-                return self.finish(user, buf, Err(problem));
+            Ok(moved) if moved == rest.len => self.finish(user, buf, Ok(())),
+            Ok(0) => self.finish(user, buf, Err(Error::from(ErrorKind::UnexpectedEof))),
+            Ok(moved) => self.again(user, buf, moved),
+            Err(problem) if again(&problem) && rest.resumes < RESUMES_MAX => {
+                self.again(user, buf, 0);
             }
-            Ok(moved) => moved,
-            Err(problem) if again(&problem) && rest.resumes < RESUMES_MAX => 0,
-            Err(problem) => return self.finish(user, buf, Err(problem)),
+            Err(problem) => self.finish(user, buf, Err(problem)),
+        }
+    }
+
+    /// `moved` bytes of a transfer are there: the rest goes out again, alone.
+    fn again(&mut self, user: u64, buf: Option<IoBuf>, moved: usize) {
+        let Some(rest) = self.rests.get_mut(&user) else {
+            return;
         };
         // A piece that ends inside an aligned unit is moved again from that unit's start.
         let moved = moved - moved % self.disk.align().max(1);
         rest.resumes += 1;
+        rest.alone = true;
         rest.at += moved as u64;
         rest.buf_at += moved;
         rest.len -= moved;
@@ -330,6 +391,7 @@ impl<D: Disk> Lane<D> {
             buf,
             buf_at,
             len,
+            more: Vec::new(),
         });
     }
 }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::disk::sim::SimOptions;
 
-const ACTIONS: u64 = 220;
+const ACTIONS: u64 = 300;
 
 fn disk(seed: u64, crash_at: Option<u64>) -> SimDisk {
     SimDisk::new(SimOptions {

@@ -10,7 +10,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Disk, Done, FileId, Op, OpKind, SubmitError, Wait};
+use super::{Disk, Done, FileId, Op, OpKind, RUNS_MAX, Run, SubmitError, Wait};
 use crate::mem::{Arena, IoBuf, Share};
 
 /// Size of one test operation: a multiple of every alignment. Unit: bytes.
@@ -24,10 +24,11 @@ type Spoil = fn(&mut Op);
 
 /// Runs every promise; the name of a broken one is printed before its panic.
 pub(crate) fn conformance(mut make: impl FnMut(usize) -> Box<dyn Disk>) {
-    let promises: [(&str, Promise); 10] = [
+    let promises: [(&str, Promise); 11] = [
         ("cold calls tell the truth", cold_calls_tell_the_truth),
         ("failed create leaves no file", failed_create_leaves_no_file),
         ("written bytes come back", written_bytes_come_back),
+        ("runs move in their order", runs_move_in_their_order),
         (
             "misshapen operations are refused",
             misshapen_operations_are_refused,
@@ -85,6 +86,7 @@ pub(crate) fn op(kind: OpKind, user: u64, file: FileId, at: u64, buf: Option<IoB
         buf,
         buf_at: 0,
         len,
+        more: Vec::new(),
     }
 }
 
@@ -407,4 +409,60 @@ pub(crate) fn drop_waits_for_what_is_in_flight(make: &mut Make<'_>) {
             "the device wrote after the disk was gone"
         );
     }
+}
+
+pub(crate) fn runs_move_in_their_order(make: &mut Make<'_>) {
+    let mut disk = make(2);
+    let file = disk.create("a", 16 * STEP as u64).unwrap();
+    // Two arenas, one of which the lane may have registered: the runs need not lie in one.
+    let arenas = [arena(16 * STEP), arena(16 * STEP)];
+    disk.attach(&arenas[0]);
+    for both in [false, true] {
+        let from = |number: usize| &arenas[usize::from(both && number % 2 == 1)];
+        let run = |number: usize, fill: Option<u64>| {
+            let mut buf = from(number).alloc(2 * STEP).unwrap();
+            buf.fill(0);
+            if let Some(tag) = fill {
+                buf[STEP..].copy_from_slice(&pattern(tag, STEP));
+            }
+            Run {
+                buf,
+                buf_at: STEP,
+                len: STEP,
+            }
+        };
+        let vectored = |kind, fill: fn(u64) -> Option<u64>| {
+            let Run { buf, buf_at, len } = run(0, fill(0));
+            let more = (1..4)
+                .map(|number| run(number, fill(number as u64)))
+                .collect();
+            Op {
+                buf_at,
+                len,
+                more,
+                ..op(kind, 1, file, STEP as u64, Some(buf))
+            }
+        };
+        let done = super::conformance::run(&mut *disk, vectored(OpKind::Write, Some));
+        assert_eq!((done.moved.unwrap(), done.more.len()), (4 * STEP, 3));
+        let all: Vec<u8> = (0..4).flat_map(|tag| pattern(tag, STEP)).collect();
+        assert_eq!(read(&mut *disk, file, STEP as u64, 4 * STEP), all);
+        drop(done.more);
+        let done = super::conformance::run(&mut *disk, vectored(OpKind::Read, |_| None));
+        assert_eq!(done.moved.unwrap(), 4 * STEP);
+        let bufs = done.buf.iter().chain(done.more.iter().map(|run| &run.buf));
+        let back: Vec<u8> = bufs.flat_map(|buf| buf[STEP..].to_vec()).collect();
+        assert!(back == all, "runs came back in another order");
+    }
+    let mut many = op(OpKind::Read, 2, file, 0, arenas[0].alloc(4096));
+    let small = arena(4096 * (RUNS_MAX + 1));
+    let more = (0..=RUNS_MAX).map(|_| Run {
+        buf: small.alloc(4096).unwrap(),
+        buf_at: 0,
+        len: 4096,
+    });
+    many.more = more.collect();
+    let done = super::conformance::run(&mut *disk, many);
+    assert_eq!(done.moved.unwrap_err().kind(), ErrorKind::InvalidInput);
+    assert_eq!(done.more.len(), RUNS_MAX + 1, "refused memory comes home");
 }

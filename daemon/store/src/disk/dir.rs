@@ -23,7 +23,7 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, FallocateFlags, FileType, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 
-use super::{FileId, Found, Op, OpKind};
+use super::{FileId, Found, Op, OpKind, RUNS_MAX};
 
 /// Most files open at once: bounds the table that a ring registers. 65,536 segments of 256 MiB
 /// are 16 TiB.
@@ -214,26 +214,16 @@ impl Dir {
         let Some(buf) = &op.buf else {
             return wrong("a read or write needs a buffer".into());
         };
-        let align = self.align;
-        if !op.at.is_multiple_of(align as u64)
-            || !op.buf_at.is_multiple_of(align)
-            || !op.len.is_multiple_of(align)
-        {
-            let (at, buf_at, len) = (op.at, op.buf_at, op.len);
+        let first = (buf.len(), op.buf_at, op.len);
+        let more = (op.more.iter()).map(|run| (run.buf.len(), run.buf_at, run.len));
+        for (room, buf_at, len) in std::iter::once(first).chain(more) {
+            self.check_run(op.at, room, buf_at, len).or_else(wrong)?;
+        }
+        if op.total() > LEN_MAX || op.more.len() > RUNS_MAX {
+            let (total, runs) = (op.total(), op.more.len());
             return wrong(format!(
-                "{len} bytes at {at} to {buf_at} are not multiples of {align}"
+                "{total} bytes in 1 + {runs} runs are not in 1 ..= {LEN_MAX}, 1 + {RUNS_MAX}"
             ));
-        }
-        if op.len == 0 || op.len > LEN_MAX {
-            return wrong(format!("length {} is not in 1 ..= {LEN_MAX}", op.len));
-        }
-        if op
-            .buf_at
-            .checked_add(op.len)
-            .is_none_or(|end| end > buf.len())
-        {
-            let (at, len, room) = (op.buf_at, op.len, buf.len());
-            return wrong(format!("{len} bytes at {at} do not fit a buffer of {room}"));
         }
         if i64::try_from(op.at)
             .ok()
@@ -241,6 +231,27 @@ impl Dir {
             .is_none()
         {
             return wrong(format!("offset {} is past the largest file", op.at));
+        }
+        Ok(())
+    }
+
+    fn check_run(&self, at: u64, room: usize, buf_at: usize, len: usize) -> Result<(), String> {
+        let align = self.align;
+        if !at.is_multiple_of(align as u64)
+            || !buf_at.is_multiple_of(align)
+            || !len.is_multiple_of(align)
+        {
+            return Err(format!(
+                "{len} bytes at {at} to {buf_at} are not multiples of {align}"
+            ));
+        }
+        if len == 0 || len > LEN_MAX {
+            return Err(format!("length {len} is not in 1 ..= {LEN_MAX}"));
+        }
+        if buf_at.checked_add(len).is_none_or(|end| end > room) {
+            return Err(format!(
+                "{len} bytes at {buf_at} do not fit a buffer of {room}"
+            ));
         }
         Ok(())
     }

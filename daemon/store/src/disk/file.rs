@@ -15,6 +15,7 @@
 //! blocking calls in flight deserves the io_uring lane.
 
 use std::collections::VecDeque;
+use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -173,10 +174,10 @@ impl Disk for FileLane {
                 let _ = self
                     .bell
                     .news
-                    .send(News::Done(finish(op, Err(Errno::BADF.into()))));
+                    .send(News::Done(op.done(Err(Errno::BADF.into()))));
             }
             Err(refused) => {
-                let _ = self.bell.news.send(News::Done(finish(op, Err(refused))));
+                let _ = self.bell.news.send(News::Done(op.done(Err(refused))));
             }
         }
         Ok(())
@@ -271,24 +272,27 @@ fn work(queue: &Queue, news: &Sender<News>) {
         let moved = transfer(&mut op, &fd);
         drop(fd);
         // Nobody listens any more when the lane is being dropped; the buffer is freed here then.
-        let _ = news.send(News::Done(finish(op, moved)));
+        let _ = news.send(News::Done(op.done(moved)));
     }
 }
 
 /// One call, repeated only while a signal interrupts it before it moved anything.
 fn transfer(op: &mut Op, fd: &OwnedFd) -> std::io::Result<usize> {
     loop {
-        let moved = match (op.kind, op.buf.as_deref_mut()) {
-            (OpKind::Sync, _) => rustix::fs::fdatasync(fd).map(|()| 0),
-            (kind, Some(buf)) => {
-                let end = op.buf_at.saturating_add(op.len);
-                let part = buf.get_mut(op.buf_at..end).ok_or(Errno::INVAL)?;
-                match kind {
-                    OpKind::Read => rustix::io::pread(fd, part, op.at),
-                    _ => rustix::io::pwrite(fd, part, op.at),
-                }
+        let moved = match op.kind {
+            OpKind::Sync => rustix::fs::fdatasync(fd).map(|()| 0),
+            OpKind::Read => {
+                let at = op.at;
+                let runs = runs_mut(op).ok_or(Errno::INVAL)?;
+                let mut runs: Vec<_> = runs.into_iter().map(IoSliceMut::new).collect();
+                rustix::io::preadv(fd, &mut runs, at)
             }
-            (_, None) => Err(Errno::INVAL),
+            OpKind::Write => {
+                let at = op.at;
+                let runs = runs_mut(op).ok_or(Errno::INVAL)?;
+                let runs: Vec<_> = runs.iter().map(|run| IoSlice::new(run)).collect();
+                rustix::io::pwritev(fd, &runs, at)
+            }
         };
         match moved {
             Err(Errno::INTR) => {}
@@ -297,13 +301,15 @@ fn transfer(op: &mut Op, fd: &OwnedFd) -> std::io::Result<usize> {
     }
 }
 
-fn finish(op: Op, moved: std::io::Result<usize>) -> Done {
-    Done {
-        user: op.user,
-        kind: op.kind,
-        buf: op.buf,
-        moved,
+/// The memory of an operation, in order.
+fn runs_mut(op: &mut Op) -> Option<Vec<&mut [u8]>> {
+    let first = op.buf.as_deref_mut()?;
+    let mut runs = vec![first.get_mut(op.buf_at..op.buf_at.checked_add(op.len)?)?];
+    for run in &mut op.more {
+        let end = run.buf_at.checked_add(run.len)?;
+        runs.push(run.buf.get_mut(run.buf_at..end)?);
     }
+    Some(runs)
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@
 
 mod arenas;
 mod bell;
+mod entry;
 mod face;
 mod setup;
 mod slots;
@@ -32,7 +33,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread::ThreadId;
 
-use io_uring::{IoUring, opcode, squeue, types};
+use io_uring::{IoUring, opcode, types};
 use rustix::io::Errno;
 
 use self::arenas::ArenaTable;
@@ -40,7 +41,7 @@ use self::bell::Bell;
 use self::slots::{Held, Slots};
 use super::dir::{Access, Dir, OpenFile};
 use super::lane::LaneReport;
-use super::{Disk, Done, FileId, OpKind, SubmitError, Wait};
+use super::{Disk, Done, FileId, SubmitError, Wait};
 use crate::mem::Arena;
 
 pub use self::setup::{NoRing, probe};
@@ -74,6 +75,7 @@ pub struct RingLane {
     owner: Option<ThreadId>,
     disabled: bool,
     buffers: bool,
+    fixed_runs: bool,
     slots: Slots,
     dir: Dir,
     arenas: ArenaTable,
@@ -105,6 +107,7 @@ impl RingLane {
             owner: None,
             disabled: made.disabled,
             buffers: made.buffers,
+            fixed_runs: made.fixed_runs,
             slots: Slots::new(depth),
             dir,
             arenas: ArenaTable::default(),
@@ -189,15 +192,17 @@ impl RingLane {
             "io_uring lane has failed"
         );
         self.failed = true;
-        for Held { op, .. } in self.slots.take_all() {
-            let _leaked = ManuallyDrop::new(op.buf);
+        for Held { op, runs, .. } in self.slots.take_all() {
+            let (user, kind) = (op.user, op.kind);
+            let _leaked = ManuallyDrop::new((op, runs));
             let moved = Err(std::io::Error::other(format!(
                 "io_uring lane has failed: {why}"
             )));
             self.ready.push_back(Done {
-                user: op.user,
-                kind: op.kind,
+                user,
+                kind,
                 buf: None,
+                more: Vec::new(),
                 moved,
             });
         }
@@ -231,36 +236,6 @@ impl RingLane {
         Some(gone)
     }
 
-    /// The submission for a slot. `None` when its file was closed meanwhile.
-    fn entry(&mut self, number: u64) -> Option<squeue::Entry> {
-        let op = &mut self.slots.get_mut(number)?.op;
-        let fd = types::Fixed(self.dir.get(op.file)?.slot + FIRST_FILE);
-        if op.kind == OpKind::Sync {
-            let flags = types::FsyncFlags::DATASYNC;
-            return Some(
-                opcode::Fsync::new(fd)
-                    .flags(flags)
-                    .build()
-                    .user_data(number),
-            );
-        }
-        let buf = op.buf.as_mut()?;
-        let len = u32::try_from(op.len).ok()?;
-        let fixed = self.arenas.entry(buf, op.buf_at, op.len);
-        let start = buf.as_mut_ptr().wrapping_add(op.buf_at);
-        let entry = match (op.kind, fixed) {
-            (OpKind::Read, Some(entry)) => opcode::ReadFixed::new(fd, start, len, entry)
-                .offset(op.at)
-                .build(),
-            (OpKind::Read, None) => opcode::Read::new(fd, start, len).offset(op.at).build(),
-            (_, Some(entry)) => opcode::WriteFixed::new(fd, start, len, entry)
-                .offset(op.at)
-                .build(),
-            (_, None) => opcode::Write::new(fd, start, len).offset(op.at).build(),
-        };
-        Some(entry.user_data(number))
-    }
-
     /// Queues the operation of a slot. False when it cannot be.
     fn push(&mut self, number: u64) -> bool {
         let Some(entry) = self.entry(number) else {
@@ -269,7 +244,8 @@ impl RingLane {
         // SAFETY: the kernel may touch the bytes that `entry` names until its completion is taken.
         //   Live    the operation and its buffer sit in `self.slots`, which only `finish` (after
         //           the completion) and `fail` (which leaks the buffer) empty.
-        //   Stable  a buffer is a run of a mapping; moving the slot does not move the bytes.
+        //   Stable  a buffer is a run of a mapping, and the list of runs lies on the heap; moving
+        //           the slot moves neither.
         //   Alone   the slot owns the buffer, and a buffer is the only owner of its run (M1).
         //   Drop    `Drop` waits for every slot, or leaks, before the ring is closed.
         unsafe { self.io.submission().push(&entry) }.is_ok()
@@ -346,12 +322,7 @@ impl RingLane {
             }
         }
         if let Some(Held { op, .. }) = self.slots.take(number) {
-            done.push(Done {
-                user: op.user,
-                kind: op.kind,
-                buf: op.buf,
-                moved,
-            });
+            done.push(op.done(moved));
         }
     }
 

@@ -20,7 +20,7 @@ pub use faults::{Fault, Faults, Fired};
 pub use options::SimOptions;
 pub use seeded::Seeded;
 
-use content::{File, Loose, flip, loose_of, overlay, survive, tear};
+use content::{File, Loose, fill_runs, flip, loose_of, overlay, survive, tear};
 
 use std::collections::BTreeMap;
 use std::io::{Error, ErrorKind};
@@ -165,12 +165,7 @@ impl SimDisk {
                 OpKind::Sync => self.sync(op.file, covers),
             }
         };
-        Done {
-            user: op.user,
-            kind: op.kind,
-            buf: op.buf,
-            moved,
-        }
+        op.done(moved)
     }
 
     /// Length that an operation moves: all of it, or less when the short fault fires.
@@ -187,7 +182,7 @@ impl SimDisk {
         if self.fault(Fault::ReadError) {
             return Err(Error::from_raw_os_error(5));
         }
-        let len = self.moved_len(op.len);
+        let len = self.moved_len(op.total());
         let mut at = op.at;
         if self.fault(Fault::MisdirectedRead) {
             at = self.elsewhere(op.file, op.at, len);
@@ -206,14 +201,7 @@ impl SimDisk {
         if !bytes.is_empty() && self.fault(Fault::FlipOnRead) {
             flip(&mut bytes, &mut self.random);
         }
-        let buf = op
-            .buf
-            .as_mut()
-            .ok_or(Error::from(ErrorKind::InvalidInput))?;
-        let place = buf.get_mut(op.buf_at..op.buf_at + bytes.len());
-        place
-            .ok_or(Error::from(ErrorKind::InvalidInput))?
-            .copy_from_slice(&bytes);
+        fill_runs(op, &bytes).ok_or(Error::from(ErrorKind::InvalidInput))?;
         Ok(bytes.len())
     }
 
@@ -221,7 +209,7 @@ impl SimDisk {
         if self.fault(Fault::WriteError) {
             return Err(Error::from_raw_os_error(5));
         }
-        let len = self.moved_len(op.len);
+        let len = self.moved_len(op.total());
         let mut write = loose_of(op, op.file.0).ok_or(Error::from(ErrorKind::InvalidInput))?;
         write.data.truncate(len);
         if self.fault(Fault::LostWrite) {
@@ -375,7 +363,8 @@ impl Disk for SimDisk {
         let align = self.options.align as u64;
         let aligned = op.at.is_multiple_of(align)
             && (op.len as u64).is_multiple_of(align)
-            && (op.buf_at as u64).is_multiple_of(align);
+            && (op.buf_at as u64).is_multiple_of(align)
+            && (op.more.iter()).all(|run| (run.len as u64).is_multiple_of(align));
         assert!(aligned, "operation is not aligned to {align}: {op:?}");
         let covers = self
             .files
@@ -390,10 +379,11 @@ impl Disk for SimDisk {
             return;
         }
         if self.dead {
-            let lost = |Flying { op, .. }| Done {
+            let lost = |Flying { op, .. }: Flying| Done {
                 user: op.user,
                 kind: op.kind,
                 buf: None,
+                more: Vec::new(),
                 moved: Err(Error::other("the lane is dead")),
             };
             return done.extend(self.flying.drain(..).map(lost));

@@ -1,4 +1,5 @@
 //! Whole transfers over a disk that interrupts, cuts short and refuses.
+#![allow(clippy::cast_possible_truncation, reason = "test numbers are small")]
 
 use super::*;
 use crate::disk::sim::{Fault, Faults, SimDisk, SimOptions};
@@ -81,6 +82,8 @@ fn unsent_writes_end_and_unsent_reads_go_on_when_the_log_is_poisoned() {
     for _ in 0..4 {
         lane.start(Transfer::write(file, 0, buf(), 4096));
     }
+    // Two of them fill the queue.
+    lane.pump();
     let read = lane.start(Transfer::read(file, 0, buf(), 4096));
     lane.drop_unsent_writes();
     let mut finished = Vec::new();
@@ -94,4 +97,114 @@ fn unsent_writes_end_and_unsent_reads_go_on_when_the_log_is_poisoned() {
             .iter()
             .any(|one| one.user == read && one.result.is_ok())
     );
+}
+
+/// Writes `count` transfers of 64 KiB side by side, in the order that `order` gives, and returns
+/// how many operations the device saw.
+fn side_by_side(faults: Faults, order: &[u64]) -> (Lane<SimDisk>, FileId, u64) {
+    let options = SimOptions {
+        faults,
+        depth: 4,
+        ..SimOptions::default()
+    };
+    let mut lane = Lane::new(SimDisk::new(options));
+    let file = lane.disk().create("file", 8 << 20).unwrap();
+    let before = lane.disk_ref().taken();
+    let arena = Arena::create("test", 8 << 20, Share::Private).unwrap();
+    let transfers = order.iter().map(|number| {
+        let mut buf = arena.alloc(64 << 10).unwrap();
+        buf.fill(*number as u8 + 1);
+        Transfer::write(file, number << 16, buf, 64 << 10)
+    });
+    for (_, result) in lane.run_all(transfers.collect()) {
+        result.unwrap();
+    }
+    let operations = lane.disk_ref().taken() - before;
+    (lane, file, operations)
+}
+
+fn read_back(lane: &mut Lane<SimDisk>, file: FileId, order: &[u64]) -> Vec<Result<(), Error>> {
+    let arena = Arena::create("test", 8 << 20, Share::Private).unwrap();
+    let transfer = |number: &u64| {
+        let buf = arena.alloc(64 << 10).unwrap();
+        Transfer::read(file, number << 16, buf, 64 << 10)
+    };
+    let results = lane.run_all(order.iter().map(transfer).collect());
+    let mut outcomes = Vec::new();
+    for ((buf, result), number) in results.into_iter().zip(order) {
+        let buf = buf.expect("the buffer comes home");
+        if result.is_ok() {
+            let right = buf.iter().all(|byte| *byte == *number as u8 + 1);
+            assert!(right, "bytes of {number} went elsewhere");
+        }
+        outcomes.push(result);
+    }
+    outcomes
+}
+
+#[test]
+fn transfers_side_by_side_go_to_the_device_as_one_operation_whatever_their_order() {
+    let up: Vec<u64> = (0..16).collect();
+    let down: Vec<u64> = (0..16).rev().collect();
+    let mixed = [3, 2, 4, 1, 5, 0, 9, 8, 7, 6, 10, 12, 11, 13, 15, 14];
+    for order in [up.as_slice(), &down, &mixed] {
+        let (mut lane, file, operations) = side_by_side(Faults::default(), order);
+        assert_eq!(operations, 1, "1 MiB in {order:?}");
+        assert!(read_back(&mut lane, file, order).iter().all(Result::is_ok));
+    }
+    // Apart they stay apart, and no operation grows without bound.
+    let apart: Vec<u64> = (0..16).map(|number| number * 3).collect();
+    assert_eq!(side_by_side(Faults::default(), &apart).2, 16);
+    let many: Vec<u64> = (0..100).collect();
+    let operations = side_by_side(Faults::default(), &many).2;
+    assert!((4..=7).contains(&operations), "{operations}");
+}
+
+#[test]
+fn short_counts_of_merged_operations_lose_nothing() {
+    let faults = Faults::default()
+        .with(Fault::Short, 600_000)
+        .with(Fault::Interrupted, 200_000);
+    let order: Vec<u64> = (0..60).collect();
+    let (mut lane, file, _) = side_by_side(faults, &order);
+    assert!(lane.disk_ref().fired().times(Fault::Short) > 0);
+    assert!(read_back(&mut lane, file, &order).iter().all(Result::is_ok));
+}
+
+// D4: the error of an operation is nobody's until each transfer has had its own try.
+#[test]
+fn an_error_of_a_merged_operation_costs_no_transfer_but_its_own() {
+    let order: Vec<u64> = (0..64).collect();
+    let (mut lane, file, _) = side_by_side(Faults::default(), &order);
+    let rare = Faults::default().with(Fault::ReadError, 100_000);
+    lane.disk().set_faults(rare);
+    let mut failed = 0;
+    for _ in 0..20 {
+        let outcomes = read_back(&mut lane, file, &order);
+        failed += outcomes.iter().filter(|outcome| outcome.is_err()).count();
+    }
+    let errors = lane.disk_ref().fired().times(Fault::ReadError);
+    assert!(
+        errors > 0 && failed as u64 <= errors,
+        "{failed} of {errors}"
+    );
+    assert!(failed < 64 * 20 / 5, "{failed}: whole operations failed");
+}
+
+#[test]
+fn a_dead_lane_ends_every_transfer_of_a_merged_operation() {
+    let (mut lane, file, _) = side_by_side(Faults::default(), &[0]);
+    let arena = Arena::create("test", 8 << 20, Share::Private).unwrap();
+    for number in 0..20u64 {
+        let buf = arena.alloc(64 << 10).unwrap();
+        lane.start(Transfer::read(file, number << 16, buf, 64 << 10));
+    }
+    lane.pump();
+    lane.disk().die();
+    let mut finished = Vec::new();
+    while lane.busy() > 0 {
+        lane.collect(Wait::One, &mut finished);
+    }
+    assert_eq!(finished.len(), 20);
+    assert!(finished.iter().all(|one| one.result.is_err()));
 }

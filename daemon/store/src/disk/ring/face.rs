@@ -7,7 +7,6 @@
 
 use std::sync::Arc;
 
-use super::slots::Held;
 use super::{AT_ONCE_BYTES, BATCH_MAX, RingLane};
 use crate::disk::{Disk, Done, FileId, Found, Op, OpKind, SubmitError, Wait, Waker};
 use crate::mem::Arena;
@@ -47,21 +46,13 @@ impl Disk for RingLane {
             return Err((op, SubmitError::Failed));
         }
         if let Err(refused) = self.dir.check(&op) {
-            let Op {
-                user, kind, buf, ..
-            } = op;
-            self.ready.push_back(Done {
-                user,
-                kind,
-                buf,
-                moved: Err(refused),
-            });
+            self.ready.push_back(op.done(Err(refused)));
             return Ok(());
         }
-        let at_once = op.kind == OpKind::Sync || op.len >= AT_ONCE_BYTES;
-        let number = match self.slots.insert(Held { op, retries: 0 }) {
+        let at_once = op.kind == OpKind::Sync || op.total() >= AT_ONCE_BYTES;
+        let number = match self.slots.insert(op) {
             Ok(number) => number,
-            Err(held) => return full(held.op),
+            Err(op) => return full(op),
         };
         if !self.push(number) {
             return self.slots.take(number).map_or(Ok(()), |held| full(held.op));

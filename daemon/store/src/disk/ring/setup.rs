@@ -35,6 +35,14 @@ const OPERATIONS: [u8; 6] = [
     opcode::PollAdd::CODE,
 ];
 
+/// Operations of several runs; where the kernel lacks one, the lane does without.
+const VECTORED: [u8; 4] = [
+    opcode::Readv::CODE,
+    opcode::Writev::CODE,
+    opcode::ReadvFixed::CODE,
+    opcode::WritevFixed::CODE,
+];
+
 /// A ring that nobody has used yet.
 pub(super) struct Made {
     pub(super) io: IoUring,
@@ -42,6 +50,8 @@ pub(super) struct Made {
     pub(super) disabled: bool,
     /// It has a table for registered buffers.
     pub(super) buffers: bool,
+    /// It takes runs that lie in a registered buffer.
+    pub(super) fixed_runs: bool,
     /// Features that the kernel refused.
     pub(super) without: Vec<String>,
 }
@@ -114,7 +124,13 @@ pub(super) fn make(entries: u32, files: u32, bell: BorrowedFd<'_>) -> std::io::R
             false
         }
     };
-    if disabled && let Err(error) = submitter.register_restrictions(&mut restrictions()) {
+    let vectored = vectored(&io);
+    let fixed_runs = vectored.len() == VECTORED.len();
+    if !fixed_runs {
+        without.push("runs in registered buffers: needs Linux 6.15".into());
+    }
+    let mut allowed = restrictions(&vectored);
+    if disabled && let Err(error) = submitter.register_restrictions(&mut allowed) {
         without.push(format!("ring restrictions: {error}"));
     }
     if !disabled {
@@ -124,6 +140,7 @@ pub(super) fn make(entries: u32, files: u32, bell: BorrowedFd<'_>) -> std::io::R
         io,
         disabled,
         buffers,
+        fixed_runs,
         without,
     })
 }
@@ -169,8 +186,21 @@ fn build(entries: u32) -> std::io::Result<(IoUring, bool, Vec<String>)> {
     Err(last)
 }
 
-fn restrictions() -> Vec<Restriction> {
-    let mut list: Vec<_> = OPERATIONS.into_iter().map(Restriction::sqe_op).collect();
+/// Which of [`VECTORED`] the kernel has.
+fn vectored(io: &IoUring) -> Vec<u8> {
+    let mut probe = Probe::new();
+    if io.submitter().register_probe(&mut probe).is_err() {
+        return Vec::new();
+    }
+    let known = VECTORED
+        .into_iter()
+        .filter(|code| probe.is_supported(*code));
+    known.collect()
+}
+
+fn restrictions(vectored: &[u8]) -> Vec<Restriction> {
+    let all = OPERATIONS.iter().chain(vectored);
+    let mut list: Vec<_> = all.map(|code| Restriction::sqe_op(*code)).collect();
     list.push(Restriction::sqe_flags_required(
         squeue::Flags::FIXED_FILE.bits(),
     ));

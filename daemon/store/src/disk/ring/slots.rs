@@ -30,6 +30,19 @@ pub(super) struct Held {
     pub(super) op: Op,
     /// How often the kernel asked to try again.
     pub(super) retries: u32,
+    /// Address and length of each run, as the kernel reads them while the operation is in flight:
+    /// the layout of `iovec`, in memory that moving the slot does not move.
+    pub(super) runs: Vec<[usize; 2]>,
+}
+
+impl Held {
+    fn new(op: Op) -> Self {
+        Self {
+            op,
+            retries: 0,
+            runs: Vec::new(),
+        }
+    }
 }
 
 impl Slots {
@@ -54,15 +67,15 @@ impl Slots {
 
     /// Keeps `op` and returns the number that its completion will carry, or gives it back when
     /// every slot is taken.
-    pub(super) fn insert(&mut self, held: Held) -> Result<u64, Held> {
+    pub(super) fn insert(&mut self, op: Op) -> Result<u64, Op> {
         let Some(index) = self.free.pop() else {
-            return Err(held);
+            return Err(op);
         };
         let Some(slot) = self.slots.get_mut(index as usize) else {
-            return Err(held);
+            return Err(op);
         };
         slot.generation = slot.generation.wrapping_add(1);
-        slot.held = Some(held);
+        slot.held = Some(Held::new(op));
         Ok(number(slot.generation, index))
     }
 
@@ -109,8 +122,8 @@ mod tests {
     use super::super::super::{FileId, OpKind};
     use super::*;
 
-    fn held(user: u64) -> Held {
-        let op = Op {
+    fn op(user: u64) -> Op {
+        Op {
             user,
             kind: OpKind::Sync,
             file: FileId(1),
@@ -118,16 +131,16 @@ mod tests {
             buf: None,
             buf_at: 0,
             len: 0,
-        };
-        Held { op, retries: 0 }
+            more: Vec::new(),
+        }
     }
 
     #[test]
     fn slots_answer_only_to_the_number_of_the_current_use() {
         let mut slots = Slots::new(1);
-        let first = slots.insert(held(1)).unwrap();
+        let first = slots.insert(op(1)).unwrap();
         assert_eq!(slots.take(first).unwrap().op.user, 1);
-        let second = slots.insert(held(2)).unwrap();
+        let second = slots.insert(op(2)).unwrap();
         assert!(
             slots.take(first).is_none(),
             "a completion of an earlier use freed the slot"
@@ -140,9 +153,9 @@ mod tests {
     #[test]
     fn slots_give_the_operation_back_when_full() {
         let mut slots = Slots::new(2);
-        slots.insert(held(1)).unwrap();
-        slots.insert(held(2)).unwrap();
-        assert_eq!(slots.insert(held(3)).unwrap_err().op.user, 3);
+        slots.insert(op(1)).unwrap();
+        slots.insert(op(2)).unwrap();
+        assert_eq!(slots.insert(op(3)).unwrap_err().user, 3);
         assert_eq!(
             (slots.len(), slots.take_all().len(), slots.len()),
             (2, 2, 0)

@@ -4,6 +4,7 @@ use rustix::thread::CapabilitySet;
 
 use super::super::conformance::{arena, conformance, in_directories, op, read, run, write};
 use super::*;
+use crate::disk::OpKind;
 
 /// The lane in a fresh directory, or a printed line where the kernel forbids io_uring.
 fn lane(depth: usize) -> Option<(RingLane, tempfile::TempDir)> {

@@ -32,12 +32,27 @@ pub(super) fn loose_of(op: &Op, number: u32) -> Option<Loose> {
     if op.kind != OpKind::Write || op.file.0 != number {
         return None;
     }
-    let data = op
-        .buf
-        .as_ref()?
-        .get(op.buf_at..op.buf_at + op.len)?
-        .to_vec();
+    let first = op.buf.as_ref()?.get(op.buf_at..op.buf_at + op.len)?;
+    let mut data = first.to_vec();
+    for run in &op.more {
+        data.extend_from_slice(run.buf.get(run.buf_at..run.buf_at + run.len)?);
+    }
     Some(Loose { at: op.at, data })
+}
+
+/// Fills the runs of a read, in order, as far as `bytes` go.
+pub(super) fn fill_runs(op: &mut Op, bytes: &[u8]) -> Option<()> {
+    let (first, mut rest) = bytes.split_at(bytes.len().min(op.len));
+    let to = op.buf.as_mut()?;
+    to.get_mut(op.buf_at..op.buf_at + first.len())?
+        .copy_from_slice(first);
+    for run in &mut op.more {
+        let (now, later) = rest.split_at(rest.len().min(run.len));
+        let to = run.buf.get_mut(run.buf_at..run.buf_at + now.len())?;
+        to.copy_from_slice(now);
+        rest = later;
+    }
+    Some(())
 }
 
 /// Copies what `write` and `bytes`, which begin at offset `base`, have in common.

@@ -25,6 +25,7 @@ fn run(options: SimOptions, ops: u64) -> (SimDisk, Vec<String>) {
             buf,
             buf_at: 0,
             len,
+            more: Vec::new(),
         };
         disk.submit(op).unwrap();
         disk.reap(Wait::No, &mut done);
@@ -74,6 +75,7 @@ fn a_crash_keeps_what_was_synced_and_loses_some_of_the_rest() {
             buf,
             buf_at: 0,
             len: 16384,
+            more: Vec::new(),
         })
         .unwrap();
         while disk.in_flight() > 0 {
@@ -89,6 +91,7 @@ fn a_crash_keeps_what_was_synced_and_loses_some_of_the_rest() {
         buf: None,
         buf_at: 0,
         len: 0,
+        more: Vec::new(),
     };
     disk.submit(op).unwrap();
     disk.reap(Wait::One, &mut Vec::new());
