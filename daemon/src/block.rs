@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use kvtier_proto::descriptor::PartOrder;
 use kvtier_proto::layout::LayoutError;
+use kvtier_proto::limits::BLOCK_TOKENS_MAX;
 use kvtier_proto::{
     BlockKey, BlockLayout, LayoutFingerprint, ModelDescriptor, NamespaceId, PayloadKind,
 };
@@ -66,7 +67,11 @@ pub struct PlannedBlock {
     pub facts: BlockFacts,
 }
 
-/// Layouts of one model's blocks: made once for each kind and length.
+/// Layouts kept besides those of full blocks. A prefix ends in one short block, so that few
+/// lengths are in use at a time; more are made again whenever they are asked for.
+const SHORT_LAYOUTS_KEPT: usize = 64;
+
+/// Layouts of one model's blocks: those of full blocks, and some of shorter ones, are made once.
 #[derive(Debug)]
 pub struct Layouts {
     model: ModelDescriptor,
@@ -103,6 +108,10 @@ impl Layouts {
         tokens: u32,
         opaque_bytes: u64,
     ) -> Result<Arc<BlockLayout>, LayoutError> {
+        let max = self.model.block_tokens.min(BLOCK_TOKENS_MAX);
+        if tokens == 0 || tokens > max {
+            return Err(LayoutError::Tokens { tokens, max });
+        }
         if kind == PayloadKind::Opaque && opaque_bytes > 0 {
             return BlockLayout::opaque(tokens, opaque_bytes).map(Arc::new);
         }
@@ -111,32 +120,23 @@ impl Layouts {
             return Ok(Arc::clone(layout));
         }
         let layout = Arc::new(BlockLayout::new(&self.model, kind, tokens)?);
-        made.insert((kind, tokens), Arc::clone(&layout));
+        if tokens == max || made.len() < SHORT_LAYOUTS_KEPT {
+            made.insert((kind, tokens), Arc::clone(&layout));
+        }
         Ok(layout)
     }
 }
 
-/// A raw block in a namespace's host arena. Its bytes never change while anybody holds it.
+/// A raw block in a namespace's host arena: what the host tier keeps. Its bytes never change.
 #[derive(Debug)]
-pub struct HostBlock {
+pub struct RawBlock {
     id: BlockId,
     facts: BlockFacts,
     image: IoBuf,
     payload_at: usize,
 }
 
-impl HostBlock {
-    /// `image` holds the payload from `payload_at` on. `None` when it is too short for it.
-    pub fn new(id: BlockId, facts: BlockFacts, image: IoBuf, payload_at: usize) -> Option<Self> {
-        let end = payload_at.checked_add(facts.layout.payload_len())?;
-        (end <= image.len()).then_some(Self {
-            id,
-            facts,
-            image,
-            payload_at,
-        })
-    }
-
+impl RawBlock {
     /// Identity.
     pub fn id(&self) -> BlockId {
         self.id
@@ -169,33 +169,72 @@ impl HostBlock {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use strum::IntoEnumIterator;
+/// Whoever lends blocks and wants to know when the last holder has gone.
+pub trait Lender: std::fmt::Debug + Send + Sync {
+    /// Nobody holds the block any more.
+    fn returned(&self, id: BlockId);
+}
 
-    use super::*;
+/// A raw block in somebody's hands: a lease, a restore, a write. While any of its `Arc`s lives
+/// the block stays where it is; the drop of the last one tells the lender.
+#[derive(Debug)]
+pub struct HostBlock {
+    // Dropped in this order: what the lender hears of is gone already.
+    raw: Arc<RawBlock>,
+    _lent: Option<Lent>,
+}
 
-    // Goal: saving the hidden states of a block never replaces its KV.
-    #[test]
-    fn record_key_differs_for_every_kind_and_key() {
-        let mut seen = std::collections::BTreeSet::new();
-        for (kind, byte) in PayloadKind::iter().flat_map(|kind| [(kind, 1u8), (kind, 2)]) {
-            let id = BlockId {
-                namespace: NamespaceId(1),
-                kind,
-                key: BlockKey([byte; 32]),
-            };
-            assert!(seen.insert(id.record_key()), "{id:?}");
-        }
-        let kv = BlockId {
-            namespace: NamespaceId(1),
-            kind: PayloadKind::Kv,
-            key: BlockKey([7; 32]),
-        };
-        assert_eq!(
-            kv.record_key(),
-            kv.key,
-            "an operator finds KV under its own key"
-        );
+#[derive(Debug)]
+struct Lent {
+    lender: Arc<dyn Lender>,
+    id: BlockId,
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.lender.returned(self.id);
     }
 }
+
+impl HostBlock {
+    /// A new block, which is nobody's yet. `image` holds the payload from `payload_at` on. `None`
+    /// when it is too short for it.
+    pub fn new(id: BlockId, facts: BlockFacts, image: IoBuf, payload_at: usize) -> Option<Self> {
+        let end = payload_at.checked_add(facts.layout.payload_len())?;
+        let raw = RawBlock {
+            id,
+            facts,
+            image,
+            payload_at,
+        };
+        (end <= raw.image.len()).then(|| Self {
+            raw: Arc::new(raw),
+            _lent: None,
+        })
+    }
+
+    /// A block that `lender` keeps and hands out.
+    pub fn lent(raw: Arc<RawBlock>, lender: Arc<dyn Lender>) -> Self {
+        let id = raw.id;
+        Self {
+            raw,
+            _lent: Some(Lent { lender, id }),
+        }
+    }
+
+    /// The block itself, without the hold on it.
+    pub fn raw(&self) -> &Arc<RawBlock> {
+        &self.raw
+    }
+}
+
+impl std::ops::Deref for HostBlock {
+    type Target = RawBlock;
+
+    fn deref(&self) -> &RawBlock {
+        &self.raw
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -22,7 +22,7 @@ pub use document::page;
 pub use family::{Declaration, Family, Label, Labels};
 pub use labels::{
     Acknowledge, CatalogReason, Code, Damage, Direction, DiskState, Found, Invariant, Method, Rung,
-    Saved, SessionOutcome, SlotUse, Stage, Tier, Version,
+    Saved, SessionOutcome, Stage, Tier, Version,
 };
 
 /// Declares the struct, its constructor and what the documents say, from one list.
@@ -108,8 +108,6 @@ metrics! {
         tier_capacity: Tier, IntGauge = "kvtier_tier_capacity_bytes";
         /// Blocks that can be restored.
         tier_blocks: Tier, IntGauge = "kvtier_tier_blocks";
-        /// Blocks in host memory, by what is being done with them.
-        host_slots: SlotUse, IntGauge = "kvtier_host_slots";
         /// Open sessions.
         sessions: (), IntGauge = "kvtier_sessions";
         /// Attempts to open a session.

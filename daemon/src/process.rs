@@ -36,6 +36,7 @@ use crate::session::Sessions;
 use crate::tenant::{TenantSpec, Tenants};
 use crate::tier::Tiers;
 use crate::tier::disk::{DiskOptions, DiskTier};
+use crate::tier::host::HostTier;
 use crate::tier::scratch::Scratch;
 
 /// Why the daemon did not start or did not end in order.
@@ -321,12 +322,17 @@ async fn open_disk(
     health.enter(State::Recovering);
     let mut arenas = vec![Arc::clone(scratch.arena())];
     arenas.extend(tenants.all().map(|tenant| Arc::clone(tenant.host.arena())));
-    let options = disk_options(disk, arenas);
+    let hosts = tenants.all().map(|tenant| Arc::clone(&tenant.host));
+    let options = disk_options(disk, arenas, hosts.collect());
     let opened = DiskTier::open(options, Arc::clone(health), Arc::clone(metrics)).await;
     opened.map(Some).map_err(failed)
 }
 
-fn disk_options(disk: &DiskConfig, arenas: Vec<Arc<kvtier_store::mem::Arena>>) -> DiskOptions {
+fn disk_options(
+    disk: &DiskConfig,
+    arenas: Vec<Arc<kvtier_store::mem::Arena>>,
+    hosts: Vec<Arc<HostTier>>,
+) -> DiskOptions {
     DiskOptions {
         path: disk.path.clone(),
         capacity: disk.capacity,
@@ -338,6 +344,7 @@ fn disk_options(disk: &DiskConfig, arenas: Vec<Arc<kvtier_store::mem::Arena>>) -
             Lane::Pread => LaneKind::Pread,
         },
         arenas,
+        hosts,
     }
 }
 

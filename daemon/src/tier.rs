@@ -29,14 +29,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kvtier_kernels::Registry;
-use kvtier_proto::{BlockKey, LayoutFingerprint, Level, Miss, NamespaceId, PayloadKind};
+use kvtier_proto::{BlockKey, LayoutFingerprint, Level, Miss, PayloadKind};
+use kvtier_store::mem::IoBuf;
 use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, timeout_at};
 
 use crate::block::{BlockId, HostBlock};
 use crate::metrics::Metrics;
 pub use crate::metrics::Tier;
 use disk::DiskTier;
-use host::HostTier;
+use host::{HostTier, Life};
 use scratch::Scratch;
 
 /// What happened to a block, for watchers.
@@ -56,6 +58,8 @@ type Loaded = Option<Result<Arc<HostBlock>, Miss>>;
 type Loads = HashMap<(BlockId, LayoutFingerprint), watch::Receiver<Loaded>>;
 /// How a write ended: true when the block is durable.
 type Written = Option<bool>;
+/// Writes under way. By life as well: what was saved after a wipe is another write.
+type Writes = HashMap<(BlockId, Life), watch::Receiver<Written>>;
 
 /// See the module.
 #[derive(Debug)]
@@ -68,7 +72,7 @@ pub struct Tiers {
     cpu: Semaphore,
     /// By layout as well: a reader of another layout must not answer for this one's.
     loads: Mutex<Loads>,
-    writes: Mutex<HashMap<BlockId, watch::Receiver<Written>>>,
+    writes: Mutex<Writes>,
     metrics: Arc<Metrics>,
 }
 
@@ -182,11 +186,10 @@ impl Tiers {
         let gone = host.clear();
         let mut blocks = gone.len() as u64;
         for block in gone {
-            let removed = Some(Miss::Evicted);
             host.announce(BlockEvent {
                 key: block.id().key,
                 tier: Tier::Host,
-                removed,
+                removed: Some(Miss::Evicted),
             });
         }
         if let Some(disk) = &self.disk {
@@ -218,7 +221,40 @@ impl Tiers {
         &self.scratch
     }
 
-    fn lock_writes(&self) -> MutexGuard<'_, HashMap<BlockId, watch::Receiver<Written>>> {
+    /// Memory for `len` bytes in the arena, by eviction where needed. What is held, pinned or
+    /// followed by such a block stays.
+    fn room_now(&self, host: &HostTier, len: usize) -> Option<IoBuf> {
+        let room = host.room(len);
+        for (_, key) in room.evicted {
+            self.metrics.evicted_blocks.of(Tier::Host).inc();
+            host.announce(BlockEvent {
+                key,
+                tier: Tier::Host,
+                removed: Some(Miss::Evicted),
+            });
+        }
+        room.image
+    }
+
+    /// The same, after a while of waiting if need be. Hold no scratch memory meanwhile (M4).
+    ///
+    /// Cancel safety: dropped early, nothing is taken, though blocks may have been evicted.
+    async fn room(&self, host: &HostTier, len: usize) -> Option<IoBuf> {
+        let limit = Instant::now() + ROOM_WAIT;
+        loop {
+            let freed = host.freed();
+            let room = self.room_now(host, len);
+            if room.is_some() || len > host.arena().capacity() {
+                return room;
+            }
+            if timeout_at(limit, freed).await.is_err() {
+                // Once more: nobody says when a pin ends.
+                return self.room_now(host, len);
+            }
+        }
+    }
+
+    fn lock_writes(&self) -> MutexGuard<'_, Writes> {
         self.writes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -227,10 +263,5 @@ impl Tiers {
     }
 }
 
-/// The arena of a namespace has no room now; what was evicted in vain is gone all the same.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("host memory of namespace {namespace} is taken by leased, pinned or unwritten blocks")]
-pub struct NoRoom {
-    /// Whose memory.
-    pub namespace: NamespaceId,
-}
+#[cfg(test)]
+mod tests;

@@ -164,20 +164,6 @@ label! {
 }
 
 label! {
-    /// What the memory of the host tier is doing.
-    SlotUse is "state" {
-        /// Being filled from the device or a staging region.
-        Filling,
-        /// Holds a block that can go when room is needed.
-        Resident,
-        /// Holds a block that a client is reading.
-        Leased,
-        /// Holds a block that the device does not have yet.
-        Unwritten,
-    }
-}
-
-label! {
     /// How a session began or why it did not.
     SessionOutcome is "outcome" {
         /// Opened.
@@ -336,9 +322,10 @@ impl Label for Miss {
 pub struct Damage(Miss);
 
 impl Damage {
-    /// The damage that a miss speaks of, if any.
+    /// The damage that a read's miss speaks of, if any. A record of an earlier life is damage
+    /// where the index says that a later one lies: its write was lost.
     pub fn of(miss: Miss) -> Option<Self> {
-        miss.is_damage().then_some(Self(miss))
+        (miss.is_damage() || miss == Miss::StaleEpoch).then_some(Self(miss))
     }
 }
 
@@ -349,10 +336,7 @@ impl Label for Damage {
     }
     fn index(self) -> usize {
         let before = |miss: &Miss| *miss != self.0;
-        Miss::iter()
-            .take_while(before)
-            .filter(|miss| miss.is_damage())
-            .count()
+        Miss::iter().take_while(before).filter_map(Self::of).count()
     }
     fn text(self) -> &'static str {
         self.0.as_str()

@@ -108,7 +108,7 @@ fn damage_is_counted_as_corrupt_and_ordinary_misses_are_not() {
         let name = format!("kvtier_corrupt_total{{reason=\"{}\"}}", miss.as_str());
         assert_eq!(
             value(&metrics, &name),
-            miss.is_damage().then_some(1.0),
+            (miss.is_damage() || miss == Miss::StaleEpoch).then_some(1.0),
             "{name}"
         );
     }

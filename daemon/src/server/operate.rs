@@ -172,7 +172,7 @@ async fn explain_kind(shared: &Shared, tenant: &Tenant, id: BlockId, reply: &mut
                 .is_some_and(|until| until > std::time::Instant::now()),
             place: format!("arena offset {}", block.arena_offset()),
         });
-        if shared.tiers.is_writing(id) {
+        if shared.tiers.is_writing(&tenant.host, id) {
             reply
                 .notes
                 .push("a write of this block to the disk tier is on its way".to_owned());

@@ -166,7 +166,7 @@ async fn accept(
 ) -> Result<Vec<BlockId>, v1::CommitFailure> {
     let stale = v1::CommitFailure::StaleSlot;
     let Some(slot) = &block.slot else {
-        return waiting(shared, session, key).ok_or(stale);
+        return waiting(shared, session, key).await.ok_or(stale);
     };
     let taken = session
         .take(&convert::slot_name(slot), key.as_bytes())
@@ -175,21 +175,25 @@ async fn accept(
     store(shared, session, planned, taken, block.crc32).await
 }
 
-/// A block that Save said is there already: nothing is handed over, only waited for. The message
-/// names no kind, so that every kind of the key is waited for.
-fn waiting(shared: &Shared, session: &Session, key: BlockKey) -> Option<Vec<BlockId>> {
+/// A block that Save said is there already: nothing is handed over, only waited for. It may have
+/// left host memory since, when the device has it. The message names no kind, so that every kind
+/// of the key is waited for.
+async fn waiting(shared: &Shared, session: &Session, key: BlockKey) -> Option<Vec<BlockId>> {
     use strum::IntoEnumIterator;
-    let namespace = session.tenant.id;
+    let (namespace, host) = (session.tenant.id, &session.tenant.host);
     let ids = kvtier_proto::PayloadKind::iter().map(|kind| BlockId {
         namespace,
         kind,
         key,
     });
-    let here = |id: &BlockId| {
-        shared.tiers.is_writing(*id) || session.tenant.host.info(&(id.kind, key)).is_some()
-    };
-    let ids: Vec<_> = ids.filter(here).collect();
-    (!ids.is_empty()).then_some(ids)
+    let (mut here, elsewhere): (Vec<_>, Vec<_>) = ids
+        .partition(|id| shared.tiers.is_writing(host, *id) || host.info(&(id.kind, key)).is_some());
+    if let Some(disk) = shared.tiers.disk() {
+        let stored = disk.find(elsewhere.clone()).await;
+        let stored = elsewhere.into_iter().zip(stored);
+        here.extend(stored.filter_map(|(id, stored)| stored.map(|_| id)));
+    }
+    (!here.is_empty()).then_some(here)
 }
 
 /// Takes bytes into host memory.
@@ -288,7 +292,6 @@ pub async fn release(
     let slots = slots
         .filter(|slot| session.release_slot(slot).is_ok())
         .count();
-    session.tenant.host.freed();
     Ok(v1::ReleaseReply {
         released: convert::count(leases + slots),
     })

@@ -4,34 +4,34 @@
 //! Downstairs: nothing; it decides, and moves no bytes.
 //!
 //! Order of eviction: the least recently used first, leaves before the blocks they follow.
-//! Whoever uses a prefix touches its last block first, so that of one prefix the deepest block is
-//! always the oldest.
+//! Whoever uses a prefix touches its last block first, so that a prefix is cut from its end. That
+//! is a preference only: blocks that may leave are kept in an order of their own, and whatever
+//! order they were used in, finding the next one takes no search.
 //!
 //! Invariants kept here
 //!   T1  A block that anybody holds (lease, restore, pending write) is never evicted.
 //!   T2  A block with a resident child is never evicted before the child.
 //!   T3  A pinned block is not evicted before its pin ends.
+//!   T5  Any other block can be evicted, however many there are that cannot.
 //!
 //! Not here on purpose: no clock. Time comes in as an argument.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
 use kvtier_proto::{BlockKey, PayloadKind};
 
-use crate::block::HostBlock;
+use crate::block::RawBlock;
 
 /// Name of a block inside one namespace.
 pub type Name = (PayloadKind, BlockKey);
 
-/// Most blocks looked at for one that may leave. When as many are held, the arena counts as full.
-const SCAN_MAX: usize = 4096;
-
 #[derive(Debug)]
 struct Resident {
-    block: Arc<HostBlock>,
+    block: Arc<RawBlock>,
     stamp: u64,
+    held: bool,
     pinned_until: Option<Instant>,
     durable: bool,
 }
@@ -42,7 +42,10 @@ pub struct Directory {
     blocks: HashMap<Name, Resident>,
     /// Resident blocks by the name of the block they follow, which need not be here itself.
     children: HashMap<Name, u32>,
-    by_use: BTreeMap<u64, Name>,
+    /// Blocks that may leave, by their last use: not held, not pinned, no child here.
+    leaving: BTreeMap<u64, Name>,
+    /// Pinned blocks by the end of their pin.
+    pinned: BTreeSet<(Instant, Name)>,
     clock: u64,
 }
 
@@ -50,12 +53,12 @@ pub struct Directory {
 #[derive(Debug, Clone)]
 pub struct ResidentInfo {
     /// The block.
-    pub block: Arc<HostBlock>,
+    pub block: Arc<RawBlock>,
     /// On the disk tier too.
     pub durable: bool,
     /// Kept until then.
     pub pinned_until: Option<Instant>,
-    /// Holders besides the directory.
+    /// How many hold it: the host tier counts them.
     pub holders: usize,
 }
 
@@ -75,11 +78,9 @@ impl Directory {
         self.blocks.contains_key(name)
     }
 
-    /// The block, counted as used now.
-    pub fn get(&mut self, name: &Name) -> Option<Arc<HostBlock>> {
-        let block = Arc::clone(&self.blocks.get(name)?.block);
-        self.touch(name);
-        Some(block)
+    /// The block. Does not count as use.
+    pub fn get(&self, name: &Name) -> Option<&Arc<RawBlock>> {
+        self.blocks.get(name).map(|resident| &resident.block)
     }
 
     /// Facts about a resident block. Does not count as use.
@@ -88,43 +89,49 @@ impl Directory {
             block: Arc::clone(&resident.block),
             durable: resident.durable,
             pinned_until: resident.pinned_until,
-            holders: Arc::strong_count(&resident.block).saturating_sub(1),
+            holders: usize::from(resident.held),
         })
     }
 
-    /// Adds a block. When one of that name is there already, that one stays and is returned.
-    pub fn insert(&mut self, block: Arc<HostBlock>, durable: bool) -> Arc<HostBlock> {
+    /// Adds a block, which nobody holds. When one of that name is there already, that one stays.
+    pub fn insert(&mut self, block: Arc<RawBlock>, durable: bool) {
         let name = (block.id().kind, block.id().key);
-        if let Some(resident) = self.blocks.get(&name) {
-            return Arc::clone(&resident.block);
+        if self.blocks.contains_key(&name) {
+            return;
         }
-        *self
-            .children
-            .entry((name.0, block.facts().parent))
-            .or_default() += 1;
+        let parent = (name.0, block.facts().parent);
         self.clock += 1;
-        let stamp = self.clock;
-        let (kept, pinned_until) = (Arc::clone(&block), None);
+        let (stamp, held, pinned_until) = (self.clock, false, None);
         self.blocks.insert(
             name,
             Resident {
                 block,
                 stamp,
+                held,
                 pinned_until,
                 durable,
             },
         );
-        self.by_use.insert(stamp, name);
-        kept
+        self.settle(&name);
+        *self.children.entry(parent).or_default() += 1;
+        self.settle(&parent);
     }
 
     /// Counts a use.
     pub fn touch(&mut self, name: &Name) {
         if let Some(resident) = self.blocks.get_mut(name) {
-            self.by_use.remove(&resident.stamp);
+            self.leaving.remove(&resident.stamp);
             self.clock += 1;
             resident.stamp = self.clock;
-            self.by_use.insert(resident.stamp, *name);
+            self.settle(name);
+        }
+    }
+
+    /// Somebody holds the block now, or nobody any more.
+    pub fn set_held(&mut self, name: &Name, held: bool) {
+        if let Some(resident) = self.blocks.get_mut(name) {
+            resident.held = held;
+            self.settle(name);
         }
     }
 
@@ -137,52 +144,71 @@ impl Directory {
 
     /// Keeps a block until `until`; `None` takes the pin away. False when it is not here.
     pub fn pin(&mut self, name: &Name, until: Option<Instant>) -> bool {
-        let resident = self.blocks.get_mut(name);
-        resident
-            .map(|resident| resident.pinned_until = until)
-            .is_some()
+        let Some(resident) = self.blocks.get_mut(name) else {
+            return false;
+        };
+        let before = std::mem::replace(&mut resident.pinned_until, until);
+        if let Some(before) = before {
+            self.pinned.remove(&(before, *name));
+        }
+        if let Some(until) = until {
+            self.pinned.insert((until, *name));
+        }
+        self.settle(name);
+        true
     }
 
     /// Takes the block that should leave first out, or `None` when none may (T1, T2, T3).
-    pub fn evict(&mut self, now: Instant) -> Option<Arc<HostBlock>> {
-        let may_leave = |name: &&Name| {
-            self.blocks.get(name).is_some_and(|resident| {
-                !self.children.contains_key(*name)
-                    && Arc::strong_count(&resident.block) == 1
-                    && resident.pinned_until.is_none_or(|until| until <= now)
-            })
-        };
-        let name = self
-            .by_use
-            .values()
-            .take(SCAN_MAX)
-            .find(may_leave)
-            .copied()?;
+    pub fn evict(&mut self, now: Instant) -> Option<Arc<RawBlock>> {
+        while let Some((_, name)) = self.pinned.first().filter(|(until, _)| *until <= now) {
+            let name = *name;
+            self.pin(&name, None);
+        }
+        let name = *self.leaving.first_key_value()?.1;
         self.remove(&name)
     }
 
     /// Takes a block out, whoever holds it. The holders keep its bytes.
-    pub fn remove(&mut self, name: &Name) -> Option<Arc<HostBlock>> {
+    pub fn remove(&mut self, name: &Name) -> Option<Arc<RawBlock>> {
         let resident = self.blocks.remove(name)?;
-        self.by_use.remove(&resident.stamp);
+        self.leaving.remove(&resident.stamp);
+        if let Some(until) = resident.pinned_until {
+            self.pinned.remove(&(until, *name));
+        }
         let parent = (name.0, resident.block.facts().parent);
         if let Some(children) = self.children.get_mut(&parent) {
             *children -= 1;
             if *children == 0 {
                 self.children.remove(&parent);
+                self.settle(&parent);
             }
         }
         Some(resident.block)
     }
 
     /// Takes every block out.
-    pub fn clear(&mut self) -> Vec<Arc<HostBlock>> {
-        self.by_use.clear();
-        self.children.clear();
-        self.blocks
-            .drain()
-            .map(|(_, resident)| resident.block)
+    pub fn clear(&mut self) -> Vec<Arc<RawBlock>> {
+        let clock = self.clock;
+        let blocks = std::mem::take(self).blocks;
+        self.clock = clock;
+        blocks
+            .into_values()
+            .map(|resident| resident.block)
             .collect()
+    }
+
+    /// Puts a block among those that may leave, or takes it out, as things stand now.
+    fn settle(&mut self, name: &Name) {
+        let Some(resident) = self.blocks.get(name) else {
+            return;
+        };
+        let stays =
+            resident.held || resident.pinned_until.is_some() || self.children.contains_key(name);
+        if stays {
+            self.leaving.remove(&resident.stamp);
+        } else {
+            self.leaving.insert(resident.stamp, *name);
+        }
     }
 }
 

@@ -8,8 +8,9 @@
 //!
 //! Invariants kept here
 //!   P3  A record of a life that a wipe has ended is not stored: a put shows the life its bytes
-//!       belong to, and is checked on the same thread that wipes.
+//!       belong to, and is checked on the same thread that wipes, each time it is tried.
 
+mod pins;
 mod thread;
 
 use std::path::PathBuf;
@@ -25,7 +26,7 @@ use kvtier_store::mem::{Arena, IoBuf};
 use kvtier_store::{DeviceState, Place, RecordImage, Stored, Unverified};
 use tokio::sync::oneshot;
 
-use super::host::Life;
+use super::host::{HostTier, Life};
 use crate::block::BlockId;
 use crate::health::Health;
 use crate::metrics::Metrics;
@@ -49,6 +50,8 @@ pub struct DiskOptions {
     pub lane: LaneKind,
     /// Memory that I/O goes to and from, for registration with the ring.
     pub arenas: Vec<Arc<Arena>>,
+    /// Namespaces that are told what leaves the device to make room.
+    pub hosts: Vec<Arc<HostTier>>,
 }
 
 /// What the disk tier is and holds, for status and metrics.
@@ -89,7 +92,7 @@ enum Command {
         id: BlockId,
         place: Place,
         miss: Miss,
-        reply: oneshot::Sender<()>,
+        reply: oneshot::Sender<bool>,
     },
     Pin {
         ids: Vec<BlockId>,
@@ -189,8 +192,9 @@ impl DiskTier {
         done.unwrap_or(Err(Miss::Device))
     }
 
-    /// Takes a damaged record out of the index.
-    pub async fn condemn(&self, id: BlockId, place: Place, miss: Miss) {
+    /// Takes a record that cannot be served out of the index. False when it stays, because the
+    /// device as a whole has failed and nothing is known of the record.
+    pub async fn condemn(&self, id: BlockId, place: Place, miss: Miss) -> bool {
         self.ask(|reply| Command::Condemn {
             id,
             place,
@@ -198,7 +202,7 @@ impl DiskTier {
             reply,
         })
         .await
-        .unwrap_or(())
+        .unwrap_or(false)
     }
 
     /// Keeps blocks when their segments are recycled; `None` ends that. Says which exist.

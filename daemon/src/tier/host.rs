@@ -11,36 +11,74 @@
 //!   P3  After a wipe no block of the life before is published, however late it arrives.
 //!   S1  Nobody but the daemon can write an arena (`Share::ReadOnly`).
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use kvtier_proto::{Miss, NamespaceId};
+use kvtier_proto::NamespaceId;
 use kvtier_store::mem::{Arena, IoBuf, Share};
-use tokio::sync::{Notify, broadcast};
+use tokio::sync::{Notify, Semaphore, broadcast};
 
+use super::BlockEvent;
 use super::directory::{Directory, Name, ResidentInfo};
-use super::{BlockEvent, Tier};
-use crate::block::HostBlock;
+use crate::block::{BlockId, HostBlock, Lender, RawBlock};
 
 /// Events a slow watcher may fall behind before it is told that it missed some.
 const EVENTS_KEPT: usize = 4096;
-/// Leases end without a word; who waits for room looks again at least this often.
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// Loads of one namespace under way: what fills the queue of a device, twice what one restore
+/// asks for at a time.
+const LOADS_MAX: usize = 64;
+/// Of them, those that nobody waits for yet.
+const PREFETCHED_MAX: usize = 32;
+/// Prefetch calls under way; another starts nothing.
+const PREFETCHES_MAX: usize = 16;
+/// Encoders of one namespace at work or waiting for memory, for each core.
+const ENCODES_PER_CORE: usize = 2;
 
 /// See the module.
 #[derive(Debug)]
 pub struct HostTier {
     namespace: NamespaceId,
     arena: Arc<Arena>,
-    directory: Mutex<Directory>,
+    home: Arc<Home>,
     wipes: Arc<AtomicU64>,
-    freed: Notify,
     events: broadcast::Sender<BlockEvent>,
+    /// Where work of this namespace waits for its turn.
+    pub lines: Lines,
+}
+
+/// Work of one namespace that may be under way at a time. What is beyond waits here, where it
+/// holds nothing yet and no neighbour waits behind it.
+#[derive(Debug)]
+pub struct Lines {
+    /// Blocks on their way from the device.
+    pub loads: Semaphore,
+    /// Of them, those that were prefetched.
+    pub prefetched: Arc<Semaphore>,
+    /// Calls of Prefetch that still have blocks to start.
+    pub prefetches: Arc<Semaphore>,
+    /// Blocks being encoded.
+    pub encodes: Semaphore,
+}
+
+/// Where blocks that were handed out come back to.
+#[derive(Debug)]
+struct Home {
+    shelf: Mutex<Shelf>,
+    /// Memory was freed, or a block may leave that could not before.
+    freed: Arc<Notify>,
+}
+
+#[derive(Debug, Default)]
+struct Shelf {
+    directory: Directory,
+    /// Resident blocks that somebody holds. An entry goes when its last holder has gone.
+    lent: HashMap<Name, Weak<HostBlock>>,
 }
 
 /// One life of a namespace: from a wipe to the next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Life(pub u64);
 
 /// What making room cost.
@@ -57,14 +95,24 @@ impl HostTier {
     pub fn create(namespace: NamespaceId, name: &str, quota: usize) -> std::io::Result<Self> {
         let arena = Arena::create(&format!("kvtier-{name}"), quota, Share::ReadOnly)?;
         let (events, _) = broadcast::channel(EVENTS_KEPT);
-        let (directory, wipes, freed) = Default::default();
+        let freed = Arc::new(Notify::new());
+        let heard = Arc::clone(&freed);
+        arena.on_freed(move || heard.notify_waiters());
+        let shelf = Mutex::default();
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let line = |places| Arc::new(Semaphore::new(places));
         Ok(Self {
             namespace,
             arena,
-            directory,
-            wipes,
-            freed,
+            home: Arc::new(Home { shelf, freed }),
+            wipes: Arc::default(),
             events,
+            lines: Lines {
+                loads: Semaphore::new(LOADS_MAX),
+                prefetched: line(PREFETCHED_MAX),
+                prefetches: line(PREFETCHES_MAX),
+                encodes: Semaphore::new(ENCODES_PER_CORE * cores),
+            },
         })
     }
 
@@ -84,34 +132,10 @@ impl HostTier {
         self.events.subscribe()
     }
 
-    /// Says that memory was freed, so that waiters look at once.
-    pub fn freed(&self) {
-        self.freed.notify_waiters();
-    }
-
-    /// Memory for `len` bytes, by eviction where needed; waits until `limit` for it.
-    ///
-    /// Cancel safety: dropped early, nothing is taken, though blocks may have been evicted.
-    pub async fn room_wait(&self, len: usize, limit: tokio::time::Instant) -> Option<IoBuf> {
-        loop {
-            let freed = self.freed.notified();
-            let room = self.room(len);
-            for (_, key) in &room.evicted {
-                let removed = Some(Miss::Evicted);
-                self.announce(BlockEvent {
-                    key: *key,
-                    tier: Tier::Host,
-                    removed,
-                });
-            }
-            if room.image.is_some() || len > self.arena.capacity() {
-                return room.image;
-            }
-            if tokio::time::Instant::now() >= limit {
-                return None;
-            }
-            let _ = tokio::time::timeout(LOOK_AGAIN, freed).await;
-        }
+    /// Resolves when memory was freed after this call, or a block may leave that could not before.
+    /// The end of a pin is not heard.
+    pub fn freed(&self) -> impl Future<Output = ()> + '_ {
+        self.home.freed.notified()
     }
 
     /// The arena, to pass to clients and to register with the ring.
@@ -135,7 +159,7 @@ impl HostTier {
                     evicted,
                 };
             }
-            let Some(block) = self.lock().evict(Instant::now()) else {
+            let Some(block) = self.lock().directory.evict(Instant::now()) else {
                 return Room {
                     image: None,
                     evicted,
@@ -147,34 +171,51 @@ impl HostTier {
 
     /// The block, counted as used now.
     pub fn get(&self, name: &Name) -> Option<Arc<HostBlock>> {
-        self.lock().get(name)
+        let mut shelf = self.lock();
+        shelf.directory.touch(name);
+        shelf.lend(name, &self.home)
+    }
+
+    /// The block, held, and not counted as used.
+    pub fn hold(&self, name: &Name) -> Option<Arc<HostBlock>> {
+        self.lock().lend(name, &self.home)
     }
 
     /// Facts about a block, not counted as use.
     pub fn info(&self, name: &Name) -> Option<ResidentInfo> {
-        self.lock().info(name)
+        let shelf = self.lock();
+        let holders = shelf.lent.get(name).map_or(0, Weak::strong_count);
+        let info = shelf.directory.info(name)?;
+        Some(ResidentInfo { holders, ..info })
     }
 
     /// Calls `look` for each name, under one lock, with what is known of it.
     pub fn each<T>(&self, names: &[Name], look: impl Fn(&Directory, &Name) -> T) -> Vec<T> {
-        let directory = self.lock();
-        names.iter().map(|name| look(&directory, name)).collect()
+        let shelf = self.lock();
+        names
+            .iter()
+            .map(|name| look(&shelf.directory, name))
+            .collect()
     }
 
-    /// Counts the use of a prefix: its last block first, so that leaves are always the oldest.
+    /// Counts the use of a prefix: its last block first, so that leaves are the oldest.
     pub fn touch_prefix(&self, names: &[Name]) {
-        let mut directory = self.lock();
+        let mut shelf = self.lock();
         for name in names.iter().rev() {
-            directory.touch(name);
+            shelf.directory.touch(name);
         }
     }
 
     /// Publishes a block; when one of that name is there already, that one is returned. `None`
     /// when the namespace was wiped since `life` was read: the block belongs to what is gone.
     pub fn insert(&self, block: HostBlock, durable: bool, life: Life) -> Option<Arc<HostBlock>> {
-        let mut directory = self.lock();
-        let current = self.wipes.load(Ordering::SeqCst) == life.0;
-        current.then(|| directory.insert(Arc::new(block), durable))
+        let name = (block.id().kind, block.id().key);
+        let mut shelf = self.lock();
+        if self.life() != life {
+            return None;
+        }
+        shelf.directory.insert(Arc::clone(block.raw()), durable);
+        shelf.lend(&name, &self.home)
     }
 
     /// The life of the namespace between two wipes. Read it before the first byte of a block is
@@ -188,32 +229,32 @@ impl HostTier {
         Arc::clone(&self.wipes)
     }
 
-    /// The disk tier has it too (or no longer).
-    pub fn set_durable(&self, name: &Name, durable: bool) {
-        self.lock().set_durable(name, durable);
+    /// The disk tier has the block of this life too (or no longer). Nothing is said of a block
+    /// that was saved after a wipe.
+    pub fn set_durable(&self, name: &Name, durable: bool, life: Life) {
+        let mut shelf = self.lock();
+        if self.life() == life {
+            shelf.directory.set_durable(name, durable);
+        }
     }
 
     /// Keeps a block for `ttl`; `None` takes the pin away. False when it is not here.
     pub fn pin(&self, name: &Name, ttl: Option<Duration>) -> bool {
         let until = ttl.map(|ttl| Instant::now() + ttl);
-        self.lock().pin(name, until)
-    }
-
-    /// Takes a block out.
-    pub fn remove(&self, name: &Name) -> Option<Arc<HostBlock>> {
-        self.lock().remove(name)
+        self.lock().directory.pin(name, until)
     }
 
     /// Takes every block out and begins a new life: nothing of the old one is published again.
-    pub fn clear(&self) -> Vec<Arc<HostBlock>> {
-        let mut directory = self.lock();
+    pub fn clear(&self) -> Vec<Arc<RawBlock>> {
+        let mut shelf = self.lock();
         self.wipes.fetch_add(1, Ordering::SeqCst);
-        directory.clear()
+        shelf.lent.clear();
+        shelf.directory.clear()
     }
 
     /// Blocks held.
     pub fn len(&self) -> usize {
-        self.lock().len()
+        self.lock().directory.len()
     }
 
     /// True when no block is held.
@@ -226,9 +267,48 @@ impl HostTier {
         self.arena.capacity() - self.arena.free_bytes()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Directory> {
-        self.directory
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Shelf> {
+        self.home.lock()
     }
 }
+
+impl Shelf {
+    /// Hands a block out: to everybody the same one, so that the last of them brings it back.
+    /// The caller must not drop what it gets before it gives up the lock.
+    fn lend(&mut self, name: &Name, home: &Arc<Home>) -> Option<Arc<HostBlock>> {
+        if let Some(held) = self.lent.get(name).and_then(Weak::upgrade) {
+            return Some(held);
+        }
+        let raw = Arc::clone(self.directory.get(name)?);
+        let lender = Arc::clone(home);
+        let held = Arc::new(HostBlock::lent(raw, lender));
+        self.lent.insert(*name, Arc::downgrade(&held));
+        self.directory.set_held(name, true);
+        Some(held)
+    }
+}
+
+impl Home {
+    fn lock(&self) -> MutexGuard<'_, Shelf> {
+        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Lender for Home {
+    fn returned(&self, id: BlockId) {
+        let name = (id.kind, id.key);
+        {
+            let mut shelf = self.lock();
+            // Handed out again meanwhile, or the name of a later life: that one ends on its own.
+            let last = |held: &Weak<HostBlock>| held.strong_count() == 0;
+            if shelf.lent.get(&name).is_some_and(last) {
+                shelf.lent.remove(&name);
+                shelf.directory.set_held(&name, false);
+            }
+        }
+        self.freed.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -10,13 +10,16 @@
 
 use std::sync::Arc;
 
-use kvtier_proto::{LayoutFingerprint, Level, Miss};
+use kvtier_proto::{BlockLayout, Level, Miss};
+use kvtier_store::mem::IoBuf;
 use kvtier_store::{Record, Stored, Unverified};
-use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::sync::{AcquireError, watch};
+use tokio::task::{JoinError, JoinSet};
 
+use super::disk::DiskTier;
 use super::host::HostTier;
-use super::{BlockEvent, Loaded, ROOM_WAIT, Tier, Tiers, codec};
+use super::scratch::Line;
+use super::{BlockEvent, Loaded, Tier, Tiers, codec};
 use crate::block::{BlockFacts, BlockId, HostBlock, Layouts};
 use crate::metrics::{Damage, Rung};
 
@@ -43,21 +46,48 @@ impl Tiers {
         same_layout(block, layouts).map(|block| (block, Tier::Disk))
     }
 
-    /// Starts loading what is not there. Returns how many loads started.
+    /// Starts loading what is not there, in this order and a few at a time; restores do not wait
+    /// behind it. Returns how many blocks are to come. It gives up when host memory is held.
     pub fn prefetch(
         self: &Arc<Self>,
         host: &Arc<HostTier>,
         layouts: &Arc<Layouts>,
         ids: impl IntoIterator<Item = BlockId>,
     ) -> u32 {
-        let mut started = 0;
-        for id in ids {
-            let absent = host.info(&(id.kind, id.key)).is_none();
-            if absent && self.join_or_start(host, layouts, id).is_ok() {
-                started += 1;
-            }
+        let Ok(call) = Arc::clone(&host.lines.prefetches).try_acquire_owned() else {
+            return 0;
+        };
+        let absent = |id: &BlockId| host.info(&(id.kind, id.key)).is_none();
+        let wanted: Vec<BlockId> = ids.into_iter().filter(absent).collect();
+        if self.disk.is_none() || wanted.is_empty() {
+            return 0;
         }
-        started
+        let count = u32::try_from(wanted.len()).unwrap_or(u32::MAX);
+        let (tiers, host, layouts) = (Arc::clone(self), Arc::clone(host), Arc::clone(layouts));
+        tokio::spawn(async move {
+            let mut loads = JoinSet::new();
+            for id in wanted {
+                let line = Arc::clone(&host.lines.prefetched);
+                let Ok(turn) = line.acquire_owned().await else {
+                    return;
+                };
+                let (tiers, host) = (Arc::clone(&tiers), Arc::clone(&host));
+                let layouts = Arc::clone(&layouts);
+                loads.spawn(async move {
+                    let loaded = tiers.fetch(&host, &layouts, id).await;
+                    drop(turn);
+                    loaded.err()
+                });
+                while let Some(ended) = loads.try_join_next() {
+                    if matches!(ended, Ok(Some(Miss::NoSpace))) {
+                        return loads.detach_all();
+                    }
+                }
+            }
+            loads.detach_all();
+            drop(call);
+        });
+        count
     }
 
     fn join_or_start(
@@ -92,6 +122,7 @@ impl Tiers {
         id: BlockId,
     ) -> Result<Arc<HostBlock>, Miss> {
         let disk = self.disk.as_ref().ok_or(Miss::Absent)?;
+        let _turn = host.lines.loads.acquire().await.map_err(stopping)?;
         let life = host.life();
         let stored = disk
             .find(vec![id])
@@ -101,25 +132,14 @@ impl Tiers {
             .flatten()
             .ok_or(Miss::Absent)?;
         // Sound, and of another layout: nothing is read, and nothing is wrong with the record.
-        if stored.layout_tag != tag(&layouts.fingerprint()) {
+        if !stored.has_layout(&layouts.fingerprint()) {
             return Err(Miss::WrongLayout);
         }
-        let raw = stored.level == Level::RAW;
-        let len = stored.place.len as usize;
-        let buf = if raw {
-            host.room_wait(len, Instant::now() + ROOM_WAIT).await
+        let loaded = if stored.level == Level::RAW {
+            self.load_raw(host, disk, layouts, id, &stored).await
         } else {
-            self.scratch.take(len).await
+            self.load_encoded(host, disk, layouts, id, &stored).await
         };
-        let unverified = disk
-            .get(id, layouts.fingerprint(), buf.ok_or(Miss::NoSpace)?)
-            .await?;
-        let loaded = if raw {
-            self.land_raw(layouts, id, unverified).await
-        } else {
-            self.land_decoded(host, layouts, id, unverified).await
-        };
-        self.scratch.freed();
         match loaded {
             Ok(block) => {
                 let kept = host.insert(block, true, life).ok_or(Miss::Evicted)?;
@@ -137,27 +157,34 @@ impl Tiers {
         }
     }
 
-    /// A record that cannot be served leaves the index, is counted, and is logged once.
+    /// A record that cannot be served leaves the index, is counted, and is logged once. Otherwise
+    /// its block would be called durable for ever: every restore would miss, and no save of it
+    /// would be written again. That holds for a read that failed as well: the block is lost until
+    /// it is saved again, and its next acknowledgement is good. A device that has failed as a
+    /// whole says nothing of the record; the disk tier then keeps it.
     async fn refuse(
         &self,
         host: &HostTier,
-        disk: &super::disk::DiskTier,
+        disk: &DiskTier,
         id: BlockId,
         stored: &Stored,
         miss: Miss,
     ) {
-        if !miss.is_damage() || miss == Miss::Device {
+        let damage = Damage::of(miss);
+        if damage.is_none() && miss != Miss::Unsupported {
             return;
         }
-        tracing::error!(
-            key = %id.key, namespace = %id.namespace, reason = miss.as_str(),
-            segment = stored.place.segment, offset = stored.place.offset,
-            "a stored record is damaged; the block is a miss"
-        );
-        if let Some(damage) = Damage::of(miss) {
-            self.metrics.corrupt.of(damage).inc();
+        if !disk.condemn(id, stored.place, miss).await {
+            return;
         }
-        disk.condemn(id, stored.place, miss).await;
+        if let Some(damage) = damage {
+            self.metrics.corrupt.of(damage).inc();
+            tracing::error!(
+                key = %id.key, namespace = %id.namespace, reason = miss.as_str(),
+                segment = stored.place.segment, offset = stored.place.offset,
+                "a stored record is damaged; the block is a miss"
+            );
+        }
         host.announce(BlockEvent {
             key: id.key,
             tier: Tier::Disk,
@@ -165,38 +192,70 @@ impl Tiers {
         });
     }
 
-    /// A raw record was read straight into the arena: verify it there and keep it.
-    async fn land_raw(
+    /// A raw record is read straight into the arena, verified there and kept.
+    async fn load_raw(
         self: &Arc<Self>,
+        host: &HostTier,
+        disk: &DiskTier,
         layouts: &Arc<Layouts>,
         id: BlockId,
-        unverified: Unverified,
+        stored: &Stored,
     ) -> Result<HostBlock, Miss> {
-        let _permit = self.cpu.acquire().await.map_err(|_| Miss::Device)?;
+        let room = self.room(host, stored.place.len as usize).await;
+        let buf = room.ok_or(Miss::NoSpace)?;
+        let unverified = disk.get(id, layouts.fingerprint(), buf).await?;
+        let _permit = self.cpu.acquire().await.map_err(stopping)?;
         let layouts = Arc::clone(layouts);
         let work = tokio::task::spawn_blocking(move || {
             let record = unverified.verify().map_err(|(_, miss)| miss)?;
             let facts = facts(&layouts, id, &record)?;
-            codec::check_parts(&record, &facts.layout)?;
             let payload_at = record.head().header.summary.place.head_len as usize;
-            HostBlock::new(id, facts, record.into_buf(), payload_at).ok_or(Miss::WrongLayout)
+            let mut image = record.into_buf();
+            // Clients map the arena: what the store writes for itself is not for them.
+            image.get_mut(..payload_at).unwrap_or_default().fill(0);
+            HostBlock::new(id, facts, image, payload_at).ok_or(Miss::WrongLayout)
         });
-        work.await.unwrap_or(Err(Miss::Undecodable))
+        ended(work.await)
     }
 
-    /// An encoded record was read into scratch memory: verify, and decode into the arena.
-    async fn land_decoded(
+    /// An encoded record is read into scratch memory, verified, and decoded into the arena.
+    async fn load_encoded(
         self: &Arc<Self>,
-        host: &Arc<HostTier>,
+        host: &HostTier,
+        disk: &DiskTier,
         layouts: &Arc<Layouts>,
         id: BlockId,
-        unverified: Unverified,
+        stored: &Stored,
     ) -> Result<HostBlock, Miss> {
-        let (record, facts) = self.verify(layouts, id, unverified).await?;
-        let len = facts.layout.payload_len();
-        let room = host.room_wait(len, Instant::now() + ROOM_WAIT).await;
-        let mut image = room.ok_or(Miss::NoSpace)?;
-        let _permit = self.cpu.acquire().await.map_err(|_| Miss::Device)?;
+        let mut reserved = None;
+        loop {
+            let scratch = self.scratch.take(stored.place.len as usize, Line::Load);
+            let buf = scratch.await.ok_or(Miss::NoSpace)?;
+            let unverified = disk.get(id, layouts.fingerprint(), buf).await?;
+            let (record, facts) = self.verify(layouts, id, unverified).await?;
+            let len = facts.layout.payload_len();
+            // How large the block is, only the record says.
+            let image = match reserved.take() {
+                Some(image) => Some(image),
+                None => self.room_now(host, len),
+            };
+            if let Some(image) = image.filter(|image| image.len() == len) {
+                return self.decode(id, record, facts, image).await;
+            }
+            // Waiting for room may take long: the record is given up, and read again (M4).
+            drop(record);
+            reserved = Some(self.room(host, len).await.ok_or(Miss::NoSpace)?);
+        }
+    }
+
+    async fn decode(
+        self: &Arc<Self>,
+        id: BlockId,
+        record: Record,
+        facts: BlockFacts,
+        mut image: IoBuf,
+    ) -> Result<HostBlock, Miss> {
+        let _permit = self.cpu.acquire().await.map_err(stopping)?;
         let tiers = Arc::clone(self);
         let work = tokio::task::spawn_blocking(move || {
             let begin = std::time::Instant::now();
@@ -209,7 +268,7 @@ impl Tiers {
                 .inc_by(begin.elapsed().as_secs_f64());
             HostBlock::new(id, facts, image, 0).ok_or(Miss::WrongLayout)
         });
-        work.await.unwrap_or(Err(Miss::Undecodable))
+        ended(work.await)
     }
 
     async fn verify(
@@ -218,21 +277,28 @@ impl Tiers {
         id: BlockId,
         unverified: Unverified,
     ) -> Result<(Record, BlockFacts), Miss> {
-        let _permit = self.cpu.acquire().await.map_err(|_| Miss::Device)?;
+        let _permit = self.cpu.acquire().await.map_err(stopping)?;
         let layouts = Arc::clone(layouts);
         let work = tokio::task::spawn_blocking(move || {
             let record = unverified.verify().map_err(|(_, miss)| miss)?;
             let facts = facts(&layouts, id, &record)?;
             Ok((record, facts))
         });
-        work.await.unwrap_or(Err(Miss::Undecodable))
+        ended(work.await)
     }
 }
 
-/// What the index keeps of a layout's fingerprint.
-fn tag(layout: &LayoutFingerprint) -> u32 {
-    let [a, b, c, d, ..] = layout.0;
-    u32::from_le_bytes([a, b, c, d])
+/// A daemon that stops has nothing to say against the record.
+fn stopping(_: AcquireError) -> Miss {
+    Miss::Deadline
+}
+
+/// How work on another thread ended. A decoder that panicked has refused its bytes.
+fn ended<T>(work: Result<Result<T, Miss>, JoinError>) -> Result<T, Miss> {
+    work.unwrap_or_else(|lost| match lost.is_panic() {
+        true => Err(Miss::Undecodable),
+        false => Err(Miss::Deadline),
+    })
 }
 
 fn same_layout(block: Arc<HostBlock>, layouts: &Layouts) -> Result<Arc<HostBlock>, Miss> {
@@ -249,24 +315,20 @@ fn facts(layouts: &Layouts, id: BlockId, record: &Record) -> Result<BlockFacts, 
     if header.kind != id.kind {
         return Err(Miss::WrongKey);
     }
-    let raw_len = record
-        .head()
-        .parts()
-        .iter()
-        .map(|part| u64::from(part.raw_len))
-        .sum();
-    let declared = layouts
-        .get(id.kind, header.tokens, 0)
-        .ok()
-        .map(|layout| layout.payload_len());
-    let opaque = if declared.is_some_and(|len| len as u64 == raw_len) {
-        0
-    } else {
-        raw_len
+    // The descriptor's layout where the parts are those of it; else it is a payload that the
+    // descriptor says nothing of, which may happen to be as long.
+    let alike = |layout: &Arc<BlockLayout>| codec::check_parts(record, layout).is_ok();
+    let declared = layouts.get(id.kind, header.tokens, 0).ok().filter(alike);
+    let sizes = record.head().parts().iter();
+    let raw_len = sizes.map(|part| u64::from(part.raw_len)).sum();
+    let layout = match declared {
+        Some(layout) => layout,
+        None => layouts
+            .get(id.kind, header.tokens, raw_len)
+            .ok()
+            .filter(alike)
+            .ok_or(Miss::WrongLayout)?,
     };
-    let layout = layouts
-        .get(id.kind, header.tokens, opaque)
-        .map_err(|_| Miss::WrongLayout)?;
     Ok(BlockFacts {
         parent: header.parent,
         position: header.position,

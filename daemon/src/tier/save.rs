@@ -12,10 +12,10 @@ use std::sync::Arc;
 use kvtier_proto::{BlockKey, Level, PayloadKind};
 use kvtier_store::RecordImage;
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 use super::host::{HostTier, Life};
-use super::{BlockEvent, ROOM_WAIT, Tier, Tiers, Written, codec};
+use super::scratch::Line;
+use super::{BlockEvent, Tier, Tiers, Written, codec};
 use crate::block::{BlockId, HostBlock, PlannedBlock};
 use crate::metrics::{Rung, Saved, Stage};
 
@@ -70,7 +70,7 @@ impl Tiers {
         let len = block.facts.layout.payload_len();
         let life = host.life();
         let outcome = async {
-            let room = host.room_wait(len, Instant::now() + ROOM_WAIT).await;
+            let room = self.room(host, len).await;
             let mut image = room.ok_or(SaveFailed::NoSpace)?;
             let copy = tokio::task::spawn_blocking(move || {
                 if let Err(problem) = payload.copy_into(&mut image) {
@@ -105,24 +105,24 @@ impl Tiers {
     /// to make room, or never got there, is written again from host memory.
     pub async fn durable(self: &Arc<Self>, host: &Arc<HostTier>, id: BlockId) -> bool {
         let Some(disk) = &self.disk else { return false };
-        if let Some(done) = self.written(id).await {
+        let (life, name) = (host.life(), (id.kind, id.key));
+        if let Some(done) = self.written(id, life).await {
             return done;
         }
         if disk.find(vec![id]).await.into_iter().any(|at| at.is_some()) {
             return true;
         }
-        let (life, name) = (host.life(), (id.kind, id.key));
-        let Some(info) = host.info(&name) else {
+        host.set_durable(&name, false, life);
+        let Some(block) = host.hold(&name) else {
             return false;
         };
-        host.set_durable(&name, false);
-        self.start_write(host, &info.block, life);
-        self.written(id).await.unwrap_or(false)
+        self.start_write(host, &block, life);
+        self.written(id, life).await.unwrap_or(false)
     }
 
     /// How the write of a block ended, when one is on its way.
-    async fn written(&self, id: BlockId) -> Option<bool> {
-        let mut write = self.lock_writes().get(&id).cloned()?;
+    async fn written(&self, id: BlockId, life: Life) -> Option<bool> {
+        let mut write = self.lock_writes().get(&(id, life)).cloned()?;
         let done = write.wait_for(Option::is_some).await;
         Some(done.is_ok_and(|done| *done == Some(true)))
     }
@@ -158,8 +158,8 @@ impl Tiers {
     }
 
     /// True while a write of this block is on its way.
-    pub fn is_writing(&self, id: BlockId) -> bool {
-        self.lock_writes().contains_key(&id)
+    pub fn is_writing(&self, host: &HostTier, id: BlockId) -> bool {
+        self.lock_writes().contains_key(&(id, host.life()))
     }
 
     fn start_write(self: &Arc<Self>, host: &Arc<HostTier>, block: &Arc<HostBlock>, life: Life) {
@@ -168,16 +168,16 @@ impl Tiers {
             .info(&(id.kind, id.key))
             .is_some_and(|info| info.durable);
         let mut writes = self.lock_writes();
-        if self.disk.is_none() || durable || writes.contains_key(&id) {
+        if self.disk.is_none() || durable || writes.contains_key(&(id, life)) {
             return;
         }
         let (done, written) = watch::channel::<Written>(None);
-        writes.insert(id, written);
+        writes.insert((id, life), written);
         let (tiers, host, block) = (Arc::clone(self), Arc::clone(host), Arc::clone(block));
         tokio::spawn(async move {
             let durable = tiers.write(&host, &block, life).await;
             if durable {
-                host.set_durable(&(id.kind, id.key), true);
+                host.set_durable(&(id.kind, id.key), true, life);
                 host.announce(BlockEvent {
                     key: id.key,
                     tier: Tier::Disk,
@@ -188,15 +188,14 @@ impl Tiers {
                 tiers.metrics.save_blocks.of(Saved::NotDurable).inc();
             }
             drop(block);
-            host.freed();
-            tiers.lock_writes().remove(&id);
+            tiers.lock_writes().remove(&(id, life));
             done.send_replace(Some(durable));
         });
     }
 
     async fn write(self: &Arc<Self>, host: &HostTier, block: &Arc<HostBlock>, life: Life) -> bool {
         let Some(disk) = &self.disk else { return false };
-        let image = match self.encode(block).await {
+        let image = match self.encode(host, block).await {
             Ok(image) => image,
             Err(problem) => {
                 tracing::warn!(key = %block.id().key, %problem, "block stays in host memory only");
@@ -205,7 +204,6 @@ impl Tiers {
         };
         let stored = u64::from(image.layout().image_len);
         let put = disk.put(image, host.lives(), life).await;
-        self.scratch.freed();
         match put {
             Ok(()) => {
                 self.metrics.saved_bytes.of(Stage::Stored).inc_by(stored);
@@ -218,21 +216,23 @@ impl Tiers {
         }
     }
 
-    async fn encode(self: &Arc<Self>, block: &Arc<HostBlock>) -> Result<RecordImage, String> {
+    async fn encode(
+        self: &Arc<Self>,
+        host: &HostTier,
+        block: &Arc<HostBlock>,
+    ) -> Result<RecordImage, String> {
+        let closed = |problem: tokio::sync::AcquireError| problem.to_string();
+        let _turn = host.lines.encodes.acquire().await.map_err(closed)?;
         let level = self.level_for(block)?;
         let codec = self
             .codecs
             .get(level)
             .map_err(|problem| problem.to_string())?;
         let bound = codec::image_bound(codec, block.facts())?;
-        let scratch = self.scratch.take(bound.image_len as usize).await;
-        let scratch =
-            scratch.ok_or_else(|| format!("{} bytes exceed scratch memory", bound.image_len))?;
-        let _permit = self
-            .cpu
-            .acquire()
-            .await
-            .map_err(|problem| problem.to_string())?;
+        let len = bound.image_len as usize;
+        let scratch = self.scratch.take(len, Line::Save).await;
+        let scratch = scratch.ok_or_else(|| format!("{len} bytes exceed scratch memory"))?;
+        let _permit = self.cpu.acquire().await.map_err(closed)?;
         let (tiers, block) = (Arc::clone(self), Arc::clone(block));
         let work = tokio::task::spawn_blocking(move || {
             let begin = std::time::Instant::now();

@@ -3,32 +3,50 @@
 //! Upstairs:   `save` and `load` take a buffer, and its drop gives the memory back.
 //! Downstairs: `kvtier_store::mem`.
 //!
-//! The size of this arena bounds how much is in flight: who finds it empty waits, and is woken
-//! when a buffer comes home.
+//! The size of this arena bounds how much is in flight, of all namespaces together. Whoever finds
+//! it empty stands in line, one for saves and one for loads: the first of a line is served before
+//! those behind it, however large its buffer, and neither kind of work waits for the other's line.
+//!
+//! Invariants kept here
+//!   M4  Nobody waits for room in a namespace's arena while holding scratch memory: that may take
+//!       as long as a client keeps its leases, and every namespace would wait with it.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use kvtier_store::mem::{Arena, IoBuf, Share};
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, Notify};
+
+/// What the memory is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Line {
+    /// A record to be written.
+    Save,
+    /// A record to be read.
+    Load,
+}
 
 /// See the module.
 #[derive(Debug)]
 pub struct Scratch {
     arena: Arc<Arena>,
-    freed: Notify,
+    freed: Arc<Notify>,
+    /// Held by the first of each line. These locks are handed on in the order of their waiters.
+    saves: Mutex<()>,
+    loads: Mutex<()>,
 }
-
-/// Buffers are dropped wherever they end; a waiter looks again at least this often.
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 impl Scratch {
     /// Reserves `bytes`.
     pub fn create(bytes: usize) -> std::io::Result<Self> {
         let arena = Arena::create("kvtier-scratch", bytes, Share::Private)?;
+        let freed = Arc::new(Notify::new());
+        let heard = Arc::clone(&freed);
+        arena.on_freed(move || heard.notify_waiters());
         Ok(Self {
             arena,
-            freed: Notify::new(),
+            freed,
+            saves: Mutex::default(),
+            loads: Mutex::default(),
         })
     }
 
@@ -40,21 +58,24 @@ impl Scratch {
     /// A buffer of `len` bytes; waits for one. `None` when so much can never be had.
     ///
     /// Cancel safety: nothing is taken until the future is ready.
-    pub async fn take(&self, len: usize) -> Option<IoBuf> {
+    pub async fn take(&self, len: usize, line: Line) -> Option<IoBuf> {
         if len > self.arena.capacity() {
             return None;
         }
+        let line = match line {
+            Line::Save => &self.saves,
+            Line::Load => &self.loads,
+        };
+        let _first = line.lock().await;
         loop {
             let freed = self.freed.notified();
             if let Some(buf) = self.arena.alloc(len) {
                 return Some(buf);
             }
-            let _ = tokio::time::timeout(LOOK_AGAIN, freed).await;
+            freed.await;
         }
     }
-
-    /// Says that a buffer has been dropped, so that waiters look at once.
-    pub fn freed(&self) {
-        self.freed.notify_waiters();
-    }
 }
+
+#[cfg(test)]
+mod tests;

@@ -39,6 +39,9 @@ pub(crate) const ROW_LEN: usize = 32;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CatalogError {
+    /// There is none.
+    #[error("catalog is missing: its folder is not there")]
+    Missing,
     /// It contradicts the superblock or itself.
     #[error("catalog is unsound: {what}")]
     Unsound {

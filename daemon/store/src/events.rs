@@ -3,7 +3,7 @@
 //! Upstairs:   the daemon's store thread turns these into replies and metrics.
 //! Downstairs: nothing.
 
-use kvtier_proto::{BlockKey, Miss, NamespaceId};
+use kvtier_proto::{BlockKey, Miss, NamespaceId, PayloadKind};
 use strum::{EnumCount, EnumIter, IntoStaticStr};
 
 use crate::format::Place;
@@ -107,6 +107,8 @@ pub enum Event {
         namespace: NamespaceId,
         /// Which block.
         key: BlockKey,
+        /// What its bytes were.
+        kind: PayloadKind,
         /// Where it was.
         place: Place,
     },

@@ -50,6 +50,11 @@ impl Stored {
             place: summary.place,
         }
     }
+
+    /// True when the record may be of this layout; the record itself says so for certain.
+    pub fn has_layout(&self, layout: &LayoutFingerprint) -> bool {
+        self.layout_tag == layout_tag(layout)
+    }
 }
 
 pub(crate) fn layout_tag(layout: &LayoutFingerprint) -> u32 {

@@ -62,7 +62,9 @@ pub use format::{Head, Header, Part, PartCode, Place, StoreId, Summary};
 pub use image::{ImageError, ImageLayout, PartSpec, RecordBuilder, RecordImage, RecordMeta};
 pub use index::Stored;
 pub use read::{Record, Unverified, Want};
-pub use recover::{IndexSource, OpenError, Progress, RecoveryReport, SuperblockFound};
+pub use recover::{
+    Distrust, DistrustReason, IndexSource, OpenError, Progress, RecoveryReport, SuperblockFound,
+};
 pub use segments::{Candidate, Life, choose_victim};
 pub use store::{Refused, SEGMENTS_MAX, SEGMENTS_MIN, Store, StoreOptions, WRITE_ERRORS_MAX};
 

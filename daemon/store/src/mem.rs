@@ -30,7 +30,7 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustix::fs::{MemfdFlags, SealFlags};
 
@@ -75,6 +75,7 @@ pub struct Arena {
     hugetlb: bool,
     huge_bytes: AtomicUsize,
     free: Mutex<FreeRuns>,
+    on_freed: OnceLock<Box<dyn Fn() + Send + Sync>>,
     generation: AtomicU64,
     number: u64,
 }
@@ -128,6 +129,7 @@ impl Arena {
             hugetlb,
             huge_bytes: AtomicUsize::new(if hugetlb { len } else { 0 }),
             free: Mutex::new(FreeRuns::new(len)),
+            on_freed: OnceLock::new(),
             generation: AtomicU64::new(1),
             number: NEXT_ARENA.fetch_add(1, Ordering::Relaxed),
         }))
@@ -191,6 +193,13 @@ impl Arena {
             room,
             generation,
         })
+    }
+
+    /// Has `call` called whenever a buffer came home, from wherever it was dropped: it must not
+    /// block. Only the first call of an arena counts.
+    pub fn on_freed(&self, call: impl Fn() + Send + Sync + 'static) {
+        // A second one is a mistake of the caller's that costs it nothing but its wake-ups.
+        let _ = self.on_freed.set(Box::new(call));
     }
 
     /// Size of the mapping. Unit: bytes.
@@ -297,6 +306,9 @@ impl DerefMut for IoBuf {
 impl Drop for IoBuf {
     fn drop(&mut self) {
         self.arena.lock().give_back(self.at, self.room);
+        if let Some(call) = self.arena.on_freed.get() {
+            call();
+        }
     }
 }
 

@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use kvtier_proto::Miss;
 
-use crate::catalog::{Catalog, Stamp, Sum};
+use crate::catalog::{Catalog, CatalogError, Stamp, Sum};
 use crate::disk::Disk;
 use crate::events::DeviceState;
 use crate::format::segment::segment_number;
@@ -96,7 +96,39 @@ pub enum IndexSource {
     /// The segments: there was no clean close, or no catalog is used.
     Segments,
     /// The segments, because the catalog could not be trusted, and why.
-    SegmentsAfter(String),
+    SegmentsAfter(Distrust),
+}
+
+/// Why a catalog was not trusted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Distrust {
+    /// In one word, to count by.
+    pub reason: DistrustReason,
+    /// In a sentence, for the log.
+    pub what: String,
+}
+
+/// What can be wrong with a catalog.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DistrustReason {
+    /// There is none.
+    Missing,
+    /// It cannot be opened or read.
+    Unreadable,
+    /// It is not the one of the last clean close, or contradicts the segments.
+    Mismatch,
+}
+
+impl From<CatalogError> for Distrust {
+    fn from(problem: CatalogError) -> Self {
+        let reason = match problem {
+            CatalogError::Missing => DistrustReason::Missing,
+            CatalogError::Unsound { .. } => DistrustReason::Mismatch,
+            CatalogError::Library { .. } | CatalogError::Folder(_) => DistrustReason::Unreadable,
+        };
+        let what = problem.to_string();
+        Self { reason, what }
+    }
 }
 
 /// What an opening found and did.
@@ -343,10 +375,14 @@ fn load_catalog<D: Disk>(
             segment.epoch > 0 && row.place.offset + u64::from(row.place.len) <= segment.size
         })
     });
-    let problem = match outcome {
-        Err(problem) => problem.to_string(),
-        Ok(()) if sum.close() != stamp.close => "its rows do not add up".to_owned(),
-        Ok(()) if !known => "a row names a segment that is not there".to_owned(),
+    let mismatch = |what: &str| Distrust {
+        reason: DistrustReason::Mismatch,
+        what: what.to_owned(),
+    };
+    let distrust = match outcome {
+        Err(problem) => Distrust::from(problem),
+        Ok(()) if sum.close() != stamp.close => mismatch("its rows do not add up"),
+        Ok(()) if !known => mismatch("a row names a segment that is not there"),
         Ok(()) => {
             for row in &rows {
                 report.records += 1;
@@ -357,10 +393,10 @@ fn load_catalog<D: Disk>(
         }
     };
     tracing::warn!(
-        problem,
+        problem = distrust.what,
         "catalog not trusted; rebuilding the index from the segments"
     );
-    report.source = IndexSource::SegmentsAfter(problem);
+    report.source = IndexSource::SegmentsAfter(distrust);
     false
 }
 

@@ -7,27 +7,30 @@
 //!   T4  Every command is answered, or its channel is dropped: nobody waits for ever.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use kvtier_proto::{BlockKey, NamespaceId};
+use kvtier_proto::{BlockKey, Miss, NamespaceId, PayloadKind};
 use kvtier_store::catalog::SledCatalog;
 use kvtier_store::disk::lane::open_lane;
 use kvtier_store::disk::{Disk, Wait, Waker};
 use kvtier_store::{
-    Counter, DeviceState, Event, IndexSource, PutError, RecordImage, RecoveryReport, Store,
-    StoreOptions, Want,
+    Counter, DeviceState, DistrustReason, Event, IndexSource, PutError, RecordImage,
+    RecoveryReport, Store, StoreOptions, Want,
 };
 use rand::TryRngCore;
 use tokio::sync::oneshot;
 
+use super::pins::Pins;
 use super::{Command, DiskOptions, DiskStatus, GetDone, PutDone};
 use crate::block::BlockId;
 use crate::health::{Health, Progress};
 use crate::log::chain;
 use crate::metrics::{CatalogReason, Direction, DiskState, Metrics, Tier};
+use crate::tier::BlockEvent;
+use crate::tier::host::{HostTier, Life};
 
 type Opened = oneshot::Sender<Result<(Waker, Arc<Mutex<DiskStatus>>), String>>;
 type AnyStore = Store<Box<dyn Disk + Send>>;
@@ -51,17 +54,7 @@ pub(super) fn main(
     };
     let status = Arc::new(Mutex::new(status));
     let waker = store.disk().waker();
-    let served = Served {
-        store,
-        metrics,
-        status: Arc::clone(&status),
-        puts: HashMap::new(),
-        gets: HashMap::new(),
-        held_back: VecDeque::new(),
-        pins: BTreeMap::new(),
-        tags: 0,
-        counted: BTreeMap::new(),
-    };
+    let served = Served::new(store, metrics, Arc::clone(&status), &options.hosts);
     if opened.send(Ok((waker, status))).is_ok() {
         served.run(&commands);
     }
@@ -129,8 +122,9 @@ fn tell(report: &RecoveryReport, path: &str, seconds: f64, metrics: &Metrics) {
     let source = match &report.source {
         IndexSource::Catalog => "catalog".to_owned(),
         IndexSource::Segments => "segments".to_owned(),
-        IndexSource::SegmentsAfter(why) => {
-            metrics.catalog_rebuilt.of(reason(why)).inc();
+        IndexSource::SegmentsAfter(distrust) => {
+            let why = &distrust.what;
+            metrics.catalog_rebuilt.of(reason(distrust.reason)).inc();
             tracing::warn!(path, why, "the catalog was rebuilt from the segments");
             format!("segments, because {why}")
         }
@@ -142,34 +136,70 @@ fn tell(report: &RecoveryReport, path: &str, seconds: f64, metrics: &Metrics) {
     );
 }
 
-/// Which of the few reasons a sentence speaks of.
-fn reason(why: &str) -> CatalogReason {
-    if why.contains("folder is not there") {
-        CatalogReason::Missing
-    } else if ["unsound", "add up", "names a segment"]
-        .iter()
-        .any(|part| why.contains(part))
-    {
-        CatalogReason::Mismatch
-    } else {
-        CatalogReason::Unreadable
+fn reason(reason: DistrustReason) -> CatalogReason {
+    match reason {
+        DistrustReason::Missing => CatalogReason::Missing,
+        DistrustReason::Unreadable => CatalogReason::Unreadable,
+        DistrustReason::Mismatch => CatalogReason::Mismatch,
     }
+}
+
+/// A record that the store has not taken yet.
+struct Put {
+    tag: u64,
+    image: RecordImage,
+    /// Lives counted, and the one that the bytes belong to.
+    lives: Arc<AtomicU64>,
+    life: Life,
 }
 
 struct Served<'a> {
     store: AnyStore,
     metrics: &'a Metrics,
     status: Arc<Mutex<DiskStatus>>,
-    puts: HashMap<u64, oneshot::Sender<PutDone>>,
-    gets: HashMap<u64, oneshot::Sender<GetDone>>,
-    /// Puts that the store's queue had no room for.
-    held_back: VecDeque<(u64, RecordImage)>,
-    pins: BTreeMap<(Instant, NamespaceId, BlockKey), ()>,
+    answers: Answers<'a>,
+    /// In the order they came. The store's queue may have no room for them.
+    puts: VecDeque<Put>,
+    pins: Pins,
     tags: u64,
     counted: BTreeMap<&'static str, u64>,
 }
 
-impl Served<'_> {
+/// Who waits for what the store reports.
+struct Answers<'a> {
+    metrics: &'a Metrics,
+    puts: HashMap<u64, oneshot::Sender<PutDone>>,
+    gets: HashMap<u64, oneshot::Sender<GetDone>>,
+    hosts: HashMap<NamespaceId, Arc<HostTier>>,
+}
+
+impl<'a> Served<'a> {
+    fn new(
+        store: AnyStore,
+        metrics: &'a Metrics,
+        status: Arc<Mutex<DiskStatus>>,
+        hosts: &[Arc<HostTier>],
+    ) -> Self {
+        let hosts = hosts
+            .iter()
+            .map(|host| (host.namespace(), Arc::clone(host)));
+        Self {
+            store,
+            metrics,
+            status,
+            answers: Answers {
+                metrics,
+                puts: HashMap::new(),
+                gets: HashMap::new(),
+                hosts: hosts.collect(),
+            },
+            puts: VecDeque::new(),
+            pins: Pins::default(),
+            tags: 0,
+            counted: BTreeMap::new(),
+        }
+    }
+
     fn run(mut self, commands: &Receiver<Command>) {
         let mut events = Vec::new();
         loop {
@@ -183,8 +213,8 @@ impl Served<'_> {
             }
             self.unpin_expired();
             self.store.step(Wait::One, &mut events);
-            self.settle(&mut events);
-            self.retry_held_back();
+            self.answers.settle(&mut events);
+            self.hand_over_puts();
             self.report();
         }
     }
@@ -201,12 +231,16 @@ impl Served<'_> {
                 life,
                 reply,
             } => {
-                if lives.load(Ordering::SeqCst) != life.0 {
-                    return drop(reply.send(Err("the namespace was wiped".into())));
-                }
                 self.tags += 1;
-                self.puts.insert(self.tags, reply);
-                self.put(self.tags, image);
+                let tag = self.tags;
+                self.answers.puts.insert(tag, reply);
+                self.puts.push_back(Put {
+                    tag,
+                    image,
+                    lives,
+                    life,
+                });
+                self.hand_over_puts();
             }
             Command::Get {
                 id,
@@ -221,7 +255,7 @@ impl Served<'_> {
                     layout,
                 };
                 match self.store.get(self.tags, &want, buf) {
-                    Ok(()) => drop(self.gets.insert(self.tags, reply)),
+                    Ok(()) => drop(self.answers.gets.insert(self.tags, reply)),
                     Err((_, miss)) => drop(reply.send(Err(miss))),
                 }
             }
@@ -231,9 +265,12 @@ impl Served<'_> {
                 miss,
                 reply,
             } => {
-                self.store
-                    .condemn(id.namespace, &id.record_key(), &place, miss);
-                let _ = reply.send(());
+                let known = miss != Miss::Device || self.store.state() != DeviceState::Failed;
+                if known {
+                    self.store
+                        .condemn(id.namespace, &id.record_key(), &place, miss);
+                }
+                let _ = reply.send(known);
             }
             Command::Pin { ids, ttl, reply } => {
                 let _ = reply.send(ids.iter().map(|id| self.pin(id, ttl)).collect());
@@ -243,6 +280,7 @@ impl Served<'_> {
                     .store
                     .wipe(namespace, events)
                     .map_err(|problem| chain(&problem));
+                self.pins.forget(namespace);
                 let _ = reply.send(done);
             }
             Command::Close { reply } => drop(reply.send(())),
@@ -255,72 +293,43 @@ impl Served<'_> {
             .filter(|stored| stored.kind == id.kind)
     }
 
-    fn put(&mut self, tag: u64, image: RecordImage) {
-        match self.store.put(tag, image) {
-            Ok(()) => {}
-            Err((image, PutError::Busy { .. })) => self.held_back.push_back((tag, image)),
-            Err((_, problem)) => self.answer_put(tag, Err(chain(&problem))),
-        }
-    }
-
-    fn retry_held_back(&mut self) {
-        for _ in 0..self.held_back.len() {
-            if let Some((tag, image)) = self.held_back.pop_front() {
-                self.put(tag, image);
+    /// Gives the store what its queue has room for. A namespace may have been wiped since a put
+    /// came in, and the store would give it a number that the wipe does not cover (P3).
+    fn hand_over_puts(&mut self) {
+        while let Some(put) = self.puts.pop_front() {
+            if put.lives.load(Ordering::SeqCst) != put.life.0 {
+                let wiped = "the namespace was wiped".to_owned();
+                self.answers.put(put.tag, Err(wiped));
+                continue;
             }
-        }
-    }
-
-    fn answer_put(&mut self, tag: u64, done: PutDone) {
-        if let Some(reply) = self.puts.remove(&tag) {
-            let _ = reply.send(done);
+            match self.store.put(put.tag, put.image) {
+                Ok(()) => {}
+                Err((image, PutError::Busy { .. })) => {
+                    return self.puts.push_front(Put { image, ..put });
+                }
+                Err((_, problem)) => self.answers.put(put.tag, Err(chain(&problem))),
+            }
         }
     }
 
     fn pin(&mut self, id: &BlockId, ttl: Option<std::time::Duration>) -> bool {
+        let name = (id.namespace, id.record_key());
         let Some(_) = self.peek(id) else { return false };
-        self.pins.retain(|(_, namespace, key), ()| {
-            (*namespace, *key) != (id.namespace, id.record_key())
-        });
-        match ttl {
-            Some(ttl) => {
-                self.pins
-                    .insert((Instant::now() + ttl, id.namespace, id.record_key()), ());
-                self.store.pin(id.namespace, &id.record_key())
-            }
-            None => {
-                self.store.unpin(id.namespace, &id.record_key());
-                true
-            }
+        let Some(ttl) = ttl else {
+            self.pins.remove(&name);
+            self.store.unpin(name.0, &name.1);
+            return true;
+        };
+        let pinned = self.store.pin(name.0, &name.1);
+        if pinned {
+            self.pins.set(name, Instant::now() + ttl);
         }
+        pinned
     }
 
     fn unpin_expired(&mut self) {
-        while let Some(first) = self.pins.first_entry()
-            && first.key().0 <= Instant::now()
-        {
-            let ((_, namespace, key), ()) = first.remove_entry();
+        while let Some((namespace, key)) = self.pins.take_ended(Instant::now()) {
             self.store.unpin(namespace, &key);
-        }
-    }
-
-    fn settle(&mut self, events: &mut Vec<Event>) {
-        for event in events.drain(..) {
-            match event {
-                Event::Put { tag, result, .. } => {
-                    let done = result.map(|_| ()).map_err(|problem| chain(&problem));
-                    if let Some(reply) = self.puts.remove(&tag) {
-                        let _ = reply.send(done);
-                    }
-                }
-                Event::Got { tag, result } => {
-                    if let Some(reply) = self.gets.remove(&tag) {
-                        let _ = reply.send(result.map_err(|(_, miss)| miss));
-                    }
-                }
-                Event::Evicted { .. } => self.metrics.evicted_blocks.of(Tier::Disk).inc(),
-                Event::Device(state) => tracing::warn!(state = state.as_str(), "device state"),
-            }
         }
     }
 
@@ -350,42 +359,63 @@ impl Served<'_> {
 
     fn close(mut self, reply: Option<oneshot::Sender<()>>) {
         let mut events = Vec::new();
-        while !self.held_back.is_empty() {
+        while !self.puts.is_empty() {
             self.store.step(Wait::One, &mut events);
-            self.settle(&mut events);
-            self.retry_held_back();
+            self.answers.settle(&mut events);
+            self.hand_over_puts();
         }
-        let (puts, gets) = (
-            std::mem::take(&mut self.puts),
-            std::mem::take(&mut self.gets),
-        );
         drop(self.store.close(&mut events));
-        answer_last(events, puts, gets);
+        self.answers.settle(&mut events);
         if let Some(reply) = reply {
             let _ = reply.send(());
         }
     }
 }
 
-/// Answers what the closing store still reported.
-fn answer_last(
-    events: Vec<Event>,
-    mut puts: HashMap<u64, oneshot::Sender<PutDone>>,
-    mut gets: HashMap<u64, oneshot::Sender<GetDone>>,
-) {
-    for event in events {
-        match event {
-            Event::Put { tag, result, .. } => {
-                if let Some(reply) = puts.remove(&tag) {
-                    let _ = reply.send(result.map(|_| ()).map_err(|problem| chain(&problem)));
+impl Answers<'_> {
+    fn put(&mut self, tag: u64, done: PutDone) {
+        if let Some(reply) = self.puts.remove(&tag) {
+            let _ = reply.send(done);
+        }
+    }
+
+    /// Passes on what the store reported.
+    fn settle(&mut self, events: &mut Vec<Event>) {
+        for event in events.drain(..) {
+            match event {
+                Event::Put { tag, result, .. } => {
+                    self.put(tag, result.map(|_| ()).map_err(|problem| chain(&problem)));
                 }
-            }
-            Event::Got { tag, result } => {
-                if let Some(reply) = gets.remove(&tag) {
-                    let _ = reply.send(result.map_err(|(_, miss)| miss));
+                Event::Got { tag, result } => {
+                    if let Some(reply) = self.gets.remove(&tag) {
+                        let _ = reply.send(result.map_err(|(_, miss)| miss));
+                    }
                 }
+                Event::Evicted {
+                    namespace,
+                    key,
+                    kind,
+                    ..
+                } => self.evicted(namespace, key, kind),
+                Event::Device(state) => tracing::warn!(state = state.as_str(), "device state"),
             }
-            _ => {}
+        }
+    }
+
+    /// A block made room on the device. Of a kind other than KV only the name of its record is
+    /// known, which says nothing to a watcher.
+    fn evicted(&self, namespace: NamespaceId, key: BlockKey, kind: PayloadKind) {
+        self.metrics.evicted_blocks.of(Tier::Disk).inc();
+        let Some(host) = self.hosts.get(&namespace) else {
+            return;
+        };
+        if kind == PayloadKind::Kv {
+            host.set_durable(&(kind, key), false, host.life());
+            host.announce(BlockEvent {
+                key,
+                tier: Tier::Disk,
+                removed: Some(Miss::Evicted),
+            });
         }
     }
 }
@@ -399,3 +429,6 @@ fn label(state: DeviceState) -> DiskState {
         DeviceState::Failed => DiskState::Failed,
     }
 }
+
+#[cfg(test)]
+mod tests;

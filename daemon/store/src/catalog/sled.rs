@@ -99,7 +99,7 @@ fn unsound(what: &str) -> CatalogError {
 impl Catalog for SledCatalog {
     fn load(&mut self, stamp: &Stamp, each: &mut dyn FnMut(&Stored)) -> Result<(), CatalogError> {
         if !self.folder.exists() {
-            return Err(unsound("its folder is not there"));
+            return Err(CatalogError::Missing);
         }
         let open = self.db()?;
         let found = guard(|| open.db.get(STAMP))?;

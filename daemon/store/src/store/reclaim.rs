@@ -152,12 +152,14 @@ impl<D: Disk> Store<D> {
             let Stored {
                 namespace,
                 key,
+                kind,
                 place,
                 ..
             } = *stored;
             events.push(Event::Evicted {
                 namespace,
                 key,
+                kind,
                 place,
             });
         }
