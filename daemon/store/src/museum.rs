@@ -13,6 +13,7 @@ use kvtier_proto::Miss;
 
 use crate::disk::Wait;
 use crate::disk::sim::{Fault, Faults, SimDisk, SimOptions};
+use crate::format::Stamp;
 use crate::format::segment::segment_name;
 use crate::testkit::*;
 use crate::*;
@@ -76,28 +77,53 @@ fn museum_02_a_valid_record_of_another_block_is_a_miss() {
     assert!(store.hits(2));
 }
 
-// As above, with a record that claims the very place: only its identity is another's.
-#[test]
-fn museum_02_a_record_forged_for_the_place_is_a_miss_as_wrong_key() {
-    let mut store = Fixture::new();
-    store.put_all([1]);
+/// Writes a record of the lengths of record 1 over it, with good checksums and a stamp for the
+/// very place; `change` says what is foreign about it.
+fn forge(store: &mut Fixture, meta: &RecordMeta, change: impl FnOnce(&mut Stamp)) {
     let place = store.place(1);
-    let mut forged = image(&store.arena, OTHER, 1, 0);
-    forged.stamp(&crate::format::Stamp {
+    let mut stamp = Stamp {
         store_id: options().new_store_id,
         epoch: place.epoch,
         sequence: place.sequence,
         segment: place.segment,
         offset: place.offset,
-    });
+    };
+    change(&mut stamp);
+    let foreign = payload(OTHER, 1, 1, stored_len(1));
+    let mut forged = build(&store.arena, meta, &parts(1), &foreign);
+    forged.stamp(&stamp);
     let bytes = forged.into_buf();
-    let file = store
-        .store
-        .disk_mut()
-        .content(&segment_name(place.segment))
-        .unwrap();
+    assert_eq!(
+        bytes.len(),
+        place.len as usize,
+        "nothing but identity tells"
+    );
+    let name = segment_name(place.segment);
+    let file = store.store.disk_mut().content(&name).unwrap();
     file[place.offset as usize..][..bytes.len()].copy_from_slice(&bytes);
-    assert_eq!(store.get(&want(NS, 1)), Err(Miss::WrongKey));
+}
+
+// As above, with a record that claims the very place: only its identity is another's.
+#[test]
+fn museum_02_a_record_forged_for_the_place_is_a_miss() {
+    type Change = fn(&mut Stamp);
+    let cases: [(RecordMeta, Change, Miss); 5] = [
+        (meta(OTHER, 1), |_| (), Miss::WrongKey),
+        (meta(NS, 2), |_| (), Miss::WrongKey),
+        (meta(NS, 1), |stamp| stamp.epoch -= 1, Miss::StaleEpoch),
+        (meta(NS, 1), |stamp| stamp.sequence -= 1, Miss::StaleEpoch),
+        (
+            meta(NS, 1),
+            |stamp| stamp.store_id.0[0] ^= 1,
+            Miss::StaleEpoch,
+        ),
+    ];
+    for (case, (meta, change, miss)) in cases.into_iter().enumerate() {
+        let mut store = Fixture::new();
+        store.put_all([1]);
+        forge(&mut store, &meta, change);
+        assert_eq!(store.get(&want(NS, 1)).err(), Some(miss), "case {case}");
+    }
 }
 
 // Row 3, LMCache#4492: corrupted responses after a restart.
@@ -129,6 +155,35 @@ fn museum_07_a_record_of_another_layout_is_a_miss_as_wrong_layout() {
     store.rest();
     assert_eq!(store.got[&tag], Err(Miss::WrongLayout));
     assert!(store.hits(1));
+}
+
+// Row 9, CVE-2025-25183: a hash that can be predicted and collides gives another prompt's KV.
+// Method: two keys that differ in the last bit only, side by side and then one in the other's
+// place: they are two blocks for the index, and the record compares all of its key.
+#[test]
+fn museum_09_keys_that_differ_in_the_last_bit_are_two_blocks() {
+    let twin = |mut key: kvtier_proto::BlockKey| {
+        key.0[31] ^= 1;
+        key
+    };
+    let mut store = Fixture::new();
+    store.put_all([1]);
+    let mut near = want(NS, 1);
+    near.key = twin(near.key);
+    assert_eq!(store.get(&near), Err(Miss::Absent));
+    let meta = RecordMeta {
+        key: near.key,
+        ..meta(NS, 1)
+    };
+    let bytes = payload(OTHER, 1, 1, stored_len(1));
+    let image = build(&store.arena, &meta, &parts(1), &bytes);
+    let tag = store.tag();
+    store.store.put(tag, image).unwrap();
+    store.rest();
+    assert_eq!(store.get(&near), Ok(bytes));
+    assert!(store.hits(1), "the twin replaced nothing");
+    forge(&mut store, &meta, |_| ());
+    assert_eq!(store.get(&want(NS, 1)).err(), Some(Miss::WrongKey));
 }
 
 // Row 10, sled#1533, #1166: a snapshot that cannot be opened after an abrupt stop.

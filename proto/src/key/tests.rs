@@ -49,6 +49,19 @@ fn museum_08_adapter_and_salt_never_change_places() {
     assert!(a != b && b != c && a != c);
 }
 
+// Museum row 9 (CVE-2025-25183): block hashes that anybody can compute let one tenant make blocks
+// that collide with another's. Without the secret, nothing about a key can be told.
+#[test]
+fn museum_09_another_secret_gives_unrelated_keys() {
+    for tokens in 0..64u32 {
+        let key = |secret| deriver(secret, 2, "a").derive(&BlockKey::ROOT, &[tokens], b"");
+        let (one, other) = (key(2), key(3));
+        let differ = one.0.iter().zip(other.0).map(|(a, b)| (a ^ b).count_ones());
+        let differ: u32 = differ.sum();
+        assert!((80..=176).contains(&differ), "{differ} of 256 bits differ");
+    }
+}
+
 #[test]
 fn secret_never_shows_in_debug_output() {
     let shown = format!("{:?}", deriver(0xAB, 2, "a"));

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use kvtier_client::{
     BlockKey, Client, Endpoint, LayerSpec, Miss, ModelDescriptor, PartOrder, PayloadKind,
-    SaveBlock, SessionOptions,
+    SaveBlock, SessionOptions, Tier,
 };
 use kvtier_tests::harness::child::{self, Role};
 use kvtier_tests::harness::{Daemon, Options, blocks, daemon, is_root, run, skip};
@@ -100,6 +100,38 @@ fn another_adapter_misses_and_the_same_adapter_hits() {
         let again = daemon.session(&with("lora-a")).await;
         let derived = blocks::chain(&again, 1, 16 * 4, PayloadKind::Kv);
         blocks::restore_all(&again, &derived).await;
+    });
+}
+
+// Museum row 9 (CVE-2025-25183): a hash that can be predicted, and is compared in part, gives
+// another prompt's KV. Here whoever even names a key that is one bit off gets a miss, and its own
+// bytes once it has saved some, from memory and from the device.
+#[test]
+fn museum_09_keys_that_differ_in_one_bit_are_two_blocks_in_every_tier() {
+    run(LIMIT, async {
+        let mut daemon = Daemon::start(Options::default());
+        let session = daemon.session(&blocks::gqa()).await;
+        let one = blocks::loose(&session, 1, 1, PayloadKind::Kv)[0];
+        let near = |byte: usize| {
+            let mut near = one;
+            near.key.0[byte] ^= 1;
+            near
+        };
+        blocks::save_durable(&session, &[one]).await;
+        for byte in [0, 15, 31] {
+            let found = blocks::restore(&session, &[near(byte)]).await.unwrap();
+            assert_eq!(found.misses, [(0, Miss::Absent)], "byte {byte}, host");
+            blocks::save_durable(&session, &[near(byte)]).await;
+            blocks::restore_all(&session, &[one, near(byte)]).await;
+        }
+        drop(session);
+        daemon.restart();
+        let session = daemon.session(&blocks::gqa()).await;
+        let all = [one, near(0), near(15), near(31)];
+        let found = blocks::restore_all(&session, &all).await;
+        assert_eq!(found.from(Tier::Disk), 4);
+        let found = blocks::restore(&session, &[near(7)]).await.unwrap();
+        assert_eq!(found.misses, [(0, Miss::Absent)], "disk");
     });
 }
 

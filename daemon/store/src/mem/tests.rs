@@ -133,8 +133,9 @@ fn buffers_freed_in_any_order_merge_into_one_run() {
     assert_eq!((runs(&arena), arena.largest_free()), (1, 8 * BUF_ALIGN));
 }
 
+// Museum row 6 (LMCache#1858): free without the lock that alloc takes.
 #[test]
-fn buffers_move_between_threads() {
+fn museum_06_buffers_taken_and_freed_by_many_threads_are_never_shared() {
     let arena = arena(8 << 20);
     let threads: Vec<_> = (0..4_u8)
         .map(|n| {
