@@ -8,6 +8,7 @@
     reason = "a panic is the failure report"
 )]
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -43,7 +44,9 @@ fn analyze(arguments: &[&str]) -> Option<Output> {
         .output()
         .is_err()
     {
-        eprintln!("systemd tests skipped: no systemd-analyze on this machine");
+        // Past the test runner, which keeps what the print macros write.
+        let line = "SKIPPED a check of the unit: no systemd-analyze on this machine";
+        let _ = writeln!(std::io::stderr(), "{line}");
         return None;
     }
     let dir = tempfile::tempdir().unwrap();

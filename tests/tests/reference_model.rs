@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use kvtier_tests::engine::{self, Model, Part, Sequence, SequenceOptions, Tokenizer};
+use kvtier_tests::harness::skip;
 use kvtier_tests::{text, weights};
 
 /// The model, loaded once for all tests of this file.
@@ -190,7 +191,8 @@ impl Recorded {
 fn recorded_folder() -> Option<PathBuf> {
     let folder = std::env::var_os("KVTIER_TEST_KV").map(PathBuf::from);
     if folder.is_none() {
-        println!("comparison with recorded KV skipped: KVTIER_TEST_KV is not set");
+        let test = "keys_and_values_agree_with_recorded_ones_of_another_implementation";
+        skip(test, "KVTIER_TEST_KV is not set");
     }
     folder
 }

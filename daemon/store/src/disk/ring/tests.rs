@@ -1,15 +1,25 @@
 //! Promises of the io_uring lane that other lanes do not have.
 
+use std::io::Write as _;
+
 use rustix::thread::CapabilitySet;
 
 use super::super::conformance::{arena, conformance, in_directories, op, read, run, write};
 use super::*;
 use crate::disk::OpKind;
 
+/// Says that nothing was tested, past the test runner, which keeps what the print macros write.
+fn skip(why: &str) {
+    let _ = writeln!(
+        std::io::stderr(),
+        "SKIPPED a test of the io_uring lane: {why}"
+    );
+}
+
 /// The lane in a fresh directory, or a printed line where the kernel forbids io_uring.
 fn lane(depth: usize) -> Option<(RingLane, tempfile::TempDir)> {
     if let Err(why) = probe() {
-        println!("skipped: {why}");
+        skip(&why.to_string());
         return None;
     }
     let home = tempfile::tempdir().unwrap();
@@ -150,12 +160,12 @@ fn ring_that_fails_answers_every_operation_and_leaks_its_memory() {
 fn ring_goes_on_unregistered_and_names_the_limit_when_memory_cannot_be_locked() {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock).current;
     let Some(limit) = limit.and_then(|bytes| usize::try_from(bytes).ok()) else {
-        println!("skipped: locked memory is unlimited");
-        return;
+        return skip("locked memory is unlimited");
     };
     if limit > 64 << 20 {
-        println!("skipped: locked memory is limited to {limit} bytes, too much to fill in a test");
-        return;
+        return skip(&format!(
+            "{limit} bytes of locked memory are too many to fill"
+        ));
     }
     let mut sets = rustix::thread::capabilities(None).unwrap();
     sets.effective.remove(CapabilitySet::IPC_LOCK);
@@ -191,8 +201,7 @@ fn ring_refuses_operations_outside_its_restrictions() {
         .iter()
         .any(|line| line.contains("restrictions"))
     {
-        println!("skipped: {:?}", disk.without);
-        return;
+        return skip(&format!("{:?}", disk.without));
     }
     let foreign = opcode::Nop::new().build().user_data(1);
     let unregistered = opcode::Fsync::new(types::Fd(0)).build().user_data(2);
