@@ -18,6 +18,7 @@
 use std::hint::black_box;
 use std::path::PathBuf;
 
+use kvtier_benches::report::{Problem, Report};
 use kvtier_kernels::paged::layout::{HeadOrder, LayerPlace, Place, Widths};
 use kvtier_kernels::{Codec, PageSpan, PagedLayout, PagedPart, Registry};
 use kvtier_proto::Level;
@@ -26,7 +27,6 @@ use kvtier_proto::layout::PartCode;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::Common;
-use crate::report::{Problem, Report};
 
 mod input;
 

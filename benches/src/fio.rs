@@ -14,11 +14,11 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::process::Command;
 
+use kvtier_benches::report::Problem;
 use kvtier_store::mem::Arena;
 use serde_json::Value;
 
 use crate::limits::Sample;
-use crate::report::Problem;
 
 /// What fio shall do.
 #[derive(Debug, Clone, Copy)]

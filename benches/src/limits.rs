@@ -16,6 +16,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use kvtier_benches::report::{Problem, Report};
 use kvtier_proto::units::{Bytes, MIB};
 use kvtier_store::disk::lane::{LaneKind, LaneReport, open_lane};
 use kvtier_store::disk::{Disk, FileId};
@@ -27,7 +28,6 @@ use rand_chacha::rand_core::SeedableRng;
 use self::store::StoreBed;
 use crate::Common;
 use crate::fio::{self, Job, Pattern};
-use crate::report::{Problem, Report};
 
 /// Blocks of these sizes. Unit: MiB.
 const SIZES_MIB: [u64; 2] = [1, 2];
@@ -140,7 +140,7 @@ pub(crate) fn run(options: &Options, common: &Common) -> Result<Report, Problem>
 
 /// An arena whose memory is there and holds bytes that do not compress: storage below may treat
 /// zeros as nothing to store.
-fn noisy_arena(name: &str, len: u64) -> Result<Arc<Arena>, Problem> {
+pub(crate) fn noisy_arena(name: &str, len: u64) -> Result<Arc<Arena>, Problem> {
     let arena = Arena::create(name, usize::try_from(len)?, Share::Private)?;
     arena.populate(&mut |_, _| ())?;
     let mut all = arena

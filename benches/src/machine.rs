@@ -1,6 +1,6 @@
 //! Facts about the machine that a number is worthless without.
 //!
-//! Upstairs:   `report`.
+//! Upstairs:   `report`, the demo.
 //! Downstairs: `/proc`, `/sys`.
 //!
 //! Not here on purpose: no host name and no user name; result files are published.
@@ -10,9 +10,12 @@ use std::path::Path;
 
 use serde::Serialize;
 
+/// File systems that live in memory: what is read from there did not come from a device.
+const IN_MEMORY: [&str; 2] = ["tmpfs", "ramfs"];
+
 /// Where a result comes from.
 #[derive(Debug, Clone, Serialize)]
-pub(crate) struct Machine {
+pub struct Machine {
     cores: usize,
     cpu: String,
     kernel: String,
@@ -21,7 +24,7 @@ pub(crate) struct Machine {
 
 impl Machine {
     /// Looks at this machine and at the device below `dir`.
-    pub(crate) fn look(dir: &Path) -> Self {
+    pub fn look(dir: &Path) -> Self {
         let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let cpu = cpuinfo
             .lines()
@@ -34,6 +37,17 @@ impl Machine {
             device: device(dir).unwrap_or_else(|| "unknown".to_owned()),
         }
     }
+
+    /// True when what was measured as a device lies in memory.
+    pub fn is_in_memory(&self) -> bool {
+        IN_MEMORY.iter().any(|kind| self.device.starts_with(kind))
+    }
+}
+
+/// How busy the machine is: its load average of the last minute.
+pub fn load() -> String {
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    load.split(' ').next().unwrap_or_default().to_owned()
 }
 
 impl fmt::Display for Machine {

@@ -1,7 +1,7 @@
 //! `kvtier-bench`: every performance claim, measured side by side with its limit.
 //!
 //! Upstairs:   whoever wants to know how fast this is on their machine.
-//! Downstairs: one module per suite; `report` for rows and files.
+//! Downstairs: one module per suite; `kvtier_benches::report` for rows and files.
 //!
 //! Not here on purpose: no measuring. This file is the table of suites.
 #![forbid(unsafe_code)]
@@ -9,9 +9,7 @@
 mod codecs;
 mod fio;
 mod limits;
-mod machine;
 mod planes;
-mod report;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -51,7 +49,8 @@ enum Suite {
     Limits(limits::Options),
     /// Codec levels and page movers on one core, beside plain zstd and memcpy.
     Codecs(codecs::Options),
-    /// Blocks through shared memory and inline, on the real daemon, beside memcpy.
+    /// Blocks of the real daemon: through shared memory and inline beside memcpy, from and to the
+    /// device beside fio.
     Planes(planes::Options),
 }
 
@@ -62,9 +61,11 @@ fn main() -> ExitCode {
         Suite::Codecs(options) => codecs::run(options, &cli.common),
         Suite::Planes(options) => planes::run(options, &cli.common),
     };
-    match report.and_then(|report| report.finish(&cli.common)) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+    let file = cli.common.json.as_deref();
+    let holds = report.and_then(|report| report.finish(file).map(|()| report.holds()));
+    match holds {
+        Ok(false) if cli.common.check => ExitCode::FAILURE,
+        Ok(_) => ExitCode::SUCCESS,
         Err(problem) => {
             eprintln!("kvtier-bench: {problem}");
             ExitCode::from(2)

@@ -1,32 +1,36 @@
-//! Suite `planes`: what a 2 MiB block costs through shared memory and inline through gRPC.
+//! Suite `planes`: what a 2 MiB block costs through shared memory, inline through gRPC, and from
+//! and to the device.
 //!
 //! Upstairs:   `kvtier-bench planes`.
-//! Downstairs: the real `kvtierd` of the same build, `kvtier_client`, `memcpy`.
+//! Downstairs: the real `kvtierd` of the same build, `kvtier_client`, `memcpy`, `fio`.
 //!
-//! Rounds of all planes are interleaved with copies of the same blocks in this process, so that
-//! every throughput is a ratio to what memory gave in the same second. Latencies are those of
-//! every call of a run.
+//! Rounds of all planes are interleaved with copies of the same blocks in this process, those of
+//! the device with fio, so that every throughput is a ratio to what memory or device gave in the
+//! same second. Latencies are those of every call of a run.
 
 mod daemon;
+mod device;
 
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
+use kvtier_benches::report::{Problem, Report};
 use kvtier_client::{
     Acknowledge, BlockKey, Bytes, Client, ConnectOptions, Element, Endpoint, LayerSpec,
     ModelDescriptor, PartOrder, PayloadKind, Reservation, RestoreOptions, SaveBlock, Session,
     SessionOptions, Shard,
 };
 
-use self::daemon::Daemon;
-use crate::Common;
-use crate::report::{Problem, Report};
+use self::daemon::{Daemon, Room};
+use crate::{Common, fio};
 
 /// Tokens of a block; with the model below a block is 2 MiB.
 const BLOCK_TOKENS: u32 = 64;
 const BLOCK_BYTES: usize = 2 << 20;
 /// Blocks that stay in host memory and are read over and over.
 const RESIDENT: usize = 64;
+/// Host memory of the daemon without a device. Unit: MiB.
+const HOST_MIB: usize = 512;
 /// A longer call counts as this long. Unit: nanoseconds.
 const LATENCY_MAX_NS: u64 = 60_000_000_000;
 /// Blocks of the lookup rows.
@@ -63,10 +67,23 @@ pub(crate) fn run(_: &Options, common: &Common) -> Result<Report, Problem> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let daemon = Daemon::start(&common.dir)?;
-    let mut report = Report::new("planes", &common.dir);
-    report.note("host tier only: nothing here waits for a device; one client thread");
+    let (binary, dir) = (daemon::binary()?, common.dir.as_path());
+    let mut report = Report::new("planes", dir);
+    report.note("one client thread; rows beside copies: host tier only, no device");
+    let room = Room {
+        host_mib: HOST_MIB,
+        disk: None,
+    };
+    let daemon = Daemon::start(&binary, dir, &room)?;
     runtime.block_on(measure(&daemon, effort, &mut report))?;
+    drop(daemon);
+    match fio::version() {
+        Ok(fio) => {
+            let measured = device::measure(&binary, dir, &fio, effort, &mut report);
+            runtime.block_on(measured)?;
+        }
+        Err(problem) => report.note(format!("no rows of the device: {problem}")),
+    }
     Ok(report)
 }
 

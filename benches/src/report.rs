@@ -1,6 +1,6 @@
 //! Rows, the table and the result file, in one form for all suites.
 //!
-//! Upstairs:   every suite.
+//! Upstairs:   every suite, the demo.
 //! Downstairs: a terminal and a JSON file.
 //!
 //! A result file is one object: `{"suite", "machine": {"cores", "cpu", "kernel", "device"},
@@ -16,15 +16,14 @@ use std::path::Path;
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
-use crate::Common;
 use crate::machine::Machine;
 
 /// Why a suite could not be run or written, for people.
-pub(crate) type Problem = Box<dyn std::error::Error>;
+pub type Problem = Box<dyn std::error::Error>;
 
 /// Everything that one suite measured.
 #[derive(Debug, Serialize)]
-pub(crate) struct Report {
+pub struct Report {
     suite: &'static str,
     machine: Machine,
     notes: Vec<String>,
@@ -33,7 +32,7 @@ pub(crate) struct Report {
 
 /// One measured quantity.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub(crate) struct Row {
+struct Row {
     name: String,
     unit: &'static str,
     n: usize,
@@ -48,7 +47,7 @@ pub(crate) struct Row {
 
 impl Report {
     /// An empty report about the machine and the device below `dir`.
-    pub(crate) fn new(suite: &'static str, dir: &Path) -> Self {
+    pub fn new(suite: &'static str, dir: &Path) -> Self {
         Self {
             suite,
             machine: Machine::look(dir),
@@ -58,18 +57,18 @@ impl Report {
     }
 
     /// A condition that a reader of the numbers must know.
-    pub(crate) fn note(&mut self, text: impl Into<String>) {
+    pub fn note(&mut self, text: impl Into<String>) {
         self.notes.push(text.into());
     }
 
     /// A row of its own.
-    pub(crate) fn row(&mut self, name: impl Into<String>, unit: &'static str, values: &[f64]) {
+    pub fn row(&mut self, name: impl Into<String>, unit: &'static str, values: &[f64]) {
         self.rows.extend(Row::of(name.into(), unit, values));
     }
 
     /// A row that was measured beside another: `values[i]` and `limits[i]` are one pair. `bar` is
     /// the least ratio that is good enough, if there is a promise about it.
-    pub(crate) fn beside(
+    pub fn beside(
         &mut self,
         (name, unit): (impl Into<String>, &'static str),
         values: &[f64],
@@ -90,18 +89,22 @@ impl Report {
         self.rows.push(row);
     }
 
-    /// Prints the table, writes the file if asked to, and tells whether all bars hold (always
-    /// true without `--check`).
-    pub(crate) fn finish(&self, common: &Common) -> Result<bool, Problem> {
+    /// Prints the table and writes the result file if asked to.
+    pub fn finish(&self, file: Option<&Path>) -> Result<(), Problem> {
         println!("\n{}", self.machine);
         self.notes.iter().for_each(|note| println!("{note}"));
         println!("{}", self.table());
-        if let Some(path) = &common.json {
+        if let Some(path) = file {
             let text = serde_json::to_string_pretty(self)? + "\n";
             std::fs::write(path, text)
                 .map_err(|e| format!("cannot write {}: {e}", path.display()))?;
         }
-        Ok(!common.check || self.rows.iter().all(Row::holds))
+        Ok(())
+    }
+
+    /// Whether every row with a bar reaches it.
+    pub fn holds(&self) -> bool {
+        self.rows.iter().all(Row::holds)
     }
 
     fn table(&self) -> Table {
@@ -164,15 +167,15 @@ impl Row {
 
 /// Order statistics of a sample.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Spread {
-    pub(crate) min: f64,
-    pub(crate) median: f64,
-    pub(crate) max: f64,
+struct Spread {
+    min: f64,
+    median: f64,
+    max: f64,
 }
 
 impl Spread {
     /// Of the finite values; `None` when there are none.
-    pub(crate) fn of(values: &[f64]) -> Option<Self> {
+    fn of(values: &[f64]) -> Option<Self> {
         let mut sorted: Vec<f64> = values.iter().copied().filter(|v| v.is_finite()).collect();
         sorted.sort_by(f64::total_cmp);
         let upper = *sorted.get(sorted.len() / 2)?;
@@ -237,6 +240,6 @@ mod tests {
         );
         assert!(file["rows"][0]["limit"].is_null());
         assert_eq!(file["rows"][1]["ratio"], 0.5);
-        assert!(!report.rows.iter().all(Row::holds));
+        assert!(!report.holds());
     }
 }

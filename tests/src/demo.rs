@@ -20,7 +20,6 @@ mod daemon;
 pub mod engine_link;
 mod engine_process;
 mod job;
-mod machine;
 mod outcome;
 mod show;
 mod story;

@@ -9,11 +9,11 @@
 use std::sync::{Arc, Barrier};
 use std::time::Instant;
 
+use kvtier_benches::report::Report;
 use kvtier_proto::units::MIB;
 use kvtier_store::mem::{Arena, IoBuf, Share};
 
 use super::{Effort, SIZES_MIB};
-use crate::report::Report;
 
 /// Memory on each side of a copy, per thread: far more than caches hold. Unit: bytes.
 const SIDE_BYTES: u64 = 256 * MIB;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use indicatif::ProgressBar;
+use kvtier_benches::report::Problem;
 use kvtier_store::disk::{Disk, Done, FileId, Op, OpKind, Wait};
 use kvtier_store::mem::{Arena, IoBuf};
 use rand::Rng;
@@ -16,7 +17,6 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
 use super::Sample;
-use crate::report::Problem;
 
 /// One file, one arena, one size of operation.
 pub(super) struct Run<'a> {

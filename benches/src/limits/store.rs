@@ -13,6 +13,7 @@ use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
 
+use kvtier_benches::report::Problem;
 use kvtier_proto::units::MIB;
 use kvtier_proto::{BlockKey, LayoutFingerprint, Level, NamespaceId, PayloadKind};
 use kvtier_store::disk::lane::{LaneKind, open_lane};
@@ -28,7 +29,6 @@ use rand_chacha::rand_core::SeedableRng;
 
 use super::lane::Clock;
 use super::{SYNC_BYTES, Sample};
-use crate::report::Problem;
 
 const NAMESPACE: NamespaceId = NamespaceId(1);
 const LAYOUT: LayoutFingerprint = LayoutFingerprint([7; 32]);

@@ -30,6 +30,11 @@ async fn saved(session: &Session, seed: u32, blocks: usize) -> Vec<BlockKey> {
     session.prefix_keys(&tokens, b"")
 }
 
+async fn leases_come_back(fake: &Fake) {
+    let none = || fake.store().leases.is_empty();
+    eventually("its leases are given back", none).await;
+}
+
 #[tokio::test]
 async fn restore_brings_plan_blocks_and_end_with_the_bytes_that_were_saved() {
     let dir = tempfile::tempdir().unwrap();
@@ -229,10 +234,7 @@ async fn restore_refuses_a_slot_outside_the_arena_and_a_block_that_comes_twice()
         let error = restore.collect().await.unwrap_err();
         assert!(matches!(error, Error::BadReply { .. }), "{error}");
         assert!(error.to_string().contains(part), "{error}");
-        eventually("its leases are given back", || {
-            fake.store().leases.is_empty()
-        })
-        .await;
+        leases_come_back(&fake).await;
     }
 }
 
@@ -252,10 +254,7 @@ async fn restore_ends_by_its_limits_when_no_event_comes() {
     let error = restore.collect().await.unwrap_err();
     assert!(matches!(error, Error::Timeout { .. }), "{error}");
     eventually("it is cancelled", || fake.store().cancels.len() == 1).await;
-    eventually("its leases are given back", || {
-        fake.store().leases.is_empty()
-    })
-    .await;
+    leases_come_back(&fake).await;
 }
 
 #[tokio::test]

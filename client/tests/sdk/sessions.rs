@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use kvtier_client::{
     BlockChange, BlockKey, Bytes, Client, ConnectOptions, Endpoint, Error, Happened, Miss,
-    PayloadKind, SessionOptions, SessionState, Tier,
+    PayloadKind, Session, SessionOptions, SessionState, Tier,
 };
 use tonic::Code;
 
@@ -27,6 +27,12 @@ async fn refused_open(knobs: Knobs) -> Error {
     let error = opened.expect_err("a session opened that should not");
     eventually("the refused session is gone", || fake.store().sessions == 0).await;
     error
+}
+
+/// Leading blocks that a lookup finds.
+async fn found(session: &Session, keys: &[BlockKey]) -> usize {
+    let lookup = session.lookup(keys, PayloadKind::Kv).await.unwrap();
+    lookup.prefix_blocks
 }
 
 #[tokio::test]
@@ -150,14 +156,7 @@ async fn calls_end_by_their_limit_when_the_daemon_says_nothing() {
         assert_eq!(error.happened(), happened, "{call}");
     }
     fake.set(|knobs| knobs.hang = None);
-    assert_eq!(
-        session
-            .lookup(&keys, PayloadKind::Kv)
-            .await
-            .unwrap()
-            .prefix_blocks,
-        0
-    );
+    assert_eq!(found(&session, &keys).await, 0);
 }
 
 #[tokio::test]
@@ -273,14 +272,7 @@ async fn hints_and_wipe_answer_with_counts() {
         .unwrap_err();
     assert!(error.to_string().contains("at least 1 s"), "{error}");
     assert_eq!(session.wipe().await.unwrap(), 3);
-    assert_eq!(
-        session
-            .lookup(&keys, PayloadKind::Kv)
-            .await
-            .unwrap()
-            .prefix_blocks,
-        0
-    );
+    assert_eq!(found(&session, &keys).await, 0);
 }
 
 #[tokio::test]
@@ -337,14 +329,7 @@ async fn session_works_again_after_the_daemon_was_killed_and_restarted() {
 
     let fake = Fake::start(dir.path(), &store, Knobs::default());
     session.reopen().await.unwrap();
-    assert_eq!(
-        session
-            .lookup(&keys, PayloadKind::Kv)
-            .await
-            .unwrap()
-            .prefix_blocks,
-        4
-    );
+    assert_eq!(found(&session, &keys).await, 4);
     let again = session
         .restore(&keys, PayloadKind::Kv, Default::default())
         .await

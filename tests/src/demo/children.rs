@@ -18,6 +18,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use kvtier_benches::launch;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::DemoError;
@@ -118,12 +119,7 @@ impl Child {
         if let Some(log) = log {
             command.stderr(log);
         }
-        // The daemon reads these, and refuses those that are meant for others.
-        for (variable, _) in std::env::vars_os() {
-            if variable.to_string_lossy().starts_with("KVTIER_") {
-                command.env_remove(variable);
-            }
-        }
+        launch::without_settings(&mut command);
         let process = command
             .spawn()
             .map_err(DemoError::io(format!("cannot start {name}")))?;

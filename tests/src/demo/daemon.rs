@@ -1,7 +1,7 @@
 //! A real `kvtierd` with a disk tier in a folder of its own: built, started, killed, started again.
 //!
 //! Upstairs:   `story`.
-//! Downstairs: cargo, the daemon's configuration file, its log and its HTTP endpoint.
+//! Downstairs: `kvtier_benches::launch`, the daemon's configuration file and its log.
 //!
 //! Invariants kept here
 //!   D1  The daemon runs with what any operator could write in a configuration file; nothing in
@@ -11,19 +11,17 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
+
+use kvtier_benches::launch;
 
 use super::DemoError;
 use super::children::{Child, check, poll};
 
 /// Longest wait for a daemon to serve: it prepares its memory and recovers its store.
 const READY_LIMIT: Duration = Duration::from_secs(60);
-/// Longest wait for an answer of its HTTP endpoint.
-const HTTP_LIMIT: Duration = Duration::from_secs(5);
 /// Longest build of the daemon, from nothing on a small busy machine.
 const BUILD_LIMIT: Duration = Duration::from_secs(30 * 60);
 /// Least host memory. Unit: bytes.
@@ -36,29 +34,9 @@ const LOG_TAIL: usize = 12;
 /// Builds `kvtierd` in the profile of this program, showing cargo's output, and returns its path.
 /// Takes the one beside this program where there is no cargo.
 pub(super) fn binary() -> Result<PathBuf, DemoError> {
-    let itself = std::env::current_exe().map_err(DemoError::io("cannot find this program"))?;
-    let mut folder = itself.parent().unwrap_or(Path::new("."));
-    if folder.ends_with("deps") {
-        folder = folder.parent().unwrap_or(folder);
-    }
-    let found = folder.join("kvtierd");
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml");
-    let profile = match folder.file_name().and_then(OsStr::to_str) {
-        Some("debug") | None => "dev",
-        Some(name) => name,
-    };
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut build = Command::new(cargo);
-    build
-        // With the demo's own package, which adds no target, every dependency has the features
-        // that it was built with for this program; without it most of them would be built again.
-        .args(["build", "--package", "kvtier-tests", "--package", "kvtierd"])
-        .args(["--bin", "kvtierd", "--bin", "kvtier"])
-        .args(["--profile", profile, "--manifest-path"])
-        .arg(&manifest)
-        .arg("--target-dir")
-        .arg(folder.parent().unwrap_or(folder))
-        .stdin(Stdio::null());
+    let dir = launch::profile_dir().map_err(DemoError::io("cannot find this program"))?;
+    let found = dir.join("kvtierd");
+    let mut build = launch::build(&dir, env!("CARGO_PKG_NAME"));
     match build.spawn() {
         Ok(mut cargo) => {
             let outcome = poll(BUILD_LIMIT, || {
@@ -97,6 +75,8 @@ pub(super) struct Plan {
     pub(super) level: &'static str,
     /// KV bytes that it has to hold.
     pub(super) payload: u64,
+    /// KV bytes of one block.
+    pub(super) block: u64,
 }
 
 impl Plan {
@@ -116,8 +96,9 @@ impl Plan {
 
     /// The configuration: twice the room that is needed, so that nothing has to make way.
     fn configuration(&self) -> String {
-        // No block is larger than a segment, and none is larger than the payload.
-        let segment_mib = if self.payload > 8 << 20 { 64 } else { 16 };
+        // No block is larger than a segment, which has a head and a foot too.
+        let least = if self.payload > 8 << 20 { 64 } else { 16 };
+        let segment_mib = (2 * self.block).div_ceil(1 << 20).max(least);
         let needed = (2 * self.payload).div_ceil(segment_mib << 20) + 1;
         let disk_mib = needed.max(SEGMENTS_MIN) * segment_mib;
         let host_mib = (2 * self.payload).max(HOST_MIN).div_ceil(1 << 20);
@@ -154,7 +135,6 @@ impl Plan {
         let arguments = [OsStr::new("--config"), config.as_os_str()];
         let name = format!("kvtierd ({})", self.level);
         let mut child = Child::start(&name, &self.binary, &arguments, Some(log))?;
-        let mut address = None;
         let ready = poll(READY_LIMIT, || {
             if let Some(status) = child.ended()? {
                 let tail = self.log_tail();
@@ -162,9 +142,8 @@ impl Plan {
                     "it ended before it served ({status}); its log ends with\n{tail}"
                 )));
             }
-            address = address.or_else(|| http_address(&self.log()));
-            let ready = address.and_then(|at| get(at, "/readyz").ok());
-            Ok(ready.filter(|(status, _)| *status == 200).and(address))
+            let log = fs::read(self.log()).unwrap_or_default();
+            Ok(launch::serving(&String::from_utf8_lossy(&log)))
         })?;
         let Some(http) = ready else {
             let tail = self.log_tail();
@@ -213,7 +192,7 @@ impl Daemon {
     /// One of the daemon's own counters, by name and labels as /metrics writes them.
     pub(super) fn counter(&self, series: &str) -> Result<u64, DemoError> {
         check()?;
-        let page = get(self.http, "/metrics");
+        let page = launch::page(self.http, "/metrics");
         let (_, page) = page.map_err(DemoError::io("cannot read the daemon's /metrics"))?;
         let line = page.lines().find_map(|line| line.strip_prefix(series));
         let value = line.and_then(|value| value.trim().parse().ok());
@@ -221,48 +200,32 @@ impl Daemon {
     }
 }
 
-/// Where the daemon says in its log that it listens.
-fn http_address(log: &Path) -> Option<SocketAddr> {
-    let log = fs::read_to_string(log).ok()?;
-    let (_, after) = log.split_once("http://")?;
-    let (address, _) = after.split_once("/metrics")?;
-    address.parse().ok()
-}
-
-/// One request, answered on a connection of its own.
-fn get(address: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
-    let mut stream = TcpStream::connect_timeout(&address, HTTP_LIMIT)?;
-    stream.set_read_timeout(Some(HTTP_LIMIT))?;
-    stream.set_write_timeout(Some(HTTP_LIMIT))?;
-    write!(
-        stream,
-        "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
-    )?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let status = answer.split(' ').nth(1).and_then(|text| text.parse().ok());
-    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-    Ok((status.unwrap_or(0), body.to_owned()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn plan(payload: u64) -> Plan {
+    fn plan(payload: u64, block: u64) -> Plan {
         Plan {
             binary: PathBuf::new(),
             folder: "/store".into(),
             sockets: "/s".into(),
             level: "zstd",
             payload,
+            block,
         }
     }
 
+    // The last case is a 7B model without grouped queries: 512 KiB a token.
     #[test]
-    fn configuration_has_room_for_twice_the_payload() {
-        for payload in [1, 90 << 20, 1 << 30] {
-            let text = plan(payload).configuration();
+    fn configuration_has_room_for_twice_the_payload_and_a_block_in_a_segment() {
+        let cases = [
+            (1, 1),
+            (90 << 20, 6 << 20),
+            (1 << 30, 16 << 20),
+            (2 << 30, 128 << 20),
+        ];
+        for (payload, block) in cases {
+            let text = plan(payload, block).configuration();
             let mib = |name: &str| -> u64 {
                 let line = text.lines().find(|line| line.starts_with(name));
                 let value = line.unwrap().split('"').nth(1).unwrap();
@@ -280,16 +243,7 @@ mod tests {
             assert!(disk << 20 >= 2 * payload, "{text}");
             assert!(mib("capacity") << 20 >= 2 * payload, "{text}");
             assert!(disk >= 4 * mib("segment_size"), "{text}");
+            assert!(mib("segment_size") << 20 > block, "{text}");
         }
-    }
-
-    #[test]
-    fn http_address_is_read_from_the_line_that_announces_it() {
-        let log = tempfile::NamedTempFile::new().unwrap();
-        assert_eq!(http_address(log.path()), None);
-        let line = "INFO kvtierd: watch me here metrics=http://127.0.0.1:4711/metrics\n";
-        fs::write(log.path(), line).unwrap();
-        let address = http_address(log.path()).unwrap();
-        assert_eq!(address, "127.0.0.1:4711".parse().unwrap());
     }
 }

@@ -1,18 +1,16 @@
 //! The demo's table and its result file.
 //!
 //! Upstairs:   `story` prints and writes what this makes of an outcome.
-//! Downstairs: `outcome`, `machine`.
+//! Downstairs: `outcome`, `kvtier_benches::report`.
 //!
-//! The file is one object of the form that all of kvtier's measurements have: `{"suite",
-//! "machine", "rows": [{"name", "unit", "n", "min", "median", "max", "limit", "ratio"}]}`; `limit`
-//! names the row that a row is compared with and `ratio` is this row over that one.
+//! The file has the form that all of kvtier's measurements have (`kvtier_benches::report`).
 //!
 //! Not here on purpose: measuring and judging.
 
 use comfy_table::{CellAlignment, Table, presets};
-use serde_json::{Value, json};
+use kvtier_benches::report::Report;
 
-use super::machine::Machine;
+use super::job::Restore;
 use super::outcome::{LevelOutcome, Outcome, quotient};
 
 const MIB: f64 = (1 << 20) as f64;
@@ -82,7 +80,7 @@ pub(super) fn table(outcome: &Outcome) -> String {
     table.to_string()
 }
 
-fn parts(lookup_s: f64, restore: &super::job::Restore) -> String {
+fn parts(lookup_s: f64, restore: &Restore) -> String {
     let rest = restore.ttft_s - restore.lookup_s - restore.transfer_s;
     let ms = [lookup_s, restore.transfer_s, rest].map(|seconds| format!("{:.0}", seconds * 1e3));
     format!("{} ms", ms.join(" + "))
@@ -100,79 +98,51 @@ fn rate(bytes: u64, seconds: f64) -> String {
     format!("{:.2} GiB/s", gib_s(bytes, seconds))
 }
 
-/// The result file.
-pub(super) fn json(outcome: &Outcome, machine: &Machine, wall_s: f64) -> Value {
+/// Adds the rows of the result file to an empty report.
+pub(super) fn rows(mut report: Report, outcome: &Outcome, wall_s: f64) -> Report {
     let recompute = outcome.computed.ttft_s * 1e3;
     let identical = if outcome.is_identical() { 1.0 } else { 0.0 };
-    let mut rows = vec![
-        row("demo.identical", "bool", identical),
-        row(RECOMPUTE, "ms", recompute),
-        row(
-            "demo.prompt_tokens",
-            "tokens",
-            quotient(outcome.prompt_tokens as u64, 1),
-        ),
-        row("demo.wall_s", "s", wall_s),
-    ];
+    report.row("demo.identical", "bool", &[identical]);
+    report.row(RECOMPUTE, "ms", &[recompute]);
+    let tokens = quotient(outcome.prompt_tokens as u64, 1);
+    report.row("demo.prompt_tokens", "tokens", &[tokens]);
+    report.row("demo.wall_s", "s", &[wall_s]);
     for one in &outcome.levels {
         let prefix = match one.level {
             "raw" => "demo",
             _ => "demo.lossless",
         };
-        let mut add =
-            |name: &str, unit, value| rows.push(row(&format!("{prefix}.{name}"), unit, value));
-        add("ratio", "x", one.ratio());
-        add("kv_bytes", "bytes", quotient(one.save.bytes, 1));
-        add("stored_bytes", "bytes", quotient(one.save.stored_bytes, 1));
-        add(
-            "save.durable.gib_s",
-            "GiB/s",
-            gib_s(one.save.bytes, one.save.seconds),
-        );
-        add(
-            "restore.gib_s",
-            "GiB/s",
-            gib_s(one.disk.bytes, one.disk.transfer_s),
-        );
-        add(
-            "restore_host.gib_s",
-            "GiB/s",
-            gib_s(one.host.bytes, one.host.transfer_s),
-        );
-        add("restart_ms", "ms", one.ready_after_s * 1e3);
-        add(
-            "ttft.speedup",
-            "x",
-            outcome.computed.ttft_s / one.disk.ttft_s,
-        );
-        add(
-            "ttft.speedup_host",
-            "x",
-            outcome.computed.ttft_s / one.host.ttft_s,
-        );
-        for (name, seconds) in [
-            ("restore_ms", one.disk.ttft_s),
-            ("restore_host_ms", one.host.ttft_s),
-        ] {
-            let name = format!("{prefix}.ttft.{name}");
-            let beside = Some((RECOMPUTE, seconds * 1e3 / recompute));
-            rows.push(row_beside(&name, "ms", seconds * 1e3, beside));
+        let (save, disk, host) = (&one.save, &one.disk, &one.host);
+        let speedup = |restore: &Restore| outcome.computed.ttft_s / restore.ttft_s;
+        let plain = [
+            ("ratio", "x", one.ratio()),
+            ("kv_bytes", "bytes", quotient(save.bytes, 1)),
+            ("stored_bytes", "bytes", quotient(save.stored_bytes, 1)),
+            (
+                "save.durable.gib_s",
+                "GiB/s",
+                gib_s(save.bytes, save.seconds),
+            ),
+            ("restore.gib_s", "GiB/s", gib_s(disk.bytes, disk.transfer_s)),
+            (
+                "restore_host.gib_s",
+                "GiB/s",
+                gib_s(host.bytes, host.transfer_s),
+            ),
+            ("restart_ms", "ms", one.ready_after_s * 1e3),
+            ("ttft.speedup", "x", speedup(disk)),
+            ("ttft.speedup_host", "x", speedup(host)),
+        ];
+        for (name, unit, value) in plain {
+            report.row(format!("{prefix}.{name}"), unit, &[value]);
+        }
+        for (name, restore) in [("restore_ms", disk), ("restore_host_ms", host)] {
+            let name = (format!("{prefix}.ttft.{name}"), "ms");
+            let limit = (RECOMPUTE, &[recompute][..]);
+            report.beside(name, &[restore.ttft_s * 1e3], limit, None);
         }
     }
-    json!({ "suite": "demo", "machine": machine, "rows": rows })
-}
-
-fn row(name: &str, unit: &str, value: f64) -> Value {
-    row_beside(name, unit, value, None)
-}
-
-/// `beside`: the row to compare with, and this one over that one.
-fn row_beside(name: &str, unit: &str, value: f64, beside: Option<(&str, f64)>) -> Value {
-    let (limit, ratio) = beside.unzip();
-    json!({
-        "name": name, "unit": unit, "n": 1, "min": value, "median": value, "max": value,
-        "limit": limit, "ratio": ratio,
-    })
+    report
 }
 
 /// Where to look next.
@@ -214,7 +184,8 @@ mod tests {
 
     #[test]
     fn result_file_has_the_rows_whose_names_are_promised() {
-        let file = json(&good(), &Machine::look("/".as_ref()), 60.0);
+        let report = rows(Report::new("demo", "/".as_ref()), &good(), 60.0);
+        let file = serde_json::to_value(report).unwrap();
         let row = |name: &str| {
             let rows = file["rows"].as_array().unwrap().iter();
             let mut named = rows.filter(|row| row["name"] == name);

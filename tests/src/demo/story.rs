@@ -28,6 +28,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use kvtier_benches::machine::{Machine, load};
+use kvtier_benches::report::Report;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tempfile::TempDir;
@@ -35,9 +37,9 @@ use tempfile::TempDir;
 use super::children::{self, Child};
 use super::daemon::{self, Daemon, Plan};
 use super::job::{Computed, Job, ModelSource, Restore, Work, prompt};
-use super::machine::Machine;
 use super::outcome::{Counted, LevelOutcome, Outcome};
 use super::{Arguments, DemoError, Fault, show};
+use crate::engine::DEFAULT_BLOCK_TOKENS;
 use crate::weights;
 
 /// Codec levels of the disk tier, in the order they are shown.
@@ -57,21 +59,18 @@ pub(super) fn run(arguments: &Arguments) -> Result<Vec<String>, DemoError> {
     let model = model(arguments)?;
     children::check()?;
     // Loaded once here for its sizes; every engine process loads it again.
-    let (payload, name) = {
+    let (token_bytes, name) = {
         let (loaded, tokenizer) = model.load()?;
         let config = loaded.config();
         prompt(tokenizer.as_ref(), config.vocab, arguments.tokens)?;
-        (
-            config.bytes_per_token() * arguments.tokens,
-            config.name.clone(),
-        )
+        (config.bytes_per_token() as u64, config.name.clone())
     };
-    let stage = Stage::set(arguments, binary, model, payload as u64)?;
+    let stage = Stage::set(arguments, binary, model, token_bytes)?;
     let machine = Machine::look(stage.store.path());
     eprintln!(
-        "{name}, prompt of {} tokens, {}",
+        "{name}, prompt of {} tokens, {machine}; load average {}",
         arguments.tokens,
-        machine.line()
+        load()
     );
     if machine.is_in_memory() {
         eprintln!("note: the disk tier lies in memory here; pass --dir DIR on a real device");
@@ -84,10 +83,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<Vec<String>, DemoError> {
             outcome.computed.text.trim().escape_debug()
         );
     }
-    println!("Measured on {}\n", machine.line());
+    println!("Measured on {machine}; load average {}\n", load());
     if let Some(path) = &arguments.json {
-        let file = show::json(&outcome, &machine, begin.elapsed().as_secs_f64());
-        write(path, &file)?;
+        let report = Report::new("demo", stage.store.path());
+        let wall_s = begin.elapsed().as_secs_f64();
+        write(path, &show::rows(report, &outcome, wall_s))?;
     }
     Ok(outcome.problems())
 }
@@ -121,7 +121,7 @@ impl Stage {
         arguments: &Arguments,
         binary: PathBuf,
         model: ModelSource,
-        payload: u64,
+        token_bytes: u64,
     ) -> Result<Self, DemoError> {
         let below = match &arguments.dir {
             Some(folder) => folder.clone(),
@@ -141,7 +141,8 @@ impl Stage {
             folder: store.path().join(level),
             sockets: sockets.path().to_owned(),
             level,
-            payload,
+            payload: token_bytes * arguments.tokens as u64,
+            block: token_bytes * DEFAULT_BLOCK_TOKENS as u64,
         };
         Ok(Self {
             plans: LEVELS.iter().map(plan).collect(),

@@ -7,9 +7,10 @@
 //! missing, or older than a source file of the daemon, is built in the same profile and folder.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::OnceLock;
 use std::time::SystemTime;
+
+use kvtier_benches::launch;
 
 /// Source folders that the binaries are made of, from the workspace's root.
 const SOURCES: [&str; 5] = [
@@ -20,19 +21,9 @@ const SOURCES: [&str; 5] = [
     "daemon/Cargo.toml",
 ];
 
-/// Folder of the profile that this executable belongs to: `target/debug`.
-fn profile_dir() -> &'static Path {
-    static DIR: OnceLock<PathBuf> = OnceLock::new();
-    DIR.get_or_init(|| {
-        let exe = std::env::current_exe().unwrap();
-        let dir = exe.parent().unwrap();
-        let inner = ["deps", "examples"].map(std::ffi::OsStr::new);
-        if dir.file_name().is_some_and(|name| inner.contains(&name)) {
-            dir.parent().unwrap().to_owned()
-        } else {
-            dir.to_owned()
-        }
-    })
+/// Folder of the profile that this executable belongs to.
+fn profile_dir() -> PathBuf {
+    launch::profile_dir().unwrap()
 }
 
 /// Path of `kvtierd`, current.
@@ -83,18 +74,9 @@ fn newest(path: &Path) -> SystemTime {
 }
 
 fn build() {
-    let dir = profile_dir();
-    let profile = match dir.file_name().and_then(|name| name.to_str()) {
-        Some("debug") | None => "dev",
-        Some(name) => name,
-    };
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    eprintln!("building kvtierd, profile {profile}");
-    let built = Command::new(cargo)
-        .args(["build", "--quiet", "-p", "kvtierd", "--bins"])
-        .args(["--profile", profile, "--target-dir"])
-        .arg(dir.parent().unwrap())
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
+    eprintln!("building kvtierd");
+    let built = launch::build(&profile_dir(), env!("CARGO_PKG_NAME"))
+        .arg("--quiet")
         .status();
     let built = built.unwrap_or_else(|problem| panic!("cargo cannot be run: {problem}"));
     assert!(built.success(), "kvtierd could not be built");

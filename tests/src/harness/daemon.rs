@@ -14,16 +14,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use kvtier_benches::launch::{self, page};
 use kvtier_client::{
-    BlockKey, Bytes, Client, ConnectOptions, Endpoint, Error, ModelDescriptor, Session,
+    BlockKey, Bytes, Client, ConnectOptions, Endpoint, Error, ModelDescriptor, SaveBlock, Session,
     SessionOptions,
 };
 use kvtier_store::format::segment::{segment_name, segment_number};
 use rustix::process::{Pid, Signal};
 
-use super::binary;
 use super::options::Options;
-use super::scrape::{Scrape, page};
+use super::scrape::Scrape;
+use super::{binary, blocks};
 
 /// Longest wait for a daemon to become ready. A loaded machine takes seconds.
 const READY_LIMIT: Duration = Duration::from_secs(60);
@@ -63,6 +64,21 @@ impl Daemon {
         daemon
     }
 
+    /// A daemon that holds the blocks that `make` names on its device, and nothing in host memory.
+    pub async fn cold(
+        options: Options,
+        model: &ModelDescriptor,
+        make: impl FnOnce(&Session) -> Vec<SaveBlock>,
+    ) -> (Self, Vec<SaveBlock>) {
+        let mut daemon = Self::start(options);
+        let session = daemon.session(model).await;
+        let set = make(&session);
+        blocks::save_durable(&session, &set).await;
+        drop(session);
+        daemon.restart();
+        (daemon, set)
+    }
+
     /// The options, to change before the next start.
     pub fn options_mut(&mut self) -> &mut Options {
         &mut self.options
@@ -77,6 +93,12 @@ impl Daemon {
 
     /// As `launch`, for a daemon that may refuse to start.
     pub fn try_launch(&mut self) -> Result<(), String> {
+        let from = self.spawn();
+        self.wait_ready(from)
+    }
+
+    /// Starts the process and does not wait for it; the length of the log before.
+    pub fn spawn(&mut self) -> usize {
         assert!(self.child.is_none(), "the daemon runs already");
         let home = self.home.path();
         std::fs::write(home.join("kvtierd.toml"), self.options.to_toml(home)).unwrap();
@@ -86,17 +108,13 @@ impl Daemon {
         let from = usize::try_from(log.metadata().unwrap().len()).unwrap();
         let mut command = guarded(&binary::kvtierd());
         command.arg("--config").arg(home.join("kvtierd.toml"));
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("KVTIER_") {
-                command.env_remove(name);
-            }
-        }
+        launch::without_settings(&mut command);
         command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
         self.child = Some(command.spawn().unwrap());
-        self.wait_ready(from)
+        from
     }
 
     fn wait_ready(&mut self, from: usize) -> Result<(), String> {
@@ -106,11 +124,9 @@ impl Daemon {
                 self.child = None;
                 return Err(format!("it ended with {status}:\n{}", self.log_since(from)));
             }
-            if let Some(address) = metrics_address(&self.log_since(from)) {
+            if let Some(address) = launch::serving(&self.log_since(from)) {
                 self.metrics = address;
-                if page(address, "/readyz").is_ok_and(|(code, _)| code == 200) {
-                    return Ok(());
-                }
+                return Ok(());
             }
             if begin.elapsed() > READY_LIMIT {
                 return Err(format!("not ready after {READY_LIMIT:?}"));
@@ -311,16 +327,6 @@ fn guarded(program: &Path) -> Command {
         }
         None => Command::new(program),
     }
-}
-
-fn metrics_address(log: &str) -> Option<SocketAddr> {
-    let lines = log.lines().rev();
-    let mut lines = lines.filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    lines.find_map(|line| {
-        let url = line.get("metrics")?.as_str()?.to_owned();
-        let address = url.strip_prefix("http://")?.strip_suffix("/metrics")?;
-        address.parse().ok()
-    })
 }
 
 /// Sets the mode of a path.

@@ -1,32 +1,9 @@
-//! One look at the daemon's HTTP endpoint.
+//! One look at the daemon's metrics.
 //!
-//! Upstairs:   `daemon` waits for /readyz, tests read /metrics.
-//! Downstairs: a plain socket; nothing here shares code with the daemon's HTTP.
+//! Upstairs:   tests read what `daemon` fetched.
+//! Downstairs: text.
 
 use std::collections::BTreeMap;
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
-
-/// Longest wait for one answer.
-const LIMIT: Duration = Duration::from_secs(5);
-
-/// Status code and body of a page.
-pub fn page(address: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
-    let mut stream = TcpStream::connect_timeout(&address, LIMIT)?;
-    stream.set_read_timeout(Some(LIMIT))?;
-    stream.set_write_timeout(Some(LIMIT))?;
-    write!(
-        stream,
-        "GET {path} HTTP/1.1\r\nHost: kvtierd\r\nConnection: close\r\n\r\n"
-    )?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let bad = || std::io::Error::other(format!("{answer:?} is no HTTP answer"));
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(bad)?;
-    let code = head.split(' ').nth(1).and_then(|code| code.parse().ok());
-    Ok((code.ok_or_else(bad)?, body.to_owned()))
-}
 
 /// All series of one scrape.
 #[derive(Debug, Clone)]

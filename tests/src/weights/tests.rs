@@ -20,7 +20,7 @@ fn fetcher_with(script: &str) -> (tempfile::TempDir, Fetcher) {
     )
 }
 
-/// `$7` is the folder of `pip download --dest`, `$4` the one of `zipfile -e`.
+/// `$7` is the folder of `pip download --dest`, `$5` the one of `zipfile -e`.
 const DELIVERS_RUBBISH: &str = r#"
     case "$2 $3" in
         "pip --version") ;;

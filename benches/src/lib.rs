@@ -1,0 +1,11 @@
+//! What measurements share: facts about the machine, rows and result files, a daemon to measure.
+//!
+//! Upstairs:   `kvtier-bench`, and the demo and the test harness in `tests/`.
+//! Downstairs: a terminal, result files, cargo.
+//!
+//! Not here on purpose: nothing that measures. The suites are modules of the program.
+#![forbid(unsafe_code)]
+
+pub mod launch;
+pub mod machine;
+pub mod report;
