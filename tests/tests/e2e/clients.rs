@@ -238,7 +238,7 @@ fn a_client_cannot_write_the_arena_or_resize_shared_memory() {
 }
 
 #[test]
-fn another_model_name_in_the_same_session_is_another_session() {
+fn every_opening_is_a_session_of_its_own_whatever_its_model() {
     run(LIMIT, async {
         let daemon = Daemon::start(Options::default());
         let request = raw::opening(&blocks::gqa());
@@ -246,9 +246,12 @@ fn another_model_name_in_the_same_session_is_another_session() {
             .await
             .unwrap();
         let second = RawSession::open(&daemon.socket(), request).await.unwrap();
+        let request = raw::opening(&blocks::wide());
+        let third = RawSession::open(&daemon.socket(), request).await.unwrap();
         assert_ne!(first.token(), second.token());
-        assert_eq!(daemon.metrics().get("kvtier_sessions"), 2.0);
-        drop(first);
+        assert_ne!(first.token(), third.token());
+        assert_eq!(daemon.metrics().get("kvtier_sessions"), 3.0);
+        drop((first, third));
         eventually(Duration::from_secs(10), async || {
             match daemon.metrics().get("kvtier_sessions") {
                 1.0 => Ok(()),

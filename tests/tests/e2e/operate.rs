@@ -100,13 +100,12 @@ fn a_wipe_takes_blocks_that_are_still_being_written() {
 #[test]
 fn a_prefetch_moves_blocks_to_host_memory() {
     run(LIMIT, async {
-        let mut daemon = Daemon::start(Options::default());
-        let session = daemon.session(&blocks::gqa()).await;
-        let set = blocks::chain(&session, 1, 16 * 50, PayloadKind::Kv);
-        blocks::save_durable(&session, &set).await;
-        drop(session);
-        daemon.restart();
-        let session = daemon.session(&blocks::gqa()).await;
+        let model = blocks::gqa();
+        let (daemon, set) = Daemon::cold(Options::default(), &model, |session| {
+            blocks::chain(session, 1, 16 * 50, PayloadKind::Kv)
+        })
+        .await;
+        let session = daemon.session(&model).await;
         let keys = blocks::keys(&set);
         let moved = session.prefetch(&keys, PayloadKind::Kv).await.unwrap();
         assert_eq!((moved.resident, moved.started), (0, 50));

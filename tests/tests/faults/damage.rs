@@ -7,7 +7,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use kvtier_client::{Miss, PayloadKind, SaveBlock, Tier};
+use kvtier_client::{Miss, PayloadKind, SaveBlock, Session, Tier};
 use kvtier_tests::harness::blocks::Found;
 use kvtier_tests::harness::{Daemon, Options, blocks, rounds, run};
 use rand::{Rng as _, RngCore as _, SeedableRng as _};
@@ -17,13 +17,8 @@ use super::LIMIT;
 
 /// A daemon that holds `count` blocks on the device and nothing in host memory.
 async fn cold(options: Options, count: usize) -> (Daemon, Vec<SaveBlock>) {
-    let mut daemon = Daemon::start(options);
-    let session = daemon.session(&blocks::gqa()).await;
-    let set = blocks::loose(&session, 1, count, PayloadKind::Kv);
-    blocks::save_durable(&session, &set).await;
-    drop(session);
-    daemon.restart();
-    (daemon, set)
+    let make = |session: &Session| blocks::loose(session, 1, count, PayloadKind::Kv);
+    Daemon::cold(options, &blocks::gqa(), make).await
 }
 
 /// Turns one byte of a file over.
@@ -109,7 +104,7 @@ fn a_corrupted_record_header_is_a_counted_miss() {
     run(LIMIT, async {
         let (daemon, set) = cold(Options::default(), 40).await;
         let session = daemon.session(&blocks::gqa()).await;
-        // Magic, key, offset, part table: each byte is covered.
+        // Magic, sequence, epoch, part table: each byte is covered.
         for (at, byte) in [(3, 0), (9, 30), (17, 17), (25, 300)] {
             let (path, offset) = daemon.place_of(&session, &set[at].key).await;
             flip(&path, offset + byte);

@@ -25,8 +25,12 @@ use super::device::{command, in_private_mounts, loop_args, mount, told_and_mount
 /// `EXT4_IOC_SHUTDOWN` with `NOLOGFLUSH`: no unsafe code here makes the call.
 const SHUTDOWN: &str = "my $flags = pack('L', 2); open(F, '<', $ARGV[0]) or die $!; \
                         ioctl(F, 0x8004587d, $flags) or die \"shutdown: $!\";";
-/// Durable blocks after which the store is wiped, so that none is evicted.
-const BLOCKS_MAX: usize = 1500;
+/// Most durable blocks at a time, so that none is evicted: with their 36 KiB each they and as many
+/// that were wiped before fit into the device.
+const BLOCKS_MAX: usize = 5000;
+/// Capacity of the device, and size of the file system that holds it. Unit: MiB.
+const DISK_MIB: u64 = 384;
+const IMAGE_MIB: u64 = 448;
 
 #[test]
 fn a_power_cut_loses_no_durable_block() {
@@ -34,18 +38,19 @@ fn a_power_cut_loses_no_durable_block() {
     in_private_mounts("power::child_power_cut", LIMIT + LIMIT / 4 * rounds);
 }
 
-/// Saves until the daemon no longer answers.
+/// Saves until the daemon no longer answers, or there is no room for more.
 async fn save_on(daemon: &Daemon, mut journal: Journal, seed: u64) -> Journal {
     let session = daemon.session(&blocks::gqa()).await;
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    loop {
+    while journal.durable.len() < BLOCKS_MAX {
         let count = rng.random_range(1..32);
         let set = blocks::loose(&session, rng.random(), count, PayloadKind::Kv);
         let saved = journal.save(&session, &set, Acknowledge::Durable).await;
         if saved.is_err() {
-            return journal;
+            break;
         }
     }
+    journal
 }
 
 /// Stops the process and waits until every thread of it has stopped.
@@ -93,7 +98,7 @@ fn cut(daemon: &Daemon, at: &Path) -> Result<(), String> {
 #[test]
 #[ignore = "a role that another test starts"]
 fn child_power_cut() {
-    let Some(at) = told_and_mounted(|scratch| loop_args(scratch, 448)) else {
+    let Some(at) = told_and_mounted(|scratch| loop_args(scratch, IMAGE_MIB)) else {
         return;
     };
     let rounds = rounds("KVTIER_TEST_POWER_CUTS", 2);
@@ -102,7 +107,7 @@ fn child_power_cut() {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let options = Options::default()
         .host_mib(16)
-        .disk_mib(96, 4)
+        .disk_mib(DISK_MIB, 4)
         .data_dir(&at);
     let mut daemon = Daemon::start(options);
     let mut journal = Journal::default();
@@ -148,7 +153,7 @@ fn child_power_cut() {
             child::say(&format!(
                 "cut {round}: {kept} durable blocks kept, {more} more"
             ));
-            if journal.durable.len() > BLOCKS_MAX {
+            if journal.durable.len() > BLOCKS_MAX / 2 {
                 session.wipe().await.unwrap();
                 total += journal.durable.len();
                 journal = Journal::default();
