@@ -25,10 +25,19 @@ use crate::limits::Sample;
 pub(crate) enum Pattern {
     /// Reads at random offsets, each a multiple of the size.
     RandomRead,
+    /// Reads front to back.
+    Read,
     /// Writes front to back, never synced: what a device takes before it has to keep it.
     Write,
     /// Writes front to back, with `fdatasync` after every `sync_every` of them.
     DurableWrite {
+        /// Writes per sync.
+        sync_every: u64,
+    },
+    /// Reads and writes at random offsets, with `fdatasync` after every `sync_every` writes.
+    Mixed {
+        /// Share of reads. Unit: percent.
+        reads: u32,
         /// Writes per sync.
         sync_every: u64,
     },
@@ -78,7 +87,11 @@ impl Job<'_> {
             .and_then(|start| text.get(start..))
             .unwrap_or_default();
         let result = serde_json::from_str(json)?;
-        if matches!(self.pattern, Pattern::DurableWrite { .. }) && !synced(&result) {
+        let syncs = matches!(
+            self.pattern,
+            Pattern::DurableWrite { .. } | Pattern::Mixed { .. }
+        );
+        if syncs && !synced(&result) {
             return Err("this fio answers fdatasync without making it: no limit to compare".into());
         }
         sample(&result, self.pattern)
@@ -116,12 +129,19 @@ impl Job<'_> {
                 let flags = ["--rw=randread", "--norandommap", "--fixedbufs"];
                 arguments.extend(flags.map(str::to_owned));
             }
+            Pattern::Read => arguments.extend(["--rw=read", "--fixedbufs"].map(str::to_owned)),
             Pattern::Write => arguments.extend(["--rw=write", "--fixedbufs"].map(str::to_owned)),
             // Not with --fixedbufs: fio 3.33 then leaves the buffer's number in the sync request,
             // the kernel refuses it, and fio counts syncs that never happened.
             Pattern::DurableWrite { sync_every } => {
                 arguments.extend(["--rw=write".to_owned(), format!("--fdatasync={sync_every}")]);
             }
+            Pattern::Mixed { reads, sync_every } => arguments.extend([
+                "--rw=randrw".to_owned(),
+                "--norandommap".to_owned(),
+                format!("--rwmixread={reads}"),
+                format!("--fdatasync={sync_every}"),
+            ]),
         }
         arguments
     }
@@ -137,15 +157,20 @@ fn synced(result: &Value) -> bool {
 
 fn sample(result: &Value, pattern: Pattern) -> Option<Sample> {
     let job = result.get("jobs")?.get(0)?;
+    let (read, write) = (job.get("read")?, job.get("write")?);
     let side = match pattern {
-        Pattern::RandomRead => job.get("read")?,
-        Pattern::Write | Pattern::DurableWrite { .. } => job.get("write")?,
+        Pattern::RandomRead | Pattern::Read | Pattern::Mixed { .. } => read,
+        Pattern::Write | Pattern::DurableWrite { .. } => write,
     };
+    let mut bytes = side.get("io_bytes")?.as_f64()?;
+    if matches!(pattern, Pattern::Mixed { .. }) {
+        bytes += write.get("io_bytes")?.as_f64()?;
+    }
     let seconds = side.get("runtime")?.as_f64()? / 1000.0;
     let percent = job.get("usr_cpu")?.as_f64()? + job.get("sys_cpu")?.as_f64()?;
     let cpu_s = percent / 100.0 * job.get("job_runtime")?.as_f64()? / 1000.0;
     Some(Sample {
-        bytes: side.get("io_bytes")?.as_f64()?,
+        bytes,
         seconds,
         cpu_s,
     })

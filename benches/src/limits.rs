@@ -9,7 +9,7 @@
 //! Not here on purpose: no page cache. A limit that memory serves says nothing about a device.
 
 mod copy;
-mod lane;
+pub(crate) mod lane;
 mod store;
 
 use std::path::Path;
@@ -33,7 +33,7 @@ use crate::fio::{self, Job, Pattern};
 const SIZES_MIB: [u64; 2] = [1, 2];
 
 /// Written between two syncs. Unit: bytes.
-const SYNC_BYTES: u64 = 16 * MIB;
+pub(crate) const SYNC_BYTES: u64 = 16 * MIB;
 
 /// Least part of fio's speed that is good enough.
 const READ_BAR: f64 = 0.80;
@@ -195,6 +195,7 @@ impl Bed {
             &self.arena,
             size,
             self.effort.span,
+            self.depth,
         )
     }
 
@@ -270,6 +271,9 @@ impl Bed {
             (Side::Lane, Pattern::Write) => self.lane(size).write_durable(seconds, u64::MAX / size),
             (Side::Lane, Pattern::DurableWrite { sync_every }) => {
                 self.lane(size).write_durable(seconds, sync_every)
+            }
+            (Side::Lane, Pattern::Read | Pattern::Mixed { .. }) => {
+                Err("this suite has no such row".into())
             }
             (Side::Store, Pattern::RandomRead) => self.store.restore(mib, seconds),
             (Side::Store, _) => self.store.save(mib, seconds),

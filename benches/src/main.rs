@@ -10,6 +10,7 @@ mod codecs;
 mod fio;
 mod limits;
 mod planes;
+mod store;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -47,6 +48,8 @@ struct Common {
 enum Suite {
     /// Disk lanes and store beside fio, copies beside memcpy.
     Limits(limits::Options),
+    /// The storage engine beside fio over sizes, patterns and depths.
+    Store(store::Options),
     /// Codec levels and page movers on one core, beside plain zstd and memcpy.
     Codecs(codecs::Options),
     /// Blocks of the real daemon: through shared memory and inline beside memcpy, from and to the
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let report = match &cli.suite {
         Suite::Limits(options) => limits::run(options, &cli.common),
+        Suite::Store(options) => store::run(options, &cli.common),
         Suite::Codecs(options) => codecs::run(options, &cli.common),
         Suite::Planes(options) => planes::run(options, &cli.common),
     };

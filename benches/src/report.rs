@@ -89,6 +89,12 @@ impl Report {
         self.rows.push(row);
     }
 
+    /// The median of a row.
+    pub fn median(&self, name: &str) -> Option<f64> {
+        let row = self.rows.iter().find(|row| row.name == name);
+        row.map(|row| row.median)
+    }
+
     /// Prints the table and writes the result file if asked to.
     pub fn finish(&self, file: Option<&Path>) -> Result<(), Problem> {
         println!("\n{}", self.machine);

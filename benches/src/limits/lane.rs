@@ -1,6 +1,6 @@
 //! Our side of the disk limits: a lane kept full from one thread.
 //!
-//! Upstairs:   `limits`.
+//! Upstairs:   `limits`, `store`.
 //! Downstairs: `kvtier_store::disk::Disk`.
 //!
 //! Not here on purpose: no store. These rows say what the lane costs alone.
@@ -19,23 +19,25 @@ use rand_chacha::rand_core::SeedableRng;
 use super::Sample;
 
 /// One file, one arena, one size of operation.
-pub(super) struct Run<'a> {
+pub(crate) struct Run<'a> {
     disk: &'a mut dyn Disk,
     file: FileId,
     arena: &'a Arc<Arena>,
     size: u64,
     blocks: u64,
+    depth: usize,
     moved: u64,
     done: Vec<Done>,
 }
 
 impl<'a> Run<'a> {
-    pub(super) fn new(
+    pub(crate) fn new(
         disk: &'a mut dyn Disk,
         file: FileId,
         arena: &'a Arc<Arena>,
         size: u64,
         span: u64,
+        depth: usize,
     ) -> Self {
         Self {
             disk,
@@ -43,16 +45,17 @@ impl<'a> Run<'a> {
             arena,
             size,
             blocks: span / size,
+            depth,
             moved: 0,
             done: Vec::new(),
         }
     }
 
     /// Writes every block of the file once, and syncs.
-    pub(super) fn fill(&mut self, bar: &ProgressBar) -> Result<(), Problem> {
+    pub(crate) fn fill(&mut self, bar: &ProgressBar) -> Result<(), Problem> {
         let mut block = 0;
         while block < self.blocks || self.disk.in_flight() > 0 {
-            while block < self.blocks && self.disk.in_flight() < self.disk.depth() {
+            while block < self.blocks && self.disk.in_flight() < self.depth {
                 let buf = self.buffer()?;
                 self.submit(OpKind::Write, block, Some(buf))?;
                 block += 1;
@@ -65,11 +68,11 @@ impl<'a> Run<'a> {
     }
 
     /// Random reads for this long.
-    pub(super) fn read_random(mut self, seconds: f64) -> Result<Sample, Problem> {
+    pub(crate) fn read_random(mut self, seconds: f64) -> Result<Sample, Problem> {
         let mut random = ChaCha8Rng::seed_from_u64(2);
         let clock = Clock::start(seconds);
         while !clock.over() {
-            while self.disk.in_flight() < self.disk.depth() {
+            while self.disk.in_flight() < self.depth {
                 let block = random.random_range(0..self.blocks);
                 let buf = self.buffer()?;
                 self.submit(OpKind::Read, block, Some(buf))?;
@@ -80,9 +83,25 @@ impl<'a> Run<'a> {
         Ok(clock.stop(self.moved))
     }
 
+    /// Reads front to back for this long.
+    pub(crate) fn read_in_order(mut self, seconds: f64) -> Result<Sample, Problem> {
+        let mut block = 0;
+        let clock = Clock::start(seconds);
+        while !clock.over() {
+            while self.disk.in_flight() < self.depth {
+                let buf = self.buffer()?;
+                self.submit(OpKind::Read, block % self.blocks, Some(buf))?;
+                block += 1;
+            }
+            self.reap()?;
+        }
+        self.drain()?;
+        Ok(clock.stop(self.moved))
+    }
+
     /// Writes front to back for this long, with a sync behind every `sync_every` writes that are
     /// complete; later writes go on while it runs. Ends when the last sync has.
-    pub(super) fn write_durable(
+    pub(crate) fn write_durable(
         mut self,
         seconds: f64,
         sync_every: u64,
@@ -91,7 +110,7 @@ impl<'a> Run<'a> {
         let (mut block, mut synced) = (0, 0);
         let clock = Clock::start(seconds);
         while !clock.over() {
-            while self.disk.in_flight() < self.disk.depth() {
+            while self.disk.in_flight() < self.depth {
                 if self.moved - synced >= batch {
                     synced = self.moved;
                     self.submit(OpKind::Sync, 0, None)?;
@@ -155,14 +174,14 @@ impl<'a> Run<'a> {
 }
 
 /// Wall clock and CPU of this process, kernel workers included.
-pub(super) struct Clock {
+pub(crate) struct Clock {
     start: Instant,
     until: Duration,
     cpu_s: f64,
 }
 
 impl Clock {
-    pub(super) fn start(seconds: f64) -> Self {
+    pub(crate) fn start(seconds: f64) -> Self {
         Self {
             start: Instant::now(),
             until: Duration::from_secs_f64(seconds),
@@ -170,11 +189,11 @@ impl Clock {
         }
     }
 
-    pub(super) fn over(&self) -> bool {
+    pub(crate) fn over(&self) -> bool {
         self.start.elapsed() >= self.until
     }
 
-    pub(super) fn stop(&self, bytes: u64) -> Sample {
+    pub(crate) fn stop(&self, bytes: u64) -> Sample {
         let seconds = self.start.elapsed().as_secs_f64();
         Sample {
             bytes: bytes as f64,

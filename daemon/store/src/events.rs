@@ -211,6 +211,8 @@ pub struct Usage {
     pub blocks: u64,
     /// Memory of the index. Unit: bytes.
     pub index_bytes: u64,
+    /// Memory of heads that are kept for reads of parts. Unit: bytes.
+    pub head_bytes: u64,
     /// Segment files on the device.
     pub segments: u64,
     /// Most segment files.

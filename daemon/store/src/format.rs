@@ -40,7 +40,7 @@ impl std::fmt::Debug for StoreId {
 }
 
 /// Where a record lies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Place {
     /// Number of the segment file.
     pub segment: u32,

@@ -13,6 +13,7 @@
 //!   L2  The record was written by this store, in this epoch, for this place.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use kvtier_proto::{BlockKey, LayoutFingerprint, Miss, NamespaceId};
 
@@ -65,6 +66,15 @@ pub(crate) struct Covered {
     pub(crate) parts: Range<usize>,
     /// Offset in the payload of the first byte that was read. Unit: bytes.
     pub(crate) payload_from: u64,
+    /// Where that byte lies in the buffer. Unit: bytes.
+    pub(crate) buf_from: usize,
+}
+
+/// What a read of parts brought, and the head it goes by when that was known before.
+#[derive(Debug, Clone)]
+pub(crate) struct Partial {
+    pub(crate) covered: Covered,
+    pub(crate) head: Option<Arc<Head>>,
 }
 
 /// Bytes that a device delivered and nobody has checked. There is no way to them but `verify`.
@@ -74,15 +84,15 @@ pub struct Unverified {
     buf: IoBuf,
     expect: Expectation,
     /// `None`: the whole image.
-    covered: Option<Covered>,
+    partial: Option<Partial>,
 }
 
 impl Unverified {
-    pub(crate) fn new(buf: IoBuf, expect: Expectation, covered: Option<Covered>) -> Self {
+    pub(crate) fn new(buf: IoBuf, expect: Expectation, partial: Option<Partial>) -> Self {
         Self {
             buf,
             expect,
-            covered,
+            partial,
         }
     }
 
@@ -106,7 +116,7 @@ impl Unverified {
                     buf: self.buf,
                     head,
                     covered,
-                    whole: self.covered.is_none(),
+                    whole: self.partial.is_none(),
                 })
             }
             Err(miss) => {
@@ -116,18 +126,32 @@ impl Unverified {
         }
     }
 
-    fn check(&self) -> Result<(Head, Covered), Miss> {
-        let header = Header::decode(&self.buf)?;
-        self.expect.check(&header)?;
-        let head = Head::decode_table(header, &self.buf)?;
+    fn check(&self) -> Result<(Arc<Head>, Covered), Miss> {
+        let head = match self
+            .partial
+            .as_ref()
+            .and_then(|partial| partial.head.clone())
+        {
+            Some(head) => {
+                self.expect.check(&head.header)?;
+                head
+            }
+            None => {
+                let header = Header::decode(&self.buf)?;
+                self.expect.check(&header)?;
+                Arc::new(Head::decode_table(header, &self.buf)?)
+            }
+        };
         let all = || Covered {
             parts: 0..head.parts().len(),
             payload_from: 0,
+            buf_from: self.expect.place.head_len as usize,
         };
-        let covered = self.covered.clone().unwrap_or_else(all);
+        let covered = self.partial.as_ref().map(|partial| partial.covered.clone());
+        let covered = covered.unwrap_or_else(all);
         for part in covered.parts.clone() {
             let row = head.parts().get(part).ok_or(Miss::HeaderCrc)?;
-            let bytes = bytes_of(&self.buf, &head, &covered, row).ok_or(Miss::Device)?;
+            let bytes = bytes_of(&self.buf, &covered, row).ok_or(Miss::Device)?;
             let spans = head.spans_of(part).ok_or(Miss::HeaderCrc)?;
             let crcs = bytes.chunks(SPAN as usize).map(crc32fast::hash);
             if !crcs.eq(spans.iter().copied()) {
@@ -139,15 +163,15 @@ impl Unverified {
 
     /// No checksum covers the bytes around the parts that were read, so nobody may see them.
     fn clear_padding(&mut self, head: &Head, covered: &Covered) {
-        let head_len = head.header.summary.place.head_len as usize;
         let rows = head.parts().get(covered.parts.clone()).unwrap_or_default();
         let (Some(first), Some(last)) = (rows.first(), rows.last()) else {
             return;
         };
-        let at = |offset: u64| head_len + crate::format::index(offset - covered.payload_from);
+        let at =
+            |offset: u64| covered.buf_from + crate::format::index(offset - covered.payload_from);
         let from = at(u64::from(first.offset));
         let to = at(u64::from(last.offset) + u64::from(last.stored_len));
-        if let Some(before) = self.buf.get_mut(head_len..from) {
+        if let Some(before) = self.buf.get_mut(covered.buf_from..from) {
             before.fill(0);
         }
         if let Some(behind) = self.buf.get_mut(to..) {
@@ -157,12 +181,12 @@ impl Unverified {
     }
 }
 
-/// Bytes of one part in a buffer that holds the head room and some of the payload.
-fn bytes_of<'a>(buf: &'a [u8], head: &Head, covered: &Covered, part: &Part) -> Option<&'a [u8]> {
+/// Bytes of one part in a buffer that holds some of the payload.
+fn bytes_of<'a>(buf: &'a [u8], covered: &Covered, part: &Part) -> Option<&'a [u8]> {
     let into = u64::from(part.offset).checked_sub(covered.payload_from)?;
-    let from = u64::from(head.header.summary.place.head_len).checked_add(into)?;
-    let to = from.checked_add(u64::from(part.stored_len))?;
-    buf.get(crate::format::index(from)..crate::format::index(to))
+    let from = covered.buf_from.checked_add(crate::format::index(into))?;
+    let to = from.checked_add(part.stored_len as usize)?;
+    buf.get(from..to)
 }
 
 /// Aligned range of the payload that covers `parts`: (offset in the payload, length).
@@ -178,7 +202,7 @@ pub(crate) fn cover(head: &Head, parts: &Range<usize>) -> Option<(u64, u64)> {
 #[derive(Debug)]
 pub struct Record {
     buf: IoBuf,
-    head: Head,
+    head: Arc<Head>,
     covered: Covered,
     whole: bool,
 }
@@ -200,7 +224,7 @@ impl Record {
             return None;
         }
         let row = self.head.parts().get(part)?;
-        Some((row, bytes_of(&self.buf, &self.head, &self.covered, row)?))
+        Some((row, bytes_of(&self.buf, &self.covered, row)?))
     }
 
     /// Stored bytes of all parts that are here, one behind the other.
@@ -214,7 +238,7 @@ impl Record {
             stored_len: len,
             ..*first
         };
-        bytes_of(&self.buf, &self.head, &self.covered, &run).unwrap_or_default()
+        bytes_of(&self.buf, &self.covered, &run).unwrap_or_default()
     }
 
     /// The same memory as an image for the host tier or another store; the buffer comes back

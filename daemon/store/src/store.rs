@@ -21,6 +21,7 @@
 mod append;
 mod commit;
 mod fetch;
+mod heads;
 mod reclaim;
 mod wipe;
 
@@ -168,6 +169,7 @@ pub struct Store<D: Disk> {
     state: DeviceState,
     counters: Counters,
     misses: BTreeMap<Miss, u64>,
+    heads: heads::Heads,
 }
 
 impl<D: Disk> Store<D> {
@@ -222,6 +224,7 @@ impl<D: Disk> Store<D> {
             state: DeviceState::Healthy,
             counters: Counters::default(),
             misses: Miss::iter().map(|miss| (miss, 0)).collect(),
+            heads: heads::Heads::default(),
         }
     }
 
@@ -300,6 +303,7 @@ impl<D: Disk> Store<D> {
         reason: Miss,
     ) -> bool {
         self.count_miss(reason);
+        self.heads.forget(place);
         let present = self.index.get(namespace, key);
         let same = present.is_some_and(|stored| stored.place == *place);
         if same {
@@ -347,12 +351,18 @@ impl<D: Disk> Store<D> {
         Usage {
             blocks: self.index.len() as u64,
             index_bytes: self.index.bytes() as u64,
+            head_bytes: self.heads.bytes() as u64,
             segments: self.segments.count() as u64,
             segments_max: self.segments_max,
             segment_size: self.options.segment_size,
             puts_pending: self.queue.len() as u64 + written,
             reads_pending: reads as u64,
         }
+    }
+
+    /// Gives back the memory of heads that are kept for reads of parts.
+    pub fn drop_heads(&mut self) {
+        self.heads = heads::Heads::default();
     }
 
     /// True when nothing is in flight and nothing waits.

@@ -24,6 +24,12 @@ const STAMP: &str = "stamp";
 /// Memory that sled may use for pages. Unit: bytes.
 const CACHE: u64 = 32 << 20;
 
+/// What sled says when somebody else has its folder open.
+const LOCKED: &str = "could not acquire lock";
+/// Times that a locked folder is tried, and the pause between two of them: 3 s in all.
+const TRIES: u32 = 300;
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
+
 /// A catalog in a folder.
 pub struct SledCatalog {
     folder: PathBuf,
@@ -53,17 +59,37 @@ impl SledCatalog {
 
     fn db(&mut self) -> Result<&Open, CatalogError> {
         if self.open.is_none() {
-            let folder = self.folder.clone();
-            let config = sled::Config::new().path(folder).cache_capacity(CACHE);
-            self.open = Some(guard(|| {
-                let db = config.flush_every_ms(None).open()?;
-                let blocks = db.open_tree(BLOCKS)?;
-                Ok(Open { db, blocks })
-            })?);
+            self.open = Some(self.open_in_time()?);
         }
         self.open.as_ref().ok_or_else(|| CatalogError::Library {
             what: "not open".to_owned(),
         })
+    }
+}
+
+impl SledCatalog {
+    /// Opens the folder. A sled of this process that was dropped a moment ago may still hold its
+    /// lock, on threads of its own; that is waited for, and only that.
+    fn open_in_time(&self) -> Result<Open, CatalogError> {
+        let mut tries = 1;
+        loop {
+            let config = sled::Config::new()
+                .path(&self.folder)
+                .cache_capacity(CACHE)
+                .flush_every_ms(None);
+            let opened = guard(|| {
+                let db = config.open()?;
+                let blocks = db.open_tree(BLOCKS)?;
+                Ok(Open { db, blocks })
+            });
+            match opened {
+                Err(CatalogError::Library { what }) if what.contains(LOCKED) && tries < TRIES => {
+                    tries += 1;
+                    std::thread::sleep(PAUSE);
+                }
+                opened => return opened,
+            }
+        }
     }
 }
 
@@ -135,8 +161,10 @@ impl Catalog for SledCatalog {
         }
         if self.folder.exists() {
             let aside = Self::aside(&self.folder);
-            if aside.exists() {
-                std::fs::remove_dir_all(&aside)?;
+            match std::fs::symlink_metadata(&aside) {
+                Ok(found) if found.is_dir() => std::fs::remove_dir_all(&aside)?,
+                Ok(_) => std::fs::remove_file(&aside)?,
+                Err(_) => {}
             }
             std::fs::rename(&self.folder, &aside)?;
         }

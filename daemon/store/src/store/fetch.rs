@@ -11,6 +11,7 @@
 
 use std::io::Error;
 use std::ops::Range;
+use std::sync::Arc;
 
 use kvtier_proto::Miss;
 
@@ -19,7 +20,7 @@ use crate::events::{Counter, Event};
 use crate::format::{Head, Place, index};
 use crate::lane::Transfer;
 use crate::mem::IoBuf;
-use crate::read::{Covered, Expectation, Unverified, Want, cover};
+use crate::read::{Covered, Expectation, Partial, Unverified, Want, cover};
 
 use super::{Flight, Store};
 
@@ -38,7 +39,7 @@ enum Stage {
     /// The head room, which says where the parts lie.
     Head(Range<usize>),
     /// The blocks that cover the parts.
-    Parts(Covered),
+    Parts(Partial),
 }
 
 impl<D: Disk> Store<D> {
@@ -63,8 +64,9 @@ impl<D: Disk> Store<D> {
         started.map_err(|buf| self.missed(buf, Miss::Device))
     }
 
-    /// Reads the parts numbered `parts` of a record: its head room first, then the blocks that
-    /// cover them, behind it in `buf`. A buffer of `peek(..).place.len` bytes always suffices.
+    /// Reads the parts numbered `parts` of a record into `buf`: its head room first, then the
+    /// blocks that cover them, behind it. Where the head is still known from an earlier call, only
+    /// those blocks, to the front. A buffer of `peek(..).place.len` bytes always suffices.
     pub fn get_parts(
         &mut self,
         tag: u64,
@@ -76,6 +78,9 @@ impl<D: Disk> Store<D> {
             Ok(expect) => expect,
             Err(miss) => return Err(self.missed(buf, miss)),
         };
+        if let Some(head) = self.heads.get(&expect.place) {
+            return self.get_known(tag, expect, head, &parts, buf);
+        }
         let len = expect.place.head_len as usize;
         let reading = Reading {
             tag,
@@ -83,6 +88,28 @@ impl<D: Disk> Store<D> {
             stage: Stage::Head(parts),
         };
         let started = self.start_read(reading, expect.place.offset, buf, 0, len);
+        started.map_err(|buf| self.missed(buf, Miss::Device))
+    }
+
+    /// Reads parts of a record whose head is known.
+    fn get_known(
+        &mut self,
+        tag: u64,
+        expect: Expectation,
+        head: Arc<Head>,
+        parts: &Range<usize>,
+        buf: IoBuf,
+    ) -> Result<(), (IoBuf, Miss)> {
+        let (covered, at, len) = match plan_parts(&expect, parts, &head, 0, buf.len()) {
+            Ok(plan) => plan,
+            Err(miss) => return Err(self.missed(buf, miss)),
+        };
+        let stage = Stage::Parts(Partial {
+            covered,
+            head: Some(head),
+        });
+        let reading = Reading { tag, expect, stage };
+        let started = self.start_read(reading, at, buf, 0, len);
         started.map_err(|buf| self.missed(buf, Miss::Device))
     }
 
@@ -163,11 +190,12 @@ impl<D: Disk> Store<D> {
             }
             (Ok(()), _) if wiped => Err(Miss::Absent),
             (Ok(()), Stage::Whole) => Ok(None),
-            (Ok(()), Stage::Parts(covered)) => Ok(Some(covered)),
-            (Ok(()), Stage::Head(parts)) => match plan_parts(&expect, &parts, &buf) {
+            (Ok(()), Stage::Parts(partial)) => Ok(Some(partial)),
+            (Ok(()), Stage::Head(parts)) => match self.plan_behind_head(&expect, &parts, &buf) {
                 Ok((covered, at, len)) => {
                     let head_len = expect.place.head_len as usize;
-                    let stage = Stage::Parts(covered);
+                    let head = None;
+                    let stage = Stage::Parts(Partial { covered, head });
                     let reading = Reading { tag, expect, stage };
                     match self.start_read(reading, at, buf, head_len, len) {
                         Ok(()) => return,
@@ -182,7 +210,7 @@ impl<D: Disk> Store<D> {
         };
         self.counters.add(Counter::Reads, 1);
         let result = match outcome {
-            Ok(covered) => Ok(Unverified::new(buf, expect, covered)),
+            Ok(partial) => Ok(Unverified::new(buf, expect, partial)),
             Err(miss) => {
                 buf.fill(0);
                 self.count_miss(miss);
@@ -191,26 +219,42 @@ impl<D: Disk> Store<D> {
         };
         events.push(Event::Got { tag, result });
     }
+
+    /// A head room has just arrived: it is kept for the next part, and says where this one lies.
+    fn plan_behind_head(
+        &mut self,
+        expect: &Expectation,
+        parts: &Range<usize>,
+        buf: &IoBuf,
+    ) -> Result<(Covered, u64, usize), Miss> {
+        let head = Arc::new(Head::decode(buf)?);
+        let behind = expect.place.head_len as usize;
+        let plan = plan_parts(expect, parts, &head, behind, buf.len())?;
+        self.heads.insert(expect.place, head);
+        Ok(plan)
+    }
 }
 
-/// From a head room that just arrived: what to read, from where in the file, how much.
+/// What to read for `parts`, from where in the file, how much; it will lie at `buf_from`.
 fn plan_parts(
     expect: &Expectation,
     parts: &Range<usize>,
-    buf: &IoBuf,
+    head: &Head,
+    buf_from: usize,
+    buf_len: usize,
 ) -> Result<(Covered, u64, usize), Miss> {
-    let head = Head::decode(buf)?;
     expect.check(&head.header)?;
-    let (payload_from, len) = cover(&head, parts).ok_or(Miss::Absent)?;
+    let (payload_from, len) = cover(head, parts).ok_or(Miss::Absent)?;
     let Place {
         offset, head_len, ..
     } = expect.place;
-    if u64::from(head_len) + len > buf.len() as u64 {
+    if buf_from as u64 + len > buf_len as u64 {
         return Err(Miss::NoSpace);
     }
     let covered = Covered {
         parts: parts.clone(),
         payload_from,
+        buf_from,
     };
     Ok((
         covered,

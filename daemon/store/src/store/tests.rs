@@ -6,6 +6,7 @@ use kvtier_proto::{Level, Miss};
 
 use crate::disk::Wait;
 use crate::disk::sim::{SimDisk, SimOptions};
+use crate::format::segment::segment_name;
 use crate::testkit::*;
 use crate::*;
 
@@ -68,6 +69,43 @@ fn get_parts_returns_exactly_the_parts_asked_for() {
             );
         }
     }
+}
+
+#[test]
+fn get_parts_reads_a_head_once_and_checks_every_part_all_the_same() {
+    let mut store = Fixture::new();
+    store.put_all([1]);
+    let read = |store: &mut Fixture, part: usize| {
+        let (tag, buf) = (store.tag(), store.buf());
+        let before = store.store.disk().taken();
+        let taken = store
+            .store
+            .get_parts(tag, &want(NS, 1), part..part + 1, buf);
+        taken.unwrap();
+        store.rest();
+        let operations = store.store.disk().taken() - before;
+        (store.got.remove(&tag).unwrap(), operations)
+    };
+    let all = payload(NS, 1, 0, stored_len(1));
+    let lens: Vec<usize> = parts(1).iter().map(|p| p.stored_len as usize).collect();
+    let mut from = 0;
+    for (part, len) in lens.iter().enumerate() {
+        let (got, operations) = read(&mut store, part);
+        assert_eq!(got.unwrap(), all[from..from + len]);
+        assert_eq!(operations, if part == 0 { 2 } else { 1 }, "part {part}");
+        from += len;
+    }
+    // The head is known; what lies there now is not what it speaks of.
+    let place = store.place(1);
+    let file = segment_name(place.segment);
+    let payload_at = place.offset + u64::from(place.head_len);
+    let last = crate::format::index(payload_at) + from - 1;
+    store.store.disk_mut().content(&file).unwrap()[last] ^= 1;
+    assert_eq!(read(&mut store, 3).0, Err(Miss::PayloadCrc));
+    // A condemned head is read again.
+    store.store.condemn(NS, &key(1), &place, Miss::PayloadCrc);
+    store.put_all([1]);
+    assert_eq!(read(&mut store, 3).1, 2);
 }
 
 #[test]
