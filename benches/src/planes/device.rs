@@ -73,21 +73,32 @@ pub(super) async fn measure(
          {HOST_MIB} MiB of host memory"
     ));
     let (mut ours, mut limits) = (Vec::new(), Vec::new());
-    for _ in 0..effort.rounds {
-        ours.push(bed.restore(effort).await?);
-        limits.push(limit.run(Pattern::RandomRead)?);
+    for ours_now in turns(effort) {
+        if ours_now {
+            ours.push(bed.restore(effort).await?);
+        } else {
+            limits.push(limit.run(Pattern::RandomRead)?);
+        }
     }
     let names = ["restore.disk.batch64", "read.random.2MiB"];
     tell(report, names, &ours, &limits);
     let (mut ours, mut limits) = (Vec::new(), Vec::new());
-    for _ in 0..effort.rounds {
-        ours.push(bed.save(effort).await?);
-        let sync_every = SYNC_EVERY;
-        limits.push(limit.run(Pattern::DurableWrite { sync_every })?);
+    let sync_every = SYNC_EVERY;
+    for ours_now in turns(effort) {
+        if ours_now {
+            ours.push(bed.save(effort).await?);
+        } else {
+            limits.push(limit.run(Pattern::DurableWrite { sync_every })?);
+        }
     }
     let names = ["save.durable.batch64", "write.durable.2MiB"];
     tell(report, names, &ours, &limits);
     Ok(())
+}
+
+/// Whether it is our turn or fio's, round by round, each first in every second.
+fn turns(effort: Effort) -> impl Iterator<Item = bool> {
+    (0..effort.rounds).flat_map(|round| [round % 2 == 0, round % 2 == 1])
 }
 
 fn tell(report: &mut Report, [name, limit]: [&str; 2], ours: &[Run], limits: &[f64]) {
