@@ -27,6 +27,22 @@ use crate::block::RawBlock;
 /// Name of a block inside one namespace.
 pub type Name = (PayloadKind, BlockKey);
 
+/// Where a block ends and its children begin: its name, and the position of the token after it.
+/// Positions grow along a prefix, so that no claim of a client's makes blocks follow each other
+/// in a circle, none of which could ever leave.
+type End = (Name, u64);
+
+fn end_of(block: &RawBlock) -> End {
+    let (id, facts) = (block.id(), block.facts());
+    let position = u64::from(facts.position) + u64::from(facts.layout.tokens());
+    ((id.kind, id.key), position)
+}
+
+fn followed_by(block: &RawBlock) -> End {
+    let (id, facts) = (block.id(), block.facts());
+    ((id.kind, facts.parent), u64::from(facts.position))
+}
+
 #[derive(Debug)]
 struct Resident {
     block: Arc<RawBlock>,
@@ -40,8 +56,8 @@ struct Resident {
 #[derive(Debug, Default)]
 pub struct Directory {
     blocks: HashMap<Name, Resident>,
-    /// Resident blocks by the name of the block they follow, which need not be here itself.
-    children: HashMap<Name, u32>,
+    /// Resident blocks by what they follow, which need not be here itself.
+    children: HashMap<End, u32>,
     /// Blocks that may leave, by their last use: not held, not pinned, no child here.
     leaving: BTreeMap<u64, Name>,
     /// Pinned blocks by the end of their pin.
@@ -99,7 +115,7 @@ impl Directory {
         if self.blocks.contains_key(&name) {
             return;
         }
-        let parent = (name.0, block.facts().parent);
+        let parent = followed_by(&block);
         self.clock += 1;
         let (stamp, held, pinned_until) = (self.clock, false, None);
         self.blocks.insert(
@@ -114,7 +130,7 @@ impl Directory {
         );
         self.settle(&name);
         *self.children.entry(parent).or_default() += 1;
-        self.settle(&parent);
+        self.settle(&parent.0);
     }
 
     /// Counts a use.
@@ -175,12 +191,12 @@ impl Directory {
         if let Some(until) = resident.pinned_until {
             self.pinned.remove(&(until, *name));
         }
-        let parent = (name.0, resident.block.facts().parent);
+        let parent = followed_by(&resident.block);
         if let Some(children) = self.children.get_mut(&parent) {
             *children -= 1;
             if *children == 0 {
                 self.children.remove(&parent);
-                self.settle(&parent);
+                self.settle(&parent.0);
             }
         }
         Some(resident.block)
@@ -202,8 +218,9 @@ impl Directory {
         let Some(resident) = self.blocks.get(name) else {
             return;
         };
-        let stays =
-            resident.held || resident.pinned_until.is_some() || self.children.contains_key(name);
+        let stays = resident.held
+            || resident.pinned_until.is_some()
+            || self.children.contains_key(&end_of(&resident.block));
         if stays {
             self.leaving.remove(&resident.stamp);
         } else {

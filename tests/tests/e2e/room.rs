@@ -9,9 +9,11 @@ use kvtier_client::{
     Acknowledge, BlockStatus, Bytes, CommitFailure, Miss, PayloadKind, SaveBlock, SaveOutcome,
     SaveRefusal, SessionOptions, Tier,
 };
+use kvtier_proto::v1;
 use kvtier_tests::harness::{Daemon, Options, blocks, run};
 
 use super::LIMIT;
+use super::requests::opened;
 
 /// Saves this many sets of 100 blocks (3.2 MiB each) and insists that each is durable.
 async fn fill(
@@ -108,6 +110,37 @@ fn a_block_that_left_the_disk_is_not_called_durable() {
                 "block {at} was called durable and is gone: {miss:?}"
             );
         }
+    });
+}
+
+// Goal: whoever waits for a block that Save called there already hears that it is durable, also
+// when it has left host memory meanwhile.
+#[test]
+fn a_durable_block_that_left_host_memory_can_still_be_waited_for() {
+    run(LIMIT, async {
+        let mut daemon = Daemon::start(Options::default());
+        let session = daemon.session(&blocks::gqa()).await;
+        let set = blocks::loose(&session, 1, 3, PayloadKind::Kv);
+        blocks::save_durable(&session, &set).await;
+        let never = blocks::loose(&session, 2, 1, PayloadKind::Kv);
+        drop(session);
+        daemon.restart();
+        let mut raw = opened(&daemon).await;
+        let keys = set.iter().chain(&never).map(|block| v1::FilledSlot {
+            key: block.key.0.to_vec().into(),
+            ..v1::FilledSlot::default()
+        });
+        let results = raw.commit(keys.collect(), v1::Acknowledge::Durable).await;
+        use v1::commit_result::Result as Outcome;
+        let durable = Outcome::Acknowledged(v1::Acknowledge::Durable.into());
+        let stale = Outcome::Failed(v1::CommitFailure::StaleSlot.into());
+        let results = results.unwrap().into_iter().map(|one| one.result.unwrap());
+        let wanted = [durable, durable, durable, stale];
+        assert_eq!(
+            results.collect::<Vec<_>>(),
+            wanted,
+            "the last was never saved"
+        );
     });
 }
 

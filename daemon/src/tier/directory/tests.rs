@@ -26,23 +26,31 @@ fn key(number: u32) -> BlockKey {
     BlockKey(key)
 }
 
-fn block(arena: &Arc<Arena>, number: u32, parent: u32) -> Arc<RawBlock> {
+const TOKENS: u32 = 16;
+
+/// A block that `depth` others come before.
+fn block_at(arena: &Arc<Arena>, number: u32, parent: u32, depth: u32) -> Arc<RawBlock> {
     let id = BlockId {
         namespace: NamespaceId(1),
         kind: PayloadKind::Kv,
         key: key(number),
     };
-    let layout = Arc::new(BlockLayout::opaque(16, 8).unwrap());
+    let layout = Arc::new(BlockLayout::opaque(TOKENS, 8).unwrap());
     let (parent, fingerprint) = (key(parent), LayoutFingerprint([0; 32]));
     let facts = BlockFacts {
         parent,
-        position: 0,
+        position: depth * TOKENS,
         fingerprint,
         layout,
         order: PartOrder::TokenMajor,
     };
     let block = HostBlock::new(id, facts, arena.alloc(8).unwrap(), 0).unwrap();
     Arc::clone(block.raw())
+}
+
+/// A block that follows nothing.
+fn block(arena: &Arc<Arena>, number: u32) -> Arc<RawBlock> {
+    block_at(arena, number, 0, 0)
 }
 
 fn name(number: u32) -> Name {
@@ -62,7 +70,7 @@ fn evict_all(directory: &mut Directory) -> Vec<u32> {
 fn evict_takes_the_least_recently_used_first() {
     let (arena, mut directory) = (arena(), Directory::default());
     for number in [1, 2, 3] {
-        directory.insert(block(&arena, number, 0), false);
+        directory.insert(block(&arena, number), false);
     }
     directory.touch(&name(1));
     assert_eq!(evict_all(&mut directory), [2, 3, 1]);
@@ -75,7 +83,7 @@ fn evict_takes_leaves_before_the_blocks_they_follow_in_any_order_of_arrival() {
     for order in [[1, 2, 3], [3, 2, 1], [2, 3, 1]] {
         let mut directory = Directory::default();
         for number in order {
-            directory.insert(block(&arena, number, number - 1), false);
+            directory.insert(block_at(&arena, number, number - 1, number), false);
         }
         assert_eq!(evict_all(&mut directory), [3, 2, 1], "arrival {order:?}");
     }
@@ -91,7 +99,7 @@ fn evict_finds_the_leaf_of_long_prefixes_that_were_saved_side_by_side() {
     for at in 0..length {
         for prompt in 0..prompts {
             let parent = if at == 0 { 0 } else { number(prompt, at - 1) };
-            directory.insert(block(&arena, number(prompt, at), parent), false);
+            directory.insert(block_at(&arena, number(prompt, at), parent, at), false);
         }
     }
     let gone = evict_all(&mut directory);
@@ -104,7 +112,7 @@ fn evict_finds_the_leaf_of_long_prefixes_that_were_saved_side_by_side() {
 fn evict_finds_one_free_block_behind_thousands_that_are_held() {
     let (arena, mut directory) = (arena_of(10_000), Directory::default());
     for number in 1..=10_000 {
-        directory.insert(block(&arena, number, 0), false);
+        directory.insert(block(&arena, number), false);
         directory.set_held(&name(number), number != 9_000);
     }
     assert_eq!(evict_all(&mut directory), [9_000]);
@@ -116,7 +124,7 @@ fn evict_finds_one_free_block_behind_thousands_that_are_held() {
 fn evict_spares_held_and_pinned_blocks_until_they_are_free() {
     let (arena, mut directory) = (arena(), Directory::default());
     for number in [1, 2] {
-        directory.insert(block(&arena, number, 0), false);
+        directory.insert(block(&arena, number), false);
     }
     directory.set_held(&name(1), true);
     let now = Instant::now();
@@ -130,12 +138,24 @@ fn evict_spares_held_and_pinned_blocks_until_they_are_free() {
     assert_eq!(evict_all(&mut directory), [1]);
 }
 
+// Goal: T5 against a client that says that blocks follow each other in a circle.
+#[test]
+fn evict_takes_blocks_that_claim_to_follow_each_other() {
+    let arena = arena();
+    for depths in [[1, 1], [1, 2], [2, 1], [0, u32::MAX / TOKENS]] {
+        let mut directory = Directory::default();
+        directory.insert(block_at(&arena, 1, 2, depths[0]), false);
+        directory.insert(block_at(&arena, 2, 1, depths[1]), false);
+        assert_eq!(evict_all(&mut directory).len(), 2, "{depths:?}");
+    }
+}
+
 #[test]
 fn insert_keeps_the_first_of_two_blocks_of_one_name() {
     let (arena, mut directory) = (arena(), Directory::default());
-    let first = block(&arena, 1, 0);
+    let first = block(&arena, 1);
     directory.insert(Arc::clone(&first), false);
-    directory.insert(block(&arena, 1, 0), false);
+    directory.insert(block(&arena, 1), false);
     assert!(Arc::ptr_eq(&first, directory.get(&name(1)).unwrap()));
     assert_eq!(directory.len(), 1);
 }
@@ -187,7 +207,7 @@ proptest! {
                     if model.of(number).is_none() {
                         model.blocks.push((number, parent, false, None));
                     }
-                    directory.insert(block(&arena, number, parent), false);
+                    directory.insert(block_at(&arena, number, parent, number.ilog2()), false);
                 }
                 3 => {
                     directory.touch(&name);
