@@ -156,7 +156,7 @@ pub enum Error {
         happened: Happened,
     },
 
-    /// The daemon failed inside.
+    /// The daemon failed inside, or refused the rest of a call of which it had done a part.
     #[error("{call}: the daemon failed ({code}): {message}")]
     Daemon {
         /// Name of the call.
@@ -184,15 +184,18 @@ impl Error {
 
     /// True when the same call may work later without a change to it.
     pub fn is_transient(&self) -> bool {
-        matches!(
-            self,
+        match self {
             Self::Connect { .. }
-                | Self::Unavailable { .. }
-                | Self::Busy { .. }
-                | Self::Timeout { .. }
-                | Self::SessionLost { .. }
-                | Self::LeaseLost { .. }
-        )
+            | Self::Unavailable { .. }
+            | Self::Busy { .. }
+            | Self::Timeout { .. }
+            | Self::SessionLost { .. }
+            | Self::LeaseLost { .. } => true,
+            Self::Daemon { code, .. } => {
+                matches!(code, Code::Unavailable | Code::ResourceExhausted)
+            }
+            _ => false,
+        }
     }
 
     pub(crate) fn invalid(message: impl Into<String>) -> Self {
@@ -226,26 +229,42 @@ impl Error {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Call {
     pub(crate) name: &'static str,
-    pub(crate) changes: bool,
+    effect: Effect,
+}
+
+/// What a call can change at the daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Effect {
+    /// Nothing.
+    Nothing,
+    /// Something, unless it is refused: the daemon looks at all of it first.
+    Whole,
+    /// Something, and it may be refused in the middle.
+    Part,
 }
 
 impl Call {
     pub(crate) const fn reads(name: &'static str) -> Self {
-        let changes = false;
-        Self { name, changes }
+        let effect = Effect::Nothing;
+        Self { name, effect }
     }
 
     pub(crate) const fn changes(name: &'static str) -> Self {
-        let changes = true;
-        Self { name, changes }
+        let effect = Effect::Whole;
+        Self { name, effect }
+    }
+
+    /// A call that may be refused after a part of it was done.
+    pub(crate) const fn changes_by_parts(name: &'static str) -> Self {
+        let effect = Effect::Part;
+        Self { name, effect }
     }
 
     /// What is known about a call whose answer did not come (E1).
     pub(crate) fn unanswered(self) -> Happened {
-        if self.changes {
-            Happened::Unknown
-        } else {
-            Happened::No
+        match self.effect {
+            Effect::Nothing => Happened::No,
+            Effect::Whole | Effect::Part => Happened::Unknown,
         }
     }
 
@@ -280,6 +299,21 @@ impl Call {
             return self.lost(transport_text(status));
         }
         match status.code() {
+            // A refusal, but perhaps not of all of it.
+            code @ (Code::InvalidArgument
+            | Code::PermissionDenied
+            | Code::FailedPrecondition
+            | Code::ResourceExhausted
+            | Code::Unavailable)
+                if self.effect == Effect::Part =>
+            {
+                Error::Daemon {
+                    call: self.name,
+                    code,
+                    message,
+                    happened: Happened::Unknown,
+                }
+            }
             Code::InvalidArgument => Error::Invalid { message },
             Code::PermissionDenied | Code::FailedPrecondition | Code::AlreadyExists => {
                 Error::Refused { message }

@@ -139,7 +139,8 @@ impl Session {
 
     /// Forgets every block of this session's namespace. Returns how many there were.
     ///
-    /// Errors: `Timeout` and `SessionLost` (perhaps forgotten; wiping again is harmless).
+    /// Errors: `Daemon`, `Timeout` and `SessionLost` (perhaps forgotten, perhaps only until the
+    /// daemon restarts; wiping again is harmless).
     /// Cancel safety: perhaps forgotten. Blocks: no.
     ///
     /// ```no_run
@@ -158,7 +159,7 @@ impl Session {
         // Forgetting durable blocks writes to the device.
         let limit = self.timeouts().commit;
         let reply = link
-            .call(Call::changes("Wipe"), limit, rpc.wipe(request))
+            .call(Call::changes_by_parts("Wipe"), limit, rpc.wipe(request))
             .await?;
         Ok(reply.blocks)
     }

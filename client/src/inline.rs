@@ -6,7 +6,10 @@
 //! Invariants kept here
 //!   I1  Nothing is allocated by a length that its layout does not have.
 //!   I2  A block whose bytes do not have their checksum is a miss, never a hit.
+//!   I3  A get with a deadline ends there with what has come: the rest are misses that say so.
+//!       The deadline is kept here, for `GetInline` knows none.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,10 +30,10 @@ use crate::restore::{Asked, Restore, Source};
 use crate::save::{CommitOutcome, SaveBlock, results};
 use crate::session::Session;
 use crate::slot::FilledSlot;
-use crate::values::{Acknowledge, BlockStatus, Lookup, Tier};
+use crate::values::{Acknowledge, BlockStatus, Lookup, Tier, miss_from_wire};
 
 const GET: Call = Call::reads("GetInline");
-const PUT: Call = Call::changes("PutInline");
+const PUT: Call = Call::changes_by_parts("PutInline");
 
 /// Blocks that wait for their reader before the stream is held back.
 const AHEAD: usize = 4;
@@ -50,8 +53,9 @@ impl Session {
     /// Units: 1 to 4096 blocks; each payload has exactly the size of its layout.
     /// Returns one [`CommitOutcome`] a block, in order; a block that is stored already is
     /// `Stored`.
-    /// Errors: `Invalid` (nothing was sent), `Timeout` and `SessionLost` with
-    /// [`Happened::Unknown`](crate::Happened::Unknown).
+    /// Errors: `Invalid` (nothing was sent); `Daemon`, `Timeout` and `SessionLost` with
+    /// [`Happened::Unknown`](crate::Happened::Unknown): blocks before the one that failed may be
+    /// stored.
     /// Cancel safety: the transfer goes on without its caller. Blocks: for a checksum a block.
     ///
     /// ```no_run
@@ -160,30 +164,27 @@ impl Session {
         kind: PayloadKind,
         options: &crate::RestoreOptions,
     ) -> Restore {
-        let timeouts = self.timeouts();
         let asked: Asked = self.asked(keys, kind, options);
+        let deadline = options.deadline.unwrap_or(Duration::MAX);
         let (feed, events) = mpsc::channel(AHEAD);
-        let getter = Getter {
+        let mut getter = Getter {
             link: Arc::clone(&link),
             layouts: Arc::clone(&self.inner.layouts),
             keys: keys.to_vec(),
             kind,
             scattered: options.scattered,
-            limit: timeouts.control,
+            limit: self.timeouts().control,
             feed,
+            due: (0..keys.len()).collect(),
+            missed: Vec::new(),
         };
-        let deadline = asked.until;
         let task = Task::spawn(async move {
-            let ended = match deadline {
-                None => getter.run().await,
-                Some(until) => match tokio::time::timeout_at(until, getter.run()).await {
-                    Ok(ended) => ended,
-                    Err(_) => Err(GET.timeout(until.elapsed())),
-                },
+            let ended = tokio::time::timeout(deadline, getter.run()).await;
+            let last = match ended.unwrap_or_else(|_| getter.late()) {
+                Ok(done) => Feed::Done(done),
+                Err(error) => Feed::Failed(error),
             };
-            if let Err(error) = ended {
-                let _ = getter.feed.send(Feed::Failed(error)).await;
-            }
+            let _ = getter.feed.send(last).await;
         });
         Restore::new(self, link, asked, Source::Inline(events, task))
     }
@@ -234,36 +235,63 @@ struct Getter {
     scattered: bool,
     limit: Duration,
     feed: mpsc::Sender<Feed>,
+    /// Indices of blocks that may still come.
+    due: BTreeSet<usize>,
+    missed: Vec<v1::MissedBlock>,
 }
 
 /// A block of which bytes are still coming.
 struct Coming {
+    /// Index into the keys of the restore.
+    index: usize,
     header: v1::GetInlineBlock,
     layout: Arc<BlockLayout>,
     bytes: BytesMut,
 }
 
 impl Getter {
-    async fn run(&self) -> Result<(), Error> {
+    async fn run(&mut self) -> Result<v1::RestoreDone, Error> {
         let lookup = self.lookup().await?;
-        let plan = self.plan(&lookup);
-        if self.feed.send(Feed::Plan(plan)).await.is_err() {
-            return Ok(());
+        for index in 0..self.keys.len() {
+            match lookup.blocks.get(index) {
+                Some(BlockStatus::Present(_)) => {}
+                Some(BlockStatus::Missing(miss)) => self.miss(index, *miss),
+                None => self.miss(index, Miss::Absent),
+            }
         }
-        // GetInline stops at the first miss, so it is asked for what is there only.
-        let present = lookup
-            .blocks
-            .iter()
-            .enumerate()
-            .filter(|(_, status)| status.is_present());
-        let wanted: Vec<usize> = present.map(|(index, _)| index).collect();
-        let mut done = v1::RestoreDone::default();
-        if !wanted.is_empty() {
-            done = self.get(&wanted).await?;
+        let plan = Feed::Plan(plan(&lookup));
+        if self.feed.send(plan).await.is_ok() && !self.due.is_empty() {
+            self.get().await?;
         }
-        self.complete(&mut done, &lookup);
-        let _ = self.feed.send(Feed::Done(done)).await;
-        Ok(())
+        Ok(self.done())
+    }
+
+    /// The deadline has passed: whatever is still due is late.
+    fn late(&mut self) -> Result<v1::RestoreDone, Error> {
+        while let Some(index) = self.due.first().copied() {
+            self.miss(index, Miss::Deadline);
+        }
+        Ok(self.done())
+    }
+
+    fn miss(&mut self, index: usize, miss: Miss) {
+        if self.due.remove(&index) {
+            self.missed.push(v1::MissedBlock {
+                index: u32::try_from(index).unwrap_or(u32::MAX),
+                reason: v1::MissReason::from(miss).into(),
+            });
+        }
+    }
+
+    /// How it ended. How many blocks are usable, the reader counts.
+    fn done(&mut self) -> v1::RestoreDone {
+        let mut missed = std::mem::take(&mut self.missed);
+        missed.sort_by_key(|missed| missed.index);
+        v1::RestoreDone {
+            usable_blocks: u32::MAX,
+            missed,
+            cancelled: false,
+        }
     }
 
     async fn lookup(&self) -> Result<Lookup, Error> {
@@ -279,35 +307,10 @@ impl Getter {
         Lookup::from_wire(GET, self.keys.len(), prefix_only, &reply)
     }
 
-    fn plan(&self, lookup: &Lookup) -> v1::RestorePlan {
-        use v1::block_status::Status;
-        let status = |status: &BlockStatus| v1::BlockStatus {
-            status: Some(match *status {
-                BlockStatus::Present(Tier::Host) => Status::Tier(v1::Tier::Host.into()),
-                BlockStatus::Present(Tier::Disk) => Status::Tier(v1::Tier::Disk.into()),
-                BlockStatus::Missing(miss) => Status::Miss(v1::MissReason::from(miss).into()),
-            }),
-        };
-        v1::RestorePlan {
-            blocks: lookup.blocks.iter().map(status).collect(),
-        }
-    }
-
-    /// Adds the blocks that were not asked for. How many are usable, the reader counts.
-    fn complete(&self, done: &mut v1::RestoreDone, lookup: &Lookup) {
-        for index in 0..self.keys.len() {
-            match lookup.blocks.get(index) {
-                Some(BlockStatus::Present(_)) => {}
-                Some(BlockStatus::Missing(miss)) => done.missed.push(missed(index, *miss)),
-                None => done.missed.push(missed(index, Miss::Absent)),
-            }
-        }
-        done.missed.sort_by_key(|missed| missed.index);
-        done.usable_blocks = u32::MAX;
-    }
-
-    /// Gets the keys of these indices.
-    async fn get(&self, wanted: &[usize]) -> Result<v1::RestoreDone, Error> {
+    /// Gets what is due. GetInline stops at the first miss, so it is asked for what is there
+    /// only, and for every block of that.
+    async fn get(&mut self) -> Result<(), Error> {
+        let wanted: Vec<usize> = self.due.iter().copied().collect();
         let keys: Vec<BlockKey> = wanted
             .iter()
             .filter_map(|index| self.keys.get(*index).copied())
@@ -324,11 +327,10 @@ impl Getter {
             .call(GET, self.limit, rpc.get_inline(request))
             .await?;
         let mut coming: Option<Coming> = None;
-        let mut corrupt = Vec::new();
         loop {
             match self.message(&mut stream).await? {
                 Got::Block(header) if coming.is_none() => {
-                    coming = Some(self.header(header, wanted)?);
+                    coming = Some(self.header(header, &wanted)?);
                 }
                 Got::Data(data) => {
                     let Some(block) = coming.as_mut() else {
@@ -339,14 +341,12 @@ impl Getter {
                     }
                     block.bytes.extend_from_slice(&data);
                 }
-                Got::Done(mut done) if coming.is_none() => {
-                    for missed in &mut done.missed {
-                        missed.index = place(wanted, missed.index)?;
+                Got::Done(done) if coming.is_none() => {
+                    for missed in &done.missed {
+                        let miss = miss_from_wire(GET, missed.reason)?;
+                        self.miss(place(&wanted, missed.index)?, miss);
                     }
-                    for index in corrupt {
-                        done.missed.push(missed(index, Miss::PayloadCrc));
-                    }
-                    return Ok(done);
+                    return Ok(());
                 }
                 Got::Block(_) | Got::Done(_) => {
                     return Err(GET.bad_reply("a block ended before its bytes came"));
@@ -354,10 +354,7 @@ impl Getter {
             }
             let full = |block: &mut Coming| block.bytes.len() == block.layout.payload_len();
             if let Some(block) = coming.take_if(full) {
-                let index = block.header.index;
-                if !self.hand_out(block).await? {
-                    corrupt.push(usize::try_from(index).unwrap_or(usize::MAX));
-                }
+                self.hand_out(block).await?;
             }
         }
     }
@@ -377,8 +374,8 @@ impl Getter {
     }
 
     /// Checks a header before anything is allocated from it (I1).
-    fn header(&self, mut header: v1::GetInlineBlock, wanted: &[usize]) -> Result<Coming, Error> {
-        header.index = place(wanted, header.index)?;
+    fn header(&self, header: v1::GetInlineBlock, wanted: &[usize]) -> Result<Coming, Error> {
+        let index = place(wanted, header.index)?;
         let layout = self
             .layouts
             .of_length(self.kind, header.tokens, header.length);
@@ -390,28 +387,28 @@ impl Getter {
         }
         let bytes = BytesMut::with_capacity(wanted);
         Ok(Coming {
+            index,
             header,
             layout,
             bytes,
         })
     }
 
-    /// False when the bytes are not those that were sent (I2).
-    async fn hand_out(&self, block: Coming) -> Result<bool, Error> {
+    /// A block whose bytes are not those that were sent is a miss (I2).
+    async fn hand_out(&mut self, block: Coming) -> Result<(), Error> {
         let Coming {
+            index,
             header,
             layout,
             bytes,
         } = block;
         if crc32fast::hash(&bytes) != header.crc32 {
-            tracing::warn!(
-                index = header.index,
-                "an inline block fails its checksum: a miss"
-            );
-            return Ok(false);
+            tracing::warn!(index, "an inline block fails its checksum: a miss");
+            self.miss(index, Miss::PayloadCrc);
+            return Ok(());
         }
         let block = InlineBlock {
-            index: header.index,
+            index: u32::try_from(index).unwrap_or(u32::MAX),
             tier: Tier::from_wire(GET, header.tier)?,
             level: Level::RAW,
             layout,
@@ -419,23 +416,30 @@ impl Getter {
         };
         // A reader that is gone takes this task along.
         let _ = self.feed.send(Feed::Inline(block)).await;
-        Ok(true)
+        self.due.remove(&index);
+        Ok(())
+    }
+}
+
+fn plan(lookup: &Lookup) -> v1::RestorePlan {
+    use v1::block_status::Status;
+    let status = |status: &BlockStatus| v1::BlockStatus {
+        status: Some(match *status {
+            BlockStatus::Present(Tier::Host) => Status::Tier(v1::Tier::Host.into()),
+            BlockStatus::Present(Tier::Disk) => Status::Tier(v1::Tier::Disk.into()),
+            BlockStatus::Missing(miss) => Status::Miss(v1::MissReason::from(miss).into()),
+        }),
+    };
+    v1::RestorePlan {
+        blocks: lookup.blocks.iter().map(status).collect(),
     }
 }
 
 /// Index into the keys of the restore of an index into those that were asked for.
-fn place(wanted: &[usize], index: u32) -> Result<u32, Error> {
+fn place(wanted: &[usize], index: u32) -> Result<usize, Error> {
     let at = usize::try_from(index).unwrap_or(usize::MAX);
-    let place = wanted.get(at).and_then(|place| u32::try_from(*place).ok());
-    place.ok_or_else(|| {
+    wanted.get(at).copied().ok_or_else(|| {
         let asked = wanted.len();
         GET.bad_reply(format!("block {index} came, where {asked} were asked for"))
     })
-}
-
-fn missed(index: usize, miss: Miss) -> v1::MissedBlock {
-    v1::MissedBlock {
-        index: u32::try_from(index).unwrap_or(u32::MAX),
-        reason: v1::MissReason::from(miss).into(),
-    }
 }

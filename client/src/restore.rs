@@ -32,7 +32,8 @@ use crate::values::{BlockStatus, Tier, level_from_wire, miss_from_wire};
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum RestoreEvent {
-    /// What will happen to each block asked for, in order. Comes first, once.
+    /// What will happen to each block asked for, in order. Comes first, once, unless the deadline
+    /// passed before anything was known.
     Plan(Vec<BlockStatus>),
     /// A block can be read. Blocks come in any order.
     Ready(LeasedBlock),

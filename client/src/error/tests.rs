@@ -49,3 +49,36 @@ fn failed_takes_a_broken_connection_for_a_lost_session() {
     assert!(matches!(error, Error::SessionLost { .. }), "{error}");
     assert!(error.to_string().contains("pipe broke"), "{error}");
 }
+
+// E1: a stream that is refused at its hundredth block has saved ninety-nine.
+#[test]
+fn happened_is_unknown_for_a_refusal_in_the_middle_of_a_call() {
+    let call = Call::changes_by_parts("Put");
+    for code in [
+        Code::InvalidArgument,
+        Code::ResourceExhausted,
+        Code::Unavailable,
+        Code::DeadlineExceeded,
+    ] {
+        let error = call.failed(&Status::new(code, "because"));
+        assert_eq!(error.happened(), Happened::Unknown, "{code:?}");
+        let transient = matches!(code, Code::ResourceExhausted | Code::Unavailable);
+        assert_eq!(error.is_transient(), transient, "{code:?}");
+        assert_eq!(
+            MAKE.failed(&Status::new(Code::Unavailable, "no"))
+                .happened(),
+            Happened::No
+        );
+    }
+    let gone = call.failed(&Status::unauthenticated("gone"));
+    assert!(
+        matches!(
+            gone,
+            Error::SessionLost {
+                happened: Happened::Unknown,
+                ..
+            }
+        ),
+        "{gone}"
+    );
+}

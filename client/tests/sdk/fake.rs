@@ -68,6 +68,8 @@ pub(crate) struct Knobs {
     pub hold_restore: bool,
     pub forget_leases: bool,
     pub corrupt_inline: bool,
+    /// Inline blocks after which nothing more comes; 0 for all.
+    pub stall_inline: usize,
     pub oversized: bool,
 }
 

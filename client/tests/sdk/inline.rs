@@ -3,6 +3,8 @@
 //! Upstairs:   `main`.
 //! Downstairs: `fake`, over TCP.
 
+use std::time::Duration;
+
 use kvtier_client::{
     Acknowledge, BlockKey, Bytes, CommitOutcome, Miss, PayloadKind, RestoreOptions, SaveBlock,
     SaveOutcome, SessionOptions,
@@ -92,6 +94,29 @@ async fn inline_restore_brings_scattered_blocks_with_their_own_indices() {
         restored.blocks[2].payload().unwrap(),
         payload(&session, 48, 16)
     );
+}
+
+// Goal: a deadline means the same where bytes travel in the stream: what came is kept.
+#[tokio::test]
+async fn inline_restore_ends_at_its_deadline_with_what_has_come() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = Fake::start_tcp(dir.path(), &new_store(), Knobs::default());
+    let session = open(&fake).await;
+    let tokens = prompt(1, 4);
+    session
+        .save_prefix(&tokens, b"", Acknowledge::Accepted, fill)
+        .await
+        .unwrap();
+    fake.set(|knobs| knobs.stall_inline = 2);
+    let mut keys = session.prefix_keys(&tokens, b"");
+    keys.push(BlockKey([9; 32]));
+    let soon = RestoreOptions::default().deadline(Duration::from_millis(300));
+    let restored = session.restore(&keys, KV, soon).await.unwrap();
+    let restored = restored.collect().await.unwrap();
+    let came: Vec<_> = restored.blocks.iter().map(|block| block.index()).collect();
+    assert_eq!((came, restored.usable_blocks), (vec![0, 1], 2));
+    let late = [(2, Miss::Deadline), (3, Miss::Deadline), (4, Miss::Absent)];
+    assert_eq!(restored.missed, late);
 }
 
 #[tokio::test]

@@ -376,7 +376,25 @@ impl v1::kvtier_server::Kvtier for Service {
             .into_iter()
             .map(|part| Ok(v1::GetInlineReply { part: Some(part) }));
         let messages: Vec<_> = messages.collect();
-        Ok(Response::new(Box::pin(tokio_stream::iter(messages))))
+        let stall = self.0.knobs().stall_inline;
+        let blocks = messages.iter().enumerate();
+        let starts = blocks.filter(|(_, message)| {
+            let part = message.as_ref().ok().and_then(|reply| reply.part.as_ref());
+            matches!(part, Some(Part::Block(_)))
+        });
+        // One chunk into the block that never ends.
+        let cut = starts
+            .map(|(at, _)| at + 2)
+            .nth(stall)
+            .filter(|_| stall > 0);
+        let sent = cut.unwrap_or(messages.len());
+        let messages = tokio_stream::iter(messages).take(sent);
+        match cut {
+            Some(_) => Ok(Response::new(Box::pin(
+                messages.chain(tokio_stream::pending()),
+            ))),
+            None => Ok(Response::new(Box::pin(messages))),
+        }
     }
 
     async fn wipe(&self, _: Request<v1::WipeRequest>) -> Reply<v1::WipeReply> {
