@@ -3,7 +3,9 @@
 //! Upstairs:   `kvtier verify`.
 //! Downstairs: `kvtier_store::verify`, which judges and never repairs.
 //!
-//! Exit codes: 0 nothing that was durable is damaged, 1 damage was found, 2 could not be done.
+//! Exit codes: 0 no damage was found, 1 damage was found, 2 could not be done. In a segment
+//! without a footer a block that fails its checksum is no damage found: it may as well be a write
+//! that was cut off. Such blocks are counted beside the segment.
 //!
 //! Not here on purpose: no repair. A damaged record is a miss to the daemon, and its space comes
 //! back when the segment is recycled.
@@ -122,7 +124,9 @@ fn meaning(severity: Severity) -> &'static str {
     match severity {
         Severity::Sound => "Everything that should be there is there and right.",
         Severity::Untidy => {
-            "Nothing is lost. The next start has more to read: the daemon was not stopped in order."
+            "The daemon was not stopped in order: a segment has no footer, and the next start reads it \
+             record by record. Other blocks there are writes that were cut off, or damage: without \
+             the footer nobody can tell."
         }
         Severity::Damaged => {
             "The damaged records are misses to the daemon, never wrong bytes. Check the device."

@@ -56,6 +56,15 @@ pub enum Share {
     ReadOnly,
 }
 
+/// What an arena asks the kernel for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pages {
+    /// The best kind that can be had.
+    Best,
+    /// 4 KiB pages, wherever the kernel is not set to give others by itself.
+    Small,
+}
+
 /// What an arena's memory is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, strum::Display, strum::IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
@@ -72,6 +81,7 @@ pub enum PageKind {
 pub struct Arena {
     fd: OwnedFd,
     map: Map,
+    pages: Pages,
     hugetlb: bool,
     huge_bytes: AtomicUsize,
     free: Mutex<FreeRuns>,
@@ -83,9 +93,20 @@ pub struct Arena {
 static NEXT_ARENA: AtomicU64 = AtomicU64::new(1);
 
 impl Arena {
-    /// Maps `len` bytes, rounded up to [`BUF_ALIGN`], and from 2 MiB on to [`HUGE_PAGE`].
+    /// Maps `len` bytes, rounded up to [`BUF_ALIGN`], and from 2 MiB on to [`HUGE_PAGE`], on the
+    /// best pages there are.
     /// The memory is reserved lazily: call [`Arena::populate`] before it has to be fast.
     pub fn create(name: &str, len: usize, share: Share) -> std::io::Result<Arc<Self>> {
+        Self::create_on(name, len, share, Pages::Best)
+    }
+
+    /// As [`Arena::create`], on the pages that are asked for.
+    pub fn create_on(
+        name: &str,
+        len: usize,
+        share: Share,
+        pages: Pages,
+    ) -> std::io::Result<Arc<Self>> {
         let unit = if len >= HUGE_PAGE {
             HUGE_PAGE
         } else {
@@ -95,15 +116,21 @@ impl Arena {
             .max(1)
             .checked_next_multiple_of(unit)
             .ok_or(rustix::io::Errno::NOMEM)?;
-        if unit == HUGE_PAGE
-            && let Ok(arena) = Self::on_memfd(name, len, share, true)
+        if (unit, pages) == (HUGE_PAGE, Pages::Best)
+            && let Ok(arena) = Self::on_memfd(name, len, share, pages, true)
         {
             return Ok(arena);
         }
-        Self::on_memfd(name, len, share, false)
+        Self::on_memfd(name, len, share, pages, false)
     }
 
-    fn on_memfd(name: &str, len: usize, share: Share, hugetlb: bool) -> std::io::Result<Arc<Self>> {
+    fn on_memfd(
+        name: &str,
+        len: usize,
+        share: Share,
+        pages: Pages,
+        hugetlb: bool,
+    ) -> std::io::Result<Arc<Self>> {
         let mut flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         if hugetlb {
             flags |= MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
@@ -114,7 +141,7 @@ impl Arena {
         let map = if hugetlb {
             Map::hugetlb(fd.as_fd(), len)?
         } else {
-            Map::shared(fd.as_fd(), len)?
+            Map::shared(fd.as_fd(), len, pages)?
         };
         if share == Share::ReadOnly {
             rustix::fs::fchmod(&fd, rustix::fs::Mode::from_raw_mode(0o600))?;
@@ -126,6 +153,7 @@ impl Arena {
         Ok(Arc::new(Self {
             fd,
             map,
+            pages,
             hugetlb,
             huge_bytes: AtomicUsize::new(if hugetlb { len } else { 0 }),
             free: Mutex::new(FreeRuns::new(len)),
@@ -145,7 +173,7 @@ impl Arena {
         let mut at = 0;
         while at < total {
             let step = HUGE_PAGE.min(total - at);
-            if self.hugetlb || step < HUGE_PAGE {
+            if self.hugetlb || self.pages == Pages::Small || step < HUGE_PAGE {
                 self.map.populate(at, step)?;
             } else {
                 // The first page makes the run exist; collapsing it then fills in the rest.

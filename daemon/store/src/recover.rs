@@ -182,7 +182,7 @@ pub(crate) fn open<D: Disk>(
     let arena = Arena::create("kvtier-store", ARENA, Share::Private).map_err(OpenError::Memory)?;
     let loaded = load(&mut lane, &arena).map_err(OpenError::Superblock)?;
     if let Some(found) = &loaded.found {
-        options.segment_size = found.segment_size;
+        options = as_made(options, found.segment_size)?;
     }
     let mut files = lane.disk().list().map_err(OpenError::List)?;
     files.retain(|file| segment_number(&file.name).is_some());
@@ -225,6 +225,21 @@ fn too_many_files(options: &StoreOptions, files_max: u64) -> Option<String> {
             files_max.saturating_sub(1)
         )
     })
+}
+
+/// The options with the segment size that the store was made with. They were checked against
+/// another: a capacity that is too small for this one would remove what the store holds.
+fn as_made(mut options: StoreOptions, segment_size: u64) -> Result<StoreOptions, OpenError> {
+    let asked = std::mem::replace(&mut options.segment_size, segment_size);
+    let mut problems = options.problems();
+    if problems.is_empty() {
+        return Ok(options);
+    }
+    problems.push(format!(
+        "the store that is there was made with a segment_size of {segment_size} bytes and keeps \
+         it, whatever is asked for now ({asked})"
+    ));
+    Err(OpenError::Options(problems))
 }
 
 /// What counts from now on. A superblock that is older than a segment has forgotten something,

@@ -58,7 +58,8 @@ pub const WRITE_ERRORS_MAX: u32 = 3;
 /// How a store is made and bounded.
 #[derive(Debug, Clone)]
 pub struct StoreOptions {
-    /// Space that segments may take. Unit: bytes. At least [`SEGMENTS_MIN`] segments.
+    /// Space that segments may take. Unit: bytes. At least [`SEGMENTS_MIN`] segments, of the
+    /// length that they have.
     pub capacity: u64,
     /// Length of a segment file. Unit: bytes, a multiple of 4096. A store that exists keeps the
     /// length it was made with.

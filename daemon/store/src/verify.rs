@@ -5,8 +5,9 @@
 //!
 //! Each segment is walked record by record and the result is held against its footer: a record
 //! that the footer lists and the walk does not find is damage, and the reason is what lies at its
-//! place. Blocks that no footer vouches for (a torn tail, a hole of a failed write, an earlier
-//! life of the file) are counted, not blamed.
+//! place. So is what the device does not deliver. Blocks that no footer vouches for (a torn tail,
+//! a hole of a failed write, an earlier life of the file) are counted, not blamed: without the
+//! footer nobody can tell such a block from a durable record that was damaged since.
 //!
 //! Not here on purpose: no repair. The daemon treats what is damaged as a miss; whoever wants the
 //! space back lets it be recycled.
@@ -33,9 +34,11 @@ use crate::superblock::look;
 pub enum Severity {
     /// Everything that should be there is there and right.
     Sound,
-    /// Nothing is lost, but the next opening must work for it: a segment without a footer.
+    /// A segment has no footer. Its whole records are found by the next opening; what else lies
+    /// there may never have been durable.
     Untidy,
-    /// Records that were durable are damaged: misses, not wrong bytes.
+    /// Records that were durable are damaged or the device does not deliver them: misses, not
+    /// wrong bytes.
     Damaged,
     /// The superblock is gone: every record is stale.
     Lost,
@@ -165,6 +168,9 @@ pub fn run<D: Disk>(
         );
         for bad in &row.bad {
             *report.damage.entry(bad.reason).or_default() += 1;
+        }
+        if let Some(unread) = row.other.get(&Miss::Device) {
+            *report.damage.entry(Miss::Device).or_default() += unread;
         }
         report.records += row.records;
         report.segments.push(row);

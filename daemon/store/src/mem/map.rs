@@ -17,7 +17,7 @@ use std::os::fd::BorrowedFd;
 
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
-use super::HUGE_PAGE;
+use super::{HUGE_PAGE, Pages};
 
 /// A mapping inside a reservation that is a huge page longer.
 pub(super) struct Map {
@@ -52,7 +52,7 @@ impl Map {
     }
 
     /// Maps `len` bytes of `fd`, shared, readable and writable.
-    pub(super) fn shared(fd: BorrowedFd<'_>, len: usize) -> std::io::Result<Self> {
+    pub(super) fn shared(fd: BorrowedFd<'_>, len: usize, pages: Pages) -> std::io::Result<Self> {
         let reserved_len = len.checked_add(HUGE_PAGE).ok_or(rustix::io::Errno::NOMEM)?;
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         // SAFETY: a new mapping at an address of the kernel's choice touches no other memory.
@@ -93,7 +93,9 @@ impl Map {
         };
         // Both are wishes: an old kernel may refuse them and the mapping works all the same.
         // Blocks must not end up in a core dump: they can be turned back into a prompt.
-        let _ = map.advise(0, len, Advice::LinuxHugepage);
+        if pages == Pages::Best {
+            let _ = map.advise(0, len, Advice::LinuxHugepage);
+        }
         let _ = map.advise(0, len, Advice::LinuxDontDump);
         Ok(map)
     }

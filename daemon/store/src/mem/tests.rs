@@ -76,6 +76,16 @@ fn shared_arena_shows_a_reader_what_its_owner_writes() {
     assert_eq!((got, seen), (5000, vec![7; 5000]));
 }
 
+// Goal: an operator who wants no large pages gets none, and all the memory all the same.
+#[test]
+fn arena_of_small_pages_takes_no_others_and_has_its_memory_after_populate() {
+    let arena = Arena::create_on("test", 8 << 20, Share::Private, Pages::Small).unwrap();
+    assert_eq!(arena.populate(&mut |_, _| {}).unwrap(), PageKind::Small);
+    assert_eq!(arena.huge_bytes(), 0);
+    let taken = rustix::fs::fstat(arena.fd()).unwrap().st_blocks * 512;
+    assert_eq!(taken, 8 << 20);
+}
+
 #[test]
 fn populate_keeps_content_reports_progress_and_names_the_pages() {
     let arena = arena(8 << 20);

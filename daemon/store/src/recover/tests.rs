@@ -239,3 +239,33 @@ fn a_store_with_more_segments_than_may_be_open_is_refused() {
     );
     assert_eq!(super::too_many_files(&options(), 9), None);
 }
+
+// Goal: a setting that does not fit a store that exists removes nothing of it.
+#[test]
+fn a_store_whose_own_segments_do_not_fit_the_capacity_is_refused_by_their_size() {
+    let mut store = Fixture::new();
+    store.put_all(0..30);
+    let disk = store.store.close(&mut Vec::new());
+    let mut asked = options();
+    (asked.capacity, asked.segment_size) = (4 * 64 * KIB, 64 * KIB);
+    assert_eq!(
+        asked.problems(),
+        Vec::<String>::new(),
+        "fine for a new store"
+    );
+    let refused = Store::open(disk.restart(1), asked, None, &mut |_| {});
+    let Err(OpenError::Options(problems)) = refused else {
+        panic!("a store of 8 segments of 256 KiB was opened with room for one");
+    };
+    let text = problems.join("; ");
+    assert!(
+        text.contains("capacity is 262144 bytes, which is 1 segments of 262144"),
+        "{text}"
+    );
+    assert!(
+        text.contains("was made with a segment_size of 262144 bytes"),
+        "{text}"
+    );
+    let mut store = Fixture::reopened(disk.restart(2));
+    assert!((0..30).all(|number| store.hits(number)));
+}
