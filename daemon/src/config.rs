@@ -225,22 +225,6 @@ impl Config {
     pub fn to_toml(&self) -> String {
         toml::to_string(self).unwrap_or_else(|error| format!("# not representable: {error}\n"))
     }
-
-    /// True when this user may operate the daemon.
-    pub fn is_operator(&self, uid: u32) -> bool {
-        self.operator
-            .uids
-            .iter()
-            .flatten()
-            .any(|known| *known == uid)
-    }
-
-    /// Namespace of this user's processes.
-    pub fn namespace_of(&self, uid: u32) -> Option<&NamespaceConfig> {
-        self.namespaces
-            .iter()
-            .find(|namespace| namespace.uids.contains(&uid))
-    }
 }
 
 impl ServerConfig {

@@ -91,11 +91,6 @@ impl Health {
         State::from_repr(number).unwrap_or(State::Stopped)
     }
 
-    /// True while sessions and saves are taken.
-    pub fn is_serving(&self) -> bool {
-        self.state() == State::Serving
-    }
-
     /// Says how far recovery is.
     pub fn recovered(&self, progress: Progress) {
         self.total.store(progress.total, Ordering::Relaxed);

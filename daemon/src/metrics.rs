@@ -21,8 +21,8 @@ use strum::IntoEnumIterator;
 pub use document::page;
 pub use family::{Declaration, Family, Label, Labels};
 pub use labels::{
-    Acknowledge, CatalogReason, Code, Damage, Direction, DiskState, Found, Invariant, Method, Rung,
-    Saved, SessionOutcome, Stage, Tier, Version,
+    Acknowledge, CatalogReason, Code, Damage, Direction, DiskState, Found, Method, Rung, Saved,
+    SessionOutcome, Stage, Tier, Version,
 };
 
 /// Declares the struct, its constructor and what the documents say, from one list.
@@ -70,7 +70,8 @@ metrics! {
     pub struct Metrics {
         /// Blocks asked for, by the tier that answered. Misses count on the last tier asked.
         lookups: (Tier, Found), IntCounter = "kvtier_lookup_total";
-        /// Blocks that could not be given back, by reason.
+        /// Blocks that a lookup did not find or a restore could not give back, by reason. One that
+        /// is looked up and then restored all the same counts twice.
         misses: Miss, IntCounter = "kvtier_miss_total";
         /// Stored blocks that were refused because they are damaged. Any increase deserves a look.
         corrupt: Damage, IntCounter = "kvtier_corrupt_total";
@@ -86,20 +87,18 @@ metrics! {
         restore_seconds: Tier, Histogram = "kvtier_restore_seconds";
         /// From a commit to its acknowledgement.
         commit_seconds: Acknowledge, Histogram = "kvtier_commit_seconds";
-        /// CPU time spent in encoders.
+        /// Time that encoders ran, on one core each.
         encode_seconds: Rung, Counter = "kvtier_encode_seconds_total";
-        /// CPU time spent in decoders.
+        /// Time that decoders ran, on one core each.
         decode_seconds: Rung, Counter = "kvtier_decode_seconds_total";
         /// Bytes that the device moved, padding included.
         disk_bytes: Direction, IntCounter = "kvtier_disk_bytes_total";
-        /// Operations that the device finished.
+        /// Reads that the device delivered, and records that it made durable.
         disk_ops: Direction, IntCounter = "kvtier_disk_ops_total";
-        /// Operations that the device failed.
+        /// Writes and syncs that the device failed. A failed read counts as a miss for `device`.
         disk_errors: (), IntCounter = "kvtier_disk_errors_total";
         /// 1 for the state that the device is in, 0 for the others. All 0 without a disk tier.
         disk_state: DiskState, IntGauge = "kvtier_disk_state";
-        /// Time that the device took to make writes durable.
-        sync_seconds: (), Histogram = "kvtier_sync_seconds";
         /// Blocks that made room for others.
         evicted_blocks: Tier, IntCounter = "kvtier_evicted_blocks_total";
         /// Bytes that blocks take.
@@ -116,7 +115,8 @@ metrics! {
         leases: (), IntGauge = "kvtier_leases";
         /// Bytes of staging regions of all sessions.
         region_bytes: (), IntGauge = "kvtier_region_bytes";
-        /// Calls that ended, by method and gRPC code.
+        /// Calls and streams that ended, by method and gRPC code. What the client ended itself is
+        /// cancelled: so ends every session that was not cut off.
         rpcs: (Method, Code), IntCounter = "kvtier_rpc_total";
         /// From a call's request to its response; for streams, to the end of the stream.
         rpc_seconds: Method, Histogram = "kvtier_rpc_seconds";
@@ -126,8 +126,6 @@ metrics! {
         recovered_blocks: (), IntGauge = "kvtier_recovered_blocks";
         /// Catalogs that were rebuilt from segments.
         catalog_rebuilt: CatalogReason, IntCounter = "kvtier_catalog_rebuilt_total";
-        /// Broken promises of the code. Must stay 0: alert on any.
-        invariant_broken: Invariant, IntCounter = "kvtier_invariant_broken_total";
         /// 1, with the version of the daemon.
         build_info: Version, IntGauge = "kvtier_build_info";
     }
@@ -147,24 +145,11 @@ impl Metrics {
         metrics
     }
 
-    /// Counts a miss, and the damage it speaks of if it does.
-    pub fn miss(&self, miss: Miss) {
-        self.misses.of(miss).inc();
-        if let Some(damage) = Damage::of(miss) {
-            self.corrupt.of(damage).inc();
-        }
-    }
-
     /// Says which state the device is in.
     pub fn set_disk_state(&self, state: DiskState) {
         for one in DiskState::iter() {
             self.disk_state.of(one).set(i64::from(one == state));
         }
-    }
-
-    /// The state that was set last; `None` without a disk tier.
-    pub fn disk_state(&self) -> Option<DiskState> {
-        DiskState::iter().find(|state| self.disk_state.of(*state).get() == 1)
     }
 
     /// Everything in the Prometheus text format.

@@ -6,12 +6,13 @@
 //! ```text
 //!   config -> log -> HTTP endpoint -> state directory -> namespaces and their arenas
 //!          -> disk tier (recovery) -> sockets -> READY=1 -> serve
-//!   SIGTERM or Drain -> no new sessions and saves -> writes durable -> calls end -> store closed
+//!   SIGTERM or Drain -> `end`
 //! ```
 //!
 //! Nothing is bound before what it would serve is there, except the HTTP endpoint: operators watch
 //! a recovery through it.
 
+mod end;
 mod listen;
 
 use std::fs::File;
@@ -20,20 +21,22 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvtier_proto::limits::{
-    HTTP2_CONNECTION_WINDOW, HTTP2_FRAME, HTTP2_STREAM_WINDOW, MESSAGE_BYTES_MAX,
+    HTTP2_CONNECTION_WINDOW, HTTP2_FRAME, HTTP2_STREAM_WINDOW, HTTP2_STREAMS_MAX,
+    MESSAGE_BYTES_MAX, REQUEST_BYTES_MAX,
 };
 use kvtier_proto::v1::kvtier_server::KvtierServer;
 use kvtier_store::disk::lane::LaneKind;
+use kvtier_store::mem::{Arena, Pages};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::config::{Config, DiskConfig, HugePages, Lane};
 use crate::health::{Health, State};
 use crate::log::chain;
 use crate::metrics::Metrics;
-use crate::server::{Drain, Service, Shared, descriptors};
+use crate::server::{Drain, SAVES_MAX, Service, Shared, descriptors};
 use crate::session::Sessions;
-use crate::tenant::{TenantSpec, Tenants};
+use crate::tenant::{TenantOptions, TenantSpec, Tenants};
 use crate::tier::Tiers;
 use crate::tier::disk::{DiskOptions, DiskTier};
 use crate::tier::host::HostTier;
@@ -85,10 +88,14 @@ async fn serve(config: Config) -> Result<(), Failed> {
     };
     let http = listen::http(&config, &health, &metrics, gauge, stop.clone()).await?;
 
-    let tenants = open_tenants(&config)?;
-    let scratch = Scratch::create(scratch_bytes(&config))
+    let pages = match config.host.hugepages {
+        HugePages::Auto => Pages::Best,
+        HugePages::Off => Pages::Small,
+    };
+    let tenants = open_tenants(&config, pages)?;
+    let scratch = Scratch::create(scratch_bytes(&config), pages)
         .map_err(|problem| failed(format!("cannot reserve scratch memory: {problem}")))?;
-    populate(&config, &tenants, &scratch).await;
+    populate(&tenants, &scratch).await?;
     let disk = open_disk(&config, &tenants, &scratch, &health, &metrics).await?;
     let level = config
         .disks
@@ -98,7 +105,10 @@ async fn serve(config: Config) -> Result<(), Failed> {
     let descriptor_socket = config.server.descriptor_socket();
     let shared = Arc::new(Shared {
         tenants,
-        sessions: Arc::new(Sessions::new(config.server.sessions_max)),
+        sessions: Arc::new(Sessions::new(
+            config.server.sessions_max,
+            config.namespaces.len(),
+        )),
         tiers,
         tickets: Arc::default(),
         health: Arc::clone(&health),
@@ -107,6 +117,8 @@ async fn serve(config: Config) -> Result<(), Failed> {
         descriptor_socket: descriptor_socket.display().to_string(),
         limits: config.limits.clone(),
         drain,
+        drain_limit: Duration::from_secs(config.server.drain_timeout_s.into()),
+        saves: Semaphore::new(usize::try_from(SAVES_MAX).unwrap_or(1)),
     });
     let _ = shared_late.set(Arc::clone(&shared));
 
@@ -122,9 +134,9 @@ async fn serve(config: Config) -> Result<(), Failed> {
     notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!(socket = %config.server.socket.display(), "serving");
 
-    let _ = drained.wait_for(|state| *state != Drain::No).await;
-    let limit = Duration::from_secs(config.server.drain_timeout_s.into());
-    end(&shared, &mut drained, stop, limit, serving).await;
+    // An operator's drain without a stop goes on serving restores.
+    let _ = drained.wait_for(|state| *state >= Drain::Stop).await;
+    end::end(&shared, stop, serving).await;
     let _ = passing.await;
     listen::clean_up(&config);
     health.enter(State::Stopped);
@@ -133,48 +145,7 @@ async fn serve(config: Config) -> Result<(), Failed> {
     Ok(())
 }
 
-/// The way down: refuse, flush, end calls, close the store.
-async fn end(
-    shared: &Arc<Shared>,
-    drained: &mut watch::Receiver<Drain>,
-    stop: Stop,
-    limit: Duration,
-    serving: Vec<tokio::task::JoinHandle<()>>,
-) {
-    shared.health.enter(State::Draining);
-    let flushed = tokio::time::timeout(limit, shared.tiers.flush()).await;
-    match flushed {
-        Ok(blocks) => tracing::info!(blocks, "drained"),
-        Err(_) => tracing::warn!(
-            unwritten = shared.tiers.pending_writes(),
-            seconds = limit.as_secs(),
-            "not everything became durable in time; blocks acknowledged durable are safe"
-        ),
-    }
-    // An operator's drain without a stop ends here and goes on serving restores.
-    let _ = drained.wait_for(|state| *state == Drain::Stop).await;
-    notify(&[sd_notify::NotifyState::Stopping]);
-    // Sessions are long streams that would keep the servers from ending.
-    for session in shared.sessions.all() {
-        shared.sessions.close(session.token);
-    }
-    stop.now();
-    for server in serving {
-        if tokio::time::timeout(Duration::from_secs(2), server)
-            .await
-            .is_err()
-        {
-            tracing::debug!("a connection was still open at the end");
-        }
-    }
-    if let Some(disk) = shared.tiers.disk()
-        && tokio::time::timeout(limit, disk.close()).await.is_err()
-    {
-        tracing::warn!("the store did not close in time; the next start recovers from segments");
-    }
-}
-
-/// SIGTERM and SIGINT begin the drain; a second one ends the process at once.
+/// SIGTERM and SIGINT begin the way down; a second one ends the process at once.
 #[derive(Debug, Clone)]
 pub struct Stop {
     end: watch::Sender<bool>,
@@ -190,7 +161,7 @@ impl Stop {
         tokio::spawn(async move {
             tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
             tracing::info!("told to stop; draining");
-            drain.send_replace(Drain::Stop);
+            Drain::Stop.enter(&drain);
             tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
             tracing::warn!("told to stop again; leaving at once");
             std::process::exit(1);
@@ -218,13 +189,14 @@ fn spawn_grpc(
     stop: &Stop,
 ) -> Vec<tokio::task::JoinHandle<()>> {
     let service = KvtierServer::new(Service::new(Arc::clone(shared)))
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_decoding_message_size(REQUEST_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let server = || {
         tonic::transport::Server::builder()
             .initial_stream_window_size(HTTP2_STREAM_WINDOW)
             .initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
             .max_frame_size(HTTP2_FRAME)
+            .max_concurrent_streams(HTTP2_STREAMS_MAX)
             .tcp_nodelay(true)
             .http2_keepalive_interval(Some(Duration::from_secs(20)))
             .http2_keepalive_timeout(Some(Duration::from_secs(20)))
@@ -260,7 +232,7 @@ fn spawn_grpc(
     serving
 }
 
-fn open_tenants(config: &Config) -> Result<Tenants, Failed> {
+fn open_tenants(config: &Config, pages: Pages) -> Result<Tenants, Failed> {
     let spec = |namespace: &crate::config::NamespaceConfig| TenantSpec {
         name: namespace.name.clone(),
         uids: namespace.uids.clone(),
@@ -268,44 +240,51 @@ fn open_tenants(config: &Config) -> Result<Tenants, Failed> {
         staging_max: namespace.staging_max,
     };
     let specs: Vec<_> = config.namespaces.iter().map(spec).collect();
-    let tcp = config
-        .server
-        .tcp
-        .and(config.server.tcp_namespace.as_deref());
-    let operators = config.operator.uids.clone().unwrap_or_default();
-    Tenants::open(&config.state.dir, &specs, tcp, &operators)
-        .map_err(|problem| failed(chain(&problem)))
+    let server = &config.server;
+    let options = TenantOptions {
+        state_dir: &config.state.dir,
+        specs: &specs,
+        tcp_namespace: server.tcp.and(server.tcp_namespace.as_deref()),
+        operators: config.operator.uids.as_deref().unwrap_or_default(),
+        pages,
+        disk: config.disks.first().map(|disk| disk.path.as_path()),
+    };
+    Tenants::open(&options).map_err(|problem| failed(chain(&problem)))
 }
 
-/// Touches all host memory once, so that no restore pays for a first touch.
-async fn populate(config: &Config, tenants: &Tenants, scratch: &Scratch) {
-    if config.host.hugepages == HugePages::Off {
-        return;
-    }
+/// Takes all host memory and touches it once: later there may be none, and no restore is to pay
+/// for a first touch.
+async fn populate(tenants: &Tenants, scratch: &Scratch) -> Result<(), Failed> {
     let arenas = tenants.all().map(|tenant| Arc::clone(tenant.host.arena()));
     let arenas: Vec<_> = arenas.chain([Arc::clone(scratch.arena())]).collect();
     let touched = tokio::task::spawn_blocking(move || {
-        for arena in arenas {
-            let begin = Instant::now();
-            let mut told = Instant::now();
-            let mut progress = |done: usize, total: usize| {
-                if told.elapsed() > Duration::from_secs(2) {
-                    tracing::info!(done, total, "preparing host memory");
-                    told = Instant::now();
-                }
-            };
-            match arena.populate(&mut progress) {
-                Ok(pages) => tracing::info!(
-                    bytes = arena.capacity(), pages = %pages,
-                    seconds = begin.elapsed().as_secs_f64(), "host memory ready"
-                ),
-                Err(problem) => tracing::warn!(%problem, "host memory could not be prepared"),
-            }
-        }
+        arenas.iter().try_for_each(|arena| {
+            touch(arena).map_err(|problem| {
+                failed(format!(
+                    "cannot take {} bytes of host memory ({problem}); lower host.capacity",
+                    arena.capacity()
+                ))
+            })
+        })
     });
-    if let Err(problem) = touched.await {
-        tracing::warn!(%problem, "host memory could not be prepared");
-    }
+    let unfinished = |problem| failed(format!("host memory was not prepared: {problem}"));
+    touched.await.map_err(unfinished)?
+}
+
+fn touch(arena: &Arena) -> std::io::Result<()> {
+    let begin = Instant::now();
+    let mut told = Instant::now();
+    let pages = arena.populate(&mut |done, total| {
+        if told.elapsed() > Duration::from_secs(2) {
+            tracing::info!(done, total, "preparing host memory");
+            told = Instant::now();
+        }
+    })?;
+    tracing::info!(
+        bytes = arena.capacity(), pages = %pages,
+        seconds = begin.elapsed().as_secs_f64(), "host memory ready"
+    );
+    Ok(())
 }
 
 async fn open_disk(
@@ -330,7 +309,7 @@ async fn open_disk(
 
 fn disk_options(
     disk: &DiskConfig,
-    arenas: Vec<Arc<kvtier_store::mem::Arena>>,
+    arenas: Vec<Arc<Arena>>,
     hosts: Vec<Arc<HostTier>>,
 ) -> DiskOptions {
     DiskOptions {
@@ -387,3 +366,6 @@ fn notify(states: &[sd_notify::NotifyState<'_>]) {
         tracing::warn!(%problem, "the service manager could not be told");
     }
 }
+
+#[cfg(test)]
+mod tests;

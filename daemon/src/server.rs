@@ -4,11 +4,13 @@
 //! Downstairs: `session`, `tenant`, `restore`, `tier`.
 //!
 //! Where a call does more than convert, it has a file here: `open` (sessions and regions), `save`,
-//! `restore`, `inline`, `operate`. `descriptors` is the companion socket that passes memory.
+//! `restore`, `inline`, `operate`. `descriptors` is the companion socket that passes memory;
+//! `counted` counts calls as they end.
 //!
 //! Not here on purpose: no policy and no bytes of blocks.
 
 pub mod convert;
+mod counted;
 pub mod descriptors;
 pub mod inline;
 pub mod open;
@@ -18,20 +20,22 @@ pub mod save;
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kvtier_proto::v1::kvtier_server::Kvtier;
 use kvtier_proto::{PayloadKind, keys_from_wire, v1};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio_stream::Stream;
 use tonic::transport::server::{TcpConnectInfo, UdsConnectInfo};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::config::LimitsConfig;
 use crate::health::Health;
-use crate::metrics::{Code, Found, Method, Metrics, Tier};
+use crate::metrics::{Found, Method, Metrics, Tier};
 use crate::session::{Session, Sessions};
 use crate::tenant::{Peer, Tenants};
 use crate::tier::Tiers;
+use counted::Counted;
 use descriptors::Tickets;
 
 /// A stream of replies.
@@ -59,8 +63,15 @@ pub struct Shared {
     /// What one session may hold.
     pub limits: LimitsConfig,
     /// How far the daemon has stopped serving.
-    pub drain: tokio::sync::watch::Sender<Drain>,
+    pub drain: watch::Sender<Drain>,
+    /// How long running work may go on once the daemon is told to drain or to stop.
+    pub drain_limit: Duration,
+    /// Leave to hand blocks over; see [`Shared::saving`].
+    pub saves: Semaphore,
 }
+
+/// Calls that hand blocks over at a time. Whoever holds all of these permits knows that none does.
+pub const SAVES_MAX: u32 = 1 << 20;
 
 /// How far the daemon has stopped serving.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,8 +80,21 @@ pub enum Drain {
     No,
     /// No new sessions and saves.
     Draining,
-    /// Drained, and to exit.
+    /// No new restores either; to exit when what runs has ended.
     Stop,
+    /// Nothing runs any more: every stream ends.
+    Ended,
+}
+
+impl Drain {
+    /// Moves on to this; never back.
+    pub fn enter(self, drain: &watch::Sender<Self>) {
+        drain.send_if_modified(|state| {
+            let fresh = *state < self;
+            *state = self.max(*state);
+            fresh
+        });
+    }
 }
 
 /// The service; cheap to clone.
@@ -90,16 +114,21 @@ impl Service {
         method: Method,
         call: impl Future<Output = Result<T, Status>>,
     ) -> Result<Response<T>, Status> {
-        let begin = Instant::now();
+        let mut counted = Counted::begin(&self.shared.metrics, method);
         let reply = call.await;
-        let code = reply.as_ref().err().map_or(tonic::Code::Ok, Status::code);
-        let metrics = &self.shared.metrics;
-        metrics.rpcs.of((method, Code::from(code))).inc();
-        metrics
-            .rpc_seconds
-            .of(method)
-            .observe(begin.elapsed().as_secs_f64());
+        counted.ended(&reply);
         reply.map(Response::new)
+    }
+
+    async fn streamed<T: 'static>(
+        &self,
+        method: Method,
+        call: impl Future<Output = Result<Replies<T>, Status>>,
+    ) -> Result<Response<Replies<T>>, Status> {
+        let mut counted = Counted::begin(&self.shared.metrics, method);
+        let reply = call.await;
+        counted.ended(&reply);
+        reply.map(|replies| Response::new(counted.stream(replies)))
     }
 }
 
@@ -114,6 +143,18 @@ impl Shared {
     /// True once the daemon takes no new work.
     pub fn draining(&self) -> bool {
         *self.drain.borrow() != Drain::No
+    }
+
+    /// True once the daemon is to exit.
+    pub fn stopping(&self) -> bool {
+        *self.drain.borrow() >= Drain::Stop
+    }
+
+    /// Leave to hand blocks over, to be kept until they are accepted: what is accepted under it
+    /// is flushed before the daemon stops.
+    pub async fn saving(&self) -> Result<SemaphorePermit<'_>, Status> {
+        let refusal = |_| Status::unavailable("the daemon is stopping; it takes no more blocks");
+        self.saves.acquire().await.map_err(refusal)
     }
 }
 
@@ -155,7 +196,7 @@ impl Kvtier for Service {
         &self,
         request: Request<v1::OpenSessionRequest>,
     ) -> Result<Response<Self::OpenSessionStream>, Status> {
-        self.timed(Method::OpenSession, open::session(&self.shared, request))
+        self.streamed(Method::OpenSession, open::session(&self.shared, request))
             .await
     }
 
@@ -195,7 +236,7 @@ impl Kvtier for Service {
         &self,
         request: Request<Streaming<v1::RestoreCommand>>,
     ) -> Result<Response<Self::RestoreStream>, Status> {
-        self.timed(Method::Restore, restore::restore(&self.shared, request))
+        self.streamed(Method::Restore, restore::restore(&self.shared, request))
             .await
     }
 
@@ -234,7 +275,7 @@ impl Kvtier for Service {
         &self,
         request: Request<v1::GetInlineRequest>,
     ) -> Result<Response<Self::GetInlineStream>, Status> {
-        self.timed(Method::GetInline, inline::get(&self.shared, request))
+        self.streamed(Method::GetInline, inline::get(&self.shared, request))
             .await
     }
 
@@ -250,7 +291,7 @@ impl Kvtier for Service {
         &self,
         request: Request<v1::WatchEventsRequest>,
     ) -> Result<Response<Self::WatchEventsStream>, Status> {
-        self.timed(Method::WatchEvents, operate::watch(&self.shared, request))
+        self.streamed(Method::WatchEvents, operate::watch(&self.shared, request))
             .await
     }
 

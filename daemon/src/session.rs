@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use kvtier_proto::ModelDescriptor;
 use rand::TryRngCore;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use crate::block::{HostBlock, Layouts};
 use crate::config::LimitsConfig;
@@ -55,7 +55,10 @@ impl std::fmt::Debug for Token {
     }
 }
 
-/// The session may hold no more of these.
+/// Most event streams that one session watches at a time.
+const WATCHERS_MAX: usize = 8;
+
+/// There may be no more of these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{what}: at most {max}")]
 pub struct TooMany {
@@ -82,9 +85,13 @@ pub struct Session {
     pub opened: Instant,
     /// One permit for each restore that may run.
     pub restores: Arc<Semaphore>,
+    /// One permit for each event stream that may be watched.
+    pub watchers: Arc<Semaphore>,
+    restores_max: u32,
     leases_max: usize,
     held: Mutex<Held>,
     leases_given: AtomicU64,
+    ended: watch::Sender<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -118,13 +125,29 @@ impl Session {
             layouts: Arc::new(Layouts::new(model)),
             opened: Instant::now(),
             restores: Arc::new(Semaphore::new(count(limits.restores_per_session))),
+            watchers: Arc::new(Semaphore::new(WATCHERS_MAX)),
+            restores_max: limits.restores_per_session,
             leases_max: count(limits.leases_per_session),
             held: Mutex::new(Held {
                 next_region: ARENA_REGION + 1,
                 ..Held::default()
             }),
             leases_given: AtomicU64::new(1),
+            ended: watch::channel(false).0,
         }
+    }
+
+    /// Resolves when no restore of this session runs. None starts meanwhile or later, so that
+    /// only whoever ends the daemon asks.
+    pub async fn no_restores(&self) {
+        if let Ok(all) = self.restores.acquire_many(self.restores_max).await {
+            all.forget();
+        }
+    }
+
+    /// Resolves when the session has ended.
+    pub async fn ended(&self) {
+        let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
     }
 
     /// Makes a staging region of `bytes`.
@@ -206,6 +229,7 @@ impl Session {
         };
         self.restores.close();
         drop(ended);
+        self.ended.send_replace(true);
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
@@ -235,14 +259,18 @@ impl Reader for Session {
 #[derive(Debug)]
 pub struct Sessions {
     max: usize,
+    /// Most of one namespace, so that none can keep the others out.
+    share: usize,
     by_token: Mutex<HashMap<Token, Arc<Session>>>,
 }
 
 impl Sessions {
-    /// Room for `max` sessions.
-    pub fn new(max: u32) -> Self {
+    /// Room for `max` sessions, shared evenly by so many namespaces.
+    pub fn new(max: u32, namespaces: usize) -> Self {
+        let max = usize::try_from(max).unwrap_or(usize::MAX);
         Self {
-            max: usize::try_from(max).unwrap_or(usize::MAX),
+            max,
+            share: (max / namespaces.max(1)).max(1),
             by_token: Mutex::default(),
         }
     }
@@ -250,11 +278,15 @@ impl Sessions {
     /// Adds a session.
     pub fn open(&self, session: Session) -> Result<Arc<Session>, TooMany> {
         let mut sessions = self.lock();
-        if sessions.len() >= self.max {
-            return Err(TooMany {
-                what: "sessions",
-                max: self.max,
-            });
+        let own = |other: &&Arc<Session>| other.tenant.id == session.tenant.id;
+        let (all, own) = (sessions.len(), sessions.values().filter(own).count());
+        for (what, open, max) in [
+            ("sessions", all, self.max),
+            ("sessions of one namespace", own, self.share),
+        ] {
+            if open >= max {
+                return Err(TooMany { what, max });
+            }
         }
         let session = Arc::new(session);
         sessions.insert(session.token, Arc::clone(&session));
@@ -301,4 +333,4 @@ impl Sessions {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

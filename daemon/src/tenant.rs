@@ -6,7 +6,8 @@
 //! A namespace comes from the authenticated peer and never from a field of a request. Its number
 //! and secret are made once and kept in `namespaces.json`: losing that file loses access to the
 //! blocks (they become misses), never mixes them up, because numbers are not handed out twice
-//! while any record may carry them.
+//! while any record may carry them. Where records are and the file is not, numbers start anew at
+//! a random place far from where they start otherwise.
 //!
 //! Invariants kept here
 //!   N1  Two namespaces never share a number or a secret.
@@ -19,12 +20,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kvtier_proto::{Bytes, KeySecret, NamespaceId};
+use kvtier_store::mem::Pages;
 use rand::TryRngCore;
 use serde::{Deserialize, Serialize};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::tier::host::HostTier;
 
 const FILE: &str = "namespaces.json";
+/// Least number that a daemon hands out which has records and has lost its numbers.
+const FRESH_START: u32 = 1 << 16;
+/// Share of a namespace's host memory that blocks on their way in through messages may take
+/// beside it.
+const INLINE_SHARE: u64 = 8;
+/// Least of that memory, up to all of the quota. Unit: bytes.
+const INLINE_MIN: u64 = 64 << 20;
 const KEY_CONTEXT: &str = "kvtier 2026 block key secret";
 
 /// Who is at the other end of a connection.
@@ -54,6 +64,65 @@ pub struct Tenant {
     pub host: Arc<HostTier>,
     /// Most staging memory of one session.
     pub staging_max: Bytes,
+    inline: Arc<Semaphore>,
+    inline_kib: u32,
+}
+
+impl Tenant {
+    fn new(
+        id: NamespaceId,
+        secret: &[u8; 32],
+        spec: &TenantSpec,
+        pages: Pages,
+    ) -> Result<Self, TenantError> {
+        let quota = usize::try_from(spec.host_quota.get()).unwrap_or(usize::MAX);
+        let host = HostTier::create(id, &spec.name, quota, pages).map_err(|source| {
+            TenantError::Memory {
+                name: spec.name.clone(),
+                bytes: spec.host_quota,
+                source,
+            }
+        })?;
+        let share = (spec.host_quota.get() / INLINE_SHARE).max(INLINE_MIN);
+        let inline = share.min(spec.host_quota.get()) / 1024;
+        let inline_kib = u32::try_from(inline).unwrap_or(u32::MAX);
+        Ok(Self {
+            id,
+            name: spec.name.clone(),
+            key_secret: KeySecret::new(blake3::derive_key(KEY_CONTEXT, secret)),
+            host: Arc::new(host),
+            staging_max: spec.staging_max,
+            inline: Arc::new(Semaphore::new(usize::try_from(inline_kib).unwrap_or(0))),
+            inline_kib,
+        })
+    }
+
+    /// Room for a block of `len` bytes that comes in messages; waits for it. A block larger than
+    /// all the room there is takes all of it. `None` when there will be none.
+    ///
+    /// Cancel safety: nothing is taken until the future is ready.
+    pub async fn inline_room(&self, len: usize) -> Option<OwnedSemaphorePermit> {
+        let kib = u32::try_from(len.div_ceil(1024)).unwrap_or(u32::MAX);
+        let room = Arc::clone(&self.inline);
+        room.acquire_many_owned(kib.min(self.inline_kib)).await.ok()
+    }
+}
+
+/// What the namespaces are made from.
+#[derive(Debug, Clone, Copy)]
+pub struct TenantOptions<'a> {
+    /// Directory of the file of numbers and secrets.
+    pub state_dir: &'a Path,
+    /// The namespaces.
+    pub specs: &'a [TenantSpec],
+    /// Namespace of TCP peers.
+    pub tcp_namespace: Option<&'a str>,
+    /// Users who may ask about and change the whole daemon.
+    pub operators: &'a [u32],
+    /// What host memory is made of.
+    pub pages: Pages,
+    /// Directory of the disk tier, whose records may carry numbers.
+    pub disk: Option<&'a Path>,
 }
 
 /// What the configuration says of one namespace.
@@ -128,49 +197,29 @@ pub struct Tenants {
 }
 
 impl Tenants {
-    /// Reads or makes numbers and secrets in `state_dir`, and reserves host memory.
-    pub fn open(
-        state_dir: &Path,
-        specs: &[TenantSpec],
-        tcp_namespace: Option<&str>,
-        operators: &[u32],
-    ) -> Result<Self, TenantError> {
-        let mut kept = Kept::read(&state_dir.join(FILE))?;
+    /// Reads or makes numbers and secrets in the state directory, and reserves host memory.
+    pub fn open(options: &TenantOptions<'_>) -> Result<Self, TenantError> {
+        let file = options.state_dir.join(FILE);
+        let mut kept = Kept::read(&file, options.disk)?;
         let (mut by_name, mut by_uid) = (BTreeMap::new(), HashMap::new());
-        for spec in specs {
-            kept.ensure(&spec.name, &state_dir.join(FILE))?;
+        for spec in options.specs {
+            kept.ensure(&spec.name, &file)?;
         }
-        kept.write(&state_dir.join(FILE))?;
-        for spec in specs {
-            let (id, secret) = kept.get(&spec.name, &state_dir.join(FILE))?;
-            let quota = usize::try_from(spec.host_quota.get()).unwrap_or(usize::MAX);
-            let host =
-                HostTier::create(id, &spec.name, quota).map_err(|source| TenantError::Memory {
-                    name: spec.name.clone(),
-                    bytes: spec.host_quota,
-                    source,
-                })?;
-            let host = Arc::new(host);
-            let key_secret = KeySecret::new(blake3::derive_key(KEY_CONTEXT, &secret));
-            let (name, staging_max) = (spec.name.clone(), spec.staging_max);
-            let tenant = Arc::new(Tenant {
-                id,
-                name,
-                key_secret,
-                host,
-                staging_max,
-            });
+        kept.write(&file)?;
+        for spec in options.specs {
+            let (id, secret) = kept.get(&spec.name, &file)?;
+            let tenant = Arc::new(Tenant::new(id, &secret, spec, options.pages)?);
             for uid in &spec.uids {
                 by_uid.insert(*uid, Arc::clone(&tenant));
             }
             by_name.insert(spec.name.clone(), tenant);
         }
-        let tcp = tcp_namespace.and_then(|name| by_name.get(name).cloned());
+        let tcp = options.tcp_namespace;
         Ok(Self {
+            tcp: tcp.and_then(|name| by_name.get(name).cloned()),
             by_name,
             by_uid,
-            tcp,
-            operators: operators.to_vec(),
+            operators: options.operators.to_vec(),
         })
     }
 
@@ -204,14 +253,11 @@ impl Tenants {
 }
 
 impl Kept {
-    fn read(path: &Path) -> Result<Self, TenantError> {
+    fn read(path: &Path, disk: Option<&Path>) -> Result<Self, TenantError> {
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
             Err(problem) if problem.kind() == std::io::ErrorKind::NotFound => {
-                return Ok(Self {
-                    next: 1,
-                    namespaces: BTreeMap::new(),
-                });
+                return Self::fresh(path, disk);
             }
             Err(source) => {
                 return Err(TenantError::File {
@@ -233,20 +279,31 @@ impl Kept {
         Ok(kept)
     }
 
+    /// Nothing is known of any namespace. Records that lie on the disk all the same were written
+    /// under numbers that must not be handed out again.
+    fn fresh(path: &Path, disk: Option<&Path>) -> Result<Self, TenantError> {
+        let records = |dir: &Path| {
+            let mut files = std::fs::read_dir(dir).into_iter().flatten().flatten();
+            files.any(|file| file.file_name() != "lock")
+        };
+        let mut next = 1;
+        if disk.is_some_and(records) {
+            tracing::warn!(
+                file = %path.display(),
+                "numbers and secrets of namespaces are gone; blocks stored under them are out of \
+                 reach and make room for new ones"
+            );
+            next = FRESH_START | (u32::from_le_bytes(random(path)?) >> 1);
+        }
+        let namespaces = BTreeMap::new();
+        Ok(Self { next, namespaces })
+    }
+
     fn ensure(&mut self, name: &str, path: &Path) -> Result<(), TenantError> {
         if self.namespaces.contains_key(name) {
             return Ok(());
         }
-        let mut secret = [0u8; 32];
-        rand::rngs::OsRng
-            .try_fill_bytes(&mut secret)
-            .map_err(|problem| {
-                let source = std::io::Error::other(problem);
-                TenantError::File {
-                    path: path.to_owned(),
-                    source,
-                }
-            })?;
+        let secret: [u8; 32] = random(path)?;
         let secret = kvtier_proto::BlockKey(secret).to_hex();
         self.namespaces.insert(
             name.to_owned(),
@@ -286,6 +343,16 @@ impl Kept {
             source,
         })
     }
+}
+
+fn random<const N: usize>(path: &Path) -> Result<[u8; N], TenantError> {
+    let mut bytes = [0; N];
+    let filled = rand::rngs::OsRng.try_fill_bytes(&mut bytes);
+    filled.map_err(|problem| TenantError::File {
+        path: path.to_owned(),
+        source: std::io::Error::other(problem),
+    })?;
+    Ok(bytes)
 }
 
 fn damaged(path: &Path, problem: impl ToString) -> TenantError {

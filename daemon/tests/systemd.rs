@@ -51,12 +51,8 @@ fn analyze(arguments: &[&str]) -> Option<Output> {
     }
     let dir = tempfile::tempdir().unwrap();
     let unit: PathBuf = dir.path().join("kvtierd.service");
-    let text = file("kvtierd.service")
-        .replace("/usr/bin/kvtierd", env!("CARGO_BIN_EXE_kvtierd"))
-        .replace(
-            "/usr/bin/kvtier ",
-            concat!(env!("CARGO_BIN_EXE_kvtier"), " "),
-        );
+    let text = file("kvtierd.service");
+    let text = text.replace("/usr/bin/kvtierd", env!("CARGO_BIN_EXE_kvtierd"));
     std::fs::write(&unit, text).unwrap();
     Some(
         Command::new("systemd-analyze")
@@ -100,18 +96,15 @@ fn unit_and_configuration_agree() {
         config.state.dir,
         Path::new("/var/lib").join(value("StateDirectory"))
     );
+    // What follows the drain is bounded in `process::end` and takes at most 9 seconds.
     let stop: u32 = value("TimeoutStopSec").parse().unwrap();
-    assert!(stop > config.server.drain_timeout_s, "{stop}");
+    assert!(stop >= config.server.drain_timeout_s + 10, "{stop}");
     assert_eq!(
         value("RestartPreventExitStatus"),
         EXIT_BAD_CONFIG.to_string()
     );
-    let start = value("ExecStart");
-    let checked = value("ExecStartPre").replace("/usr/bin/kvtier check-config", "/usr/bin/kvtierd");
-    assert_eq!(
-        start, checked,
-        "the file that is checked is the one that is used"
-    );
+    // A check beforehand would fail with a code that systemd does not hold against a restart.
+    assert_eq!(values("ExecStartPre"), Vec::<String>::new());
 }
 
 // Goal: nobody switches these off by accident. Each breaks a promise, not only a score.

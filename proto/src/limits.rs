@@ -49,14 +49,19 @@ pub const REGION_BYTES_MIN: Bytes = Bytes(64 * KIB);
 
 /// Largest payload of one inline message. Large messages collapse HTTP/2 throughput.
 pub const INLINE_CHUNK_MAX: Bytes = Bytes(MIB);
-/// Largest control message in either direction.
+/// Largest message to a client.
 pub const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Largest message to the daemon, which is decoded before anybody knows whose it is: a chunk of
+/// inline payload and what surrounds it. 4096 blocks to save take less.
+pub const REQUEST_BYTES_MAX: usize = 1024 * 1024 + 64 * 1024;
 /// HTTP/2 stream window: large enough that a 2 MiB block streams without a stall.
 pub const HTTP2_STREAM_WINDOW: u32 = 16 * 1024 * 1024;
 /// HTTP/2 connection window.
 pub const HTTP2_CONNECTION_WINDOW: u32 = 32 * 1024 * 1024;
 /// HTTP/2 frame size.
 pub const HTTP2_FRAME: u32 = 1024 * 1024;
+/// Most calls and streams that one connection has open; more wait at the client.
+pub const HTTP2_STREAMS_MAX: u32 = 256;
 
 /// Pages of memory and blocks of a device: everything that is read directly is aligned to it.
 pub const IO_ALIGN: u64 = 4 * KIB;

@@ -8,6 +8,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use kvtierd::cli::check;
 use kvtierd::config::{Config, ConfigArgs, EXIT_BAD_CONFIG};
 use kvtierd::{log, process};
 
@@ -29,6 +30,11 @@ enum What {
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if matches!(args.what, Some(What::CheckConfig)) {
+        let config = args.config;
+        let sample = false;
+        return check::run(&check::Args { config, sample }, false);
+    }
     let config = match Config::load(&args.config, std::env::vars_os()) {
         Ok(config) => config,
         Err(problems) => {
@@ -36,10 +42,6 @@ fn main() -> ExitCode {
             return ExitCode::from(EXIT_BAD_CONFIG);
         }
     };
-    if matches!(args.what, Some(What::CheckConfig)) {
-        print!("{}", config.to_toml());
-        return ExitCode::SUCCESS;
-    }
     if let Err(problem) = log::start(&config.log) {
         eprintln!("the log cannot be started: {problem}");
         return ExitCode::from(EXIT_BAD_CONFIG);

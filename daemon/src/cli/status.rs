@@ -161,7 +161,6 @@ fn summary(counted: &Counted<'_>) -> String {
         ("kvtier_evicted_blocks_total", "evicted"),
         ("kvtier_corrupt_total", "DAMAGED"),
         ("kvtier_disk_errors_total", "DEVICE ERRORS"),
-        ("kvtier_invariant_broken_total", "INVARIANT BROKEN"),
     ] {
         for (labels, value) in counted.series(metric).filter(|(_, value)| *value != 0.0) {
             let label = labels.split('"').nth(1).unwrap_or_default();
@@ -222,7 +221,7 @@ mod tests {
     use kvtier_proto::v1::{NamespaceStats, SessionStats, TierStats};
 
     use super::*;
-    use crate::metrics::{Found, Metrics, Stage, Tier};
+    use crate::metrics::{Damage, Found, Metrics, Stage, Tier};
 
     fn stats() -> StatsReply {
         let metrics = Metrics::new();
@@ -231,7 +230,9 @@ mod tests {
         metrics.saved_bytes.of(Stage::Raw).inc_by(200);
         metrics.saved_bytes.of(Stage::Stored).inc_by(150);
         metrics.restore_blocks.of(Tier::Disk).inc_by(7);
-        metrics.miss(Miss::PayloadCrc);
+        metrics.misses.of(Miss::PayloadCrc).inc();
+        let damage = Damage::of(Miss::PayloadCrc).unwrap();
+        metrics.corrupt.of(damage).inc();
         let counters = metrics.counters().into_iter();
         StatsReply {
             version: String::from("0.1.0"),

@@ -47,10 +47,11 @@ settings! {
         metrics: SocketAddr = default(SocketAddr::from(([127, 0, 0, 1], 9471))),
             accepts "a loopback address, or 0.0.0.0 or ::, with a port: \"127.0.0.1:9471\"",
             if |metrics| is_loopback_or_any(metrics.ip());
-        /// Longest wait for running calls and unwritten blocks when the daemon is told to stop.
-        /// Unit: seconds. Keep it below the stop timeout of the service manager.
+        /// Longest wait for running restores and unwritten blocks when the daemon is told to stop.
+        /// Unit: seconds. Keep it 10 below the stop timeout of the service manager.
         drain_timeout_s: u32 = default(30), accepts "1 to 600", if |s| (1..=600).contains(s);
-        /// Most sessions at a time; one more is refused. Unit: sessions.
+        /// Most sessions at a time; one more is refused. Unit: sessions. Each namespace may open
+        /// an even share of them.
         sessions_max: u32 = default(256),
             accepts "1 to 1024", if |n| within(*n, limits::SESSIONS_MAX);
     }
@@ -71,7 +72,8 @@ settings! {
         /// Memory for blocks of all namespaces. Unit: bytes, written "8 GiB". Taken at start.
         capacity: Bytes = default(Bytes(GIB)), accepts "16 MiB to 16 TiB",
             if |bytes| (16 * MIB..=16 * 1024 * GIB).contains(&bytes.get());
-        /// Whether to ask the kernel for large pages. "auto" does where they are offered.
+        /// Whether to ask the kernel for large pages. "auto" does where they are offered. All of
+        /// `capacity` is taken at start either way.
         hugepages: HugePages = default(HugePages::Auto), accepts "\"auto\" or \"off\"";
     }
 }
@@ -88,7 +90,8 @@ settings! {
         capacity: Bytes = required(), accepts "at least 4 times `segment_size`",
             if |bytes| bytes.get() > 0;
         /// Size of one segment file. Unit: bytes. Larger means fewer files, longer sequential
-        /// runs and coarser eviction. No block is larger than a segment.
+        /// runs and coarser eviction. No block is larger than a segment. A store that exists keeps
+        /// the size it was made with; `capacity` must hold 4 segments of that size.
         segment_size: Bytes = default(Bytes::mib(256)),
             accepts "1 MiB to 4 GiB, a multiple of 4 KiB", if |bytes| is_segment_size(*bytes);
         /// Most operations in flight on this device. Unit: operations.

@@ -38,12 +38,14 @@ fn config_has_usable_defaults_when_nothing_is_given() {
     assert_eq!(config.host.capacity, Bytes::gib(1));
     assert!(config.disks.is_empty());
     let me = rustix::process::getuid().as_raw();
-    let own = config.namespace_of(me).expect("the daemon's own user");
+    let own = &config.namespaces[0];
     assert_eq!(
-        (own.name.as_str(), own.host_quota()),
-        ("default", Bytes::gib(1))
+        (own.name.as_str(), &own.uids, own.host_quota()),
+        ("default", &vec![me], Bytes::gib(1))
     );
-    assert!(config.is_operator(0) && config.is_operator(me) && !config.is_operator(12_345));
+    let mut operators = vec![0, me];
+    operators.dedup();
+    assert_eq!(config.operator.uids, Some(operators));
 }
 
 #[test]

@@ -90,8 +90,8 @@ label! {
         Checksum,
         /// In host memory, but the device did not take it.
         NotDurable,
-        /// Released before it was committed, or its session ended.
-        Abandoned,
+        /// Its namespace was wiped meanwhile.
+        Wiped,
     }
 }
 
@@ -194,22 +194,6 @@ label! {
 }
 
 label! {
-    /// Promises the code keeps; a broken one is counted, logged once and ends in the safe branch.
-    Invariant is "id" {
-        /// H1: a hit's namespace, key and layout equal the request's.
-        H1,
-        /// H2: a hit's bytes equal the bytes of some completed save of that key.
-        H2,
-        /// L1: what the catalog names is durable.
-        L1,
-        /// Q1: a namespace never holds more than its quota on any tier.
-        Q1,
-        /// S1: memory under a lease or in the kernel's hands is neither moved nor reused.
-        S1,
-    }
-}
-
-label! {
     /// Calls of the control protocol.
     Method is "method" {
         /// `OpenSession`
@@ -244,14 +228,6 @@ label! {
         Stats,
         /// `Drain`
         Drain,
-    }
-}
-
-impl Method {
-    /// The method of a request path: `/kvtier.v1.Kvtier/OpenSession`.
-    pub fn from_path(path: &str) -> Option<Self> {
-        let name = path.strip_prefix("/kvtier.v1.Kvtier/")?;
-        Self::iter().find(|method| format!("{method:?}") == name)
     }
 }
 

@@ -7,8 +7,11 @@
 //! Invariants kept here
 //!   P1  A block is announced only when it is leased: whole, verified and unchangeable.
 //!   E4  A restore ends: when all is there or missed, at its deadline, when it is cancelled, or
-//!       when nobody listens any more. Whatever was leased by then stays usable.
+//!       when nobody listens any more. Whatever was handed over by then stays usable.
+//!   E5  A lease that was not handed over ends with the event that carries it, wherever that is
+//!       dropped: in a queue, with a stream, or because nobody listens.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,16 +53,43 @@ pub struct Control {
 }
 
 /// A block the reader may read now.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Leased {
     /// Index into the request's keys.
     pub index: usize,
     /// The bytes.
     pub block: Arc<HostBlock>,
-    /// Number of the lease in the session.
-    pub lease: u64,
+    /// Keeps the bytes.
+    pub hold: Hold,
     /// Where it came from.
     pub tier: Tier,
+}
+
+/// A lease that the reader has not been told of: dropped, it is given back (E5).
+#[derive(Debug)]
+pub struct Hold {
+    reader: Arc<dyn Reader>,
+    lease: Option<u64>,
+}
+
+impl Hold {
+    /// Number of the lease in the session.
+    pub fn number(&self) -> u64 {
+        self.lease.unwrap_or(0)
+    }
+
+    /// The reader knows of the lease now, and gives it back itself.
+    pub fn hand_over(mut self) {
+        self.lease = None;
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if let Some(lease) = self.lease {
+            self.reader.release(lease);
+        }
+    }
 }
 
 /// How a restore ended.
@@ -115,10 +145,12 @@ pub struct Restore {
 
 struct State {
     arrived: Vec<bool>,
-    missed: Vec<(usize, Miss)>,
+    missed: BTreeMap<usize, Miss>,
     /// Blocks from here on are of no use: one before them is missing.
     end: usize,
     cancelled: bool,
+    /// When the last block arrived, and the slowest tier that any came from.
+    last: Option<(Duration, Tier)>,
 }
 
 type Load = (usize, Result<(Arc<HostBlock>, Tier), Miss>);
@@ -127,8 +159,8 @@ impl Restore {
     /// Runs to the end. Sends one `Plan`, any number of `Ready`, and one `Done` while somebody
     /// listens.
     ///
-    /// Cancel safety: dropped early, leases given so far stay with the session; loads in flight
-    /// end in host memory for the next reader.
+    /// Cancel safety: dropped early, leases handed over so far stay with the session; loads in
+    /// flight end in host memory for the next reader.
     pub async fn run(mut self) {
         let begin = Instant::now();
         let deadline = self.request.deadline.map(|deadline| begin + deadline);
@@ -139,14 +171,9 @@ impl Restore {
             .locate(host, request.kind, &request.keys, prefix_only)
             .await;
         let todo = plan(&found, request.scattered);
-        let mut state = State {
-            arrived: vec![false; request.keys.len()],
-            missed: todo.missed.clone(),
-            end: request.keys.len(),
-            cancelled: false,
-        };
-        if let (true, Some((first, _))) = (prefix_only, todo.missed.first()) {
-            state.end = *first;
+        let mut state = State::new(request.keys.len());
+        for (index, miss) in &todo.missed {
+            state.miss(*index, *miss, request.scattered);
         }
         let heard = self.events.send(Event::Plan(found)).await.is_ok();
         if heard && self.lease_residents(&todo, &mut state, begin).await {
@@ -170,7 +197,7 @@ impl Restore {
                 None => state.miss(*index, Miss::Evicted, self.request.scattered),
             }
         }
-        self.announce(ready, begin).await
+        self.announce(ready, state, begin).await
     }
 
     async fn load(
@@ -205,13 +232,7 @@ impl Restore {
                     state.cancelled |= changed.is_err();
                     if changed.is_err() { return; }
                 }
-                () = sleep_until(deadline) => {
-                    let late: Vec<usize> = (0..state.end).filter(|at| !state.has(*at)).collect();
-                    for index in late {
-                        state.miss(index, Miss::Deadline, true);
-                    }
-                    return;
-                }
+                () = sleep_until(deadline) => return state.give_up(control.computed),
                 Some(load) = loads.join_next() => {
                     let mut ready = Vec::new();
                     let mut next = Some(load);
@@ -219,7 +240,7 @@ impl Restore {
                         self.land(load, state, &mut ready);
                         next = loads.try_join_next();
                     }
-                    if !self.announce(ready, begin).await {
+                    if !self.announce(ready, state, begin).await {
                         return;
                     }
                 }
@@ -264,10 +285,11 @@ impl Restore {
                 if let Some(arrived) = state.arrived.get_mut(index) {
                     *arrived = true;
                 }
+                let (reader, lease) = (Arc::clone(&self.reader), Some(lease));
                 ready.push(Leased {
                     index,
                     block,
-                    lease,
+                    hold: Hold { reader, lease },
                     tier,
                 });
             }
@@ -275,43 +297,35 @@ impl Restore {
         }
     }
 
-    async fn announce(&self, ready: Vec<Leased>, begin: Instant) -> bool {
+    /// False when nobody listens any more.
+    async fn announce(&self, ready: Vec<Leased>, state: &mut State, begin: Instant) -> bool {
         if ready.is_empty() {
             return !self.events.is_closed();
         }
         for leased in &ready {
-            self.metrics.restore_blocks.of(leased.tier).inc();
-            self.metrics
-                .restore_bytes
-                .of(leased.tier)
-                .inc_by(leased.block.payload().len() as u64);
-            self.metrics
-                .restore_seconds
-                .of(leased.tier)
-                .observe(begin.elapsed().as_secs_f64());
+            let (metrics, tier) = (&self.metrics, leased.tier);
+            let bytes = leased.block.payload().len() as u64;
+            metrics.restore_blocks.of(tier).inc();
+            metrics.restore_bytes.of(tier).inc_by(bytes);
+            state.came_from(tier, begin.elapsed());
         }
-        let leases: Vec<u64> = ready.iter().map(|leased| leased.lease).collect();
-        if self.events.send(Event::Ready(ready)).await.is_ok() {
-            return true;
-        }
-        for lease in leases {
-            self.reader.release(lease);
-        }
-        false
+        self.events.send(Event::Ready(ready)).await.is_ok()
     }
 
     async fn finish(self, state: State) {
         let computed = self.control.borrow().computed;
         let has = |index: &usize| *index < computed || state.has(*index);
         let usable = (0..state.arrived.len()).take_while(has).count();
-        for (_, miss) in &state.missed {
+        for miss in state.missed.values() {
             self.metrics.misses.of(*miss).inc();
         }
-        let mut missed = state.missed;
-        missed.sort_unstable_by_key(|(index, _)| *index);
+        if let Some((after, slowest)) = state.last {
+            let seconds = self.metrics.restore_seconds.of(slowest);
+            seconds.observe(after.as_secs_f64());
+        }
         let summary = Summary {
             usable,
-            missed,
+            missed: state.missed.into_iter().collect(),
             cancelled: state.cancelled,
         };
         // Nobody listening any more is a way to end, not an error.
@@ -333,15 +347,40 @@ impl Restore {
 }
 
 impl State {
+    fn new(blocks: usize) -> Self {
+        Self {
+            arrived: vec![false; blocks],
+            missed: BTreeMap::new(),
+            end: blocks,
+            cancelled: false,
+            last: None,
+        }
+    }
+
     fn has(&self, index: usize) -> bool {
         self.arrived.get(index).copied().unwrap_or(false)
     }
 
+    /// The first reason stays: a block is missed once.
     fn miss(&mut self, index: usize, miss: Miss, scattered: bool) {
-        self.missed.push((index, miss));
+        self.missed.entry(index).or_insert(miss);
         if !scattered {
             self.end = self.end.min(index);
         }
+    }
+
+    /// The deadline has passed: what is still wanted and not here is late.
+    fn give_up(&mut self, computed: usize) {
+        for index in computed..self.end {
+            if !self.has(index) {
+                self.miss(index, Miss::Deadline, true);
+            }
+        }
+    }
+
+    fn came_from(&mut self, tier: Tier, after: Duration) {
+        let slowest = self.last.map_or(tier, |(_, before)| before.max(tier));
+        self.last = Some((after, slowest));
     }
 }
 
@@ -351,3 +390,6 @@ async fn sleep_until(deadline: Option<Instant>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,8 @@
 //!
 //! Invariants kept here
 //!   S1  A ticket is shown once, by the user it was made for, while the session lives.
-//!   S2  A peer that sends nothing or garbage costs one task for a bounded time.
+//!   S2  A peer that sends nothing or garbage costs one task for a moment, and one user's
+//!       tickets never keep another from getting one.
 
 use std::collections::HashMap;
 use std::io::IoSlice;
@@ -23,10 +24,13 @@ use tokio::net::{UnixListener, UnixStream};
 
 use crate::session::Token;
 
-/// How long a peer may take to show its ticket, and a ticket waits to be shown.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Most tickets that wait. A session needs one or two at a time.
-const TICKETS_MAX: usize = 4096;
+/// How long a ticket waits to be shown.
+const TICKET_LIFE: Duration = Duration::from_secs(10);
+/// How long a connected peer may take to show its ticket. Much shorter than clients wait for
+/// their turn: it sends 16 bytes at once or it is no client.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Most tickets of one user that wait. A session needs one or two at a time.
+const TICKETS_MAX: usize = 256;
 /// Most connections at a time; one more waits in the kernel's queue.
 const CONNECTIONS_MAX: usize = 64;
 
@@ -37,6 +41,20 @@ struct Waiting {
     since: Instant,
 }
 
+/// Why there is no ticket.
+#[derive(Debug, thiserror::Error)]
+pub enum TicketError {
+    /// The user has not fetched those it was given.
+    #[error("{waiting} descriptors of this user wait to be fetched; fetch them or wait")]
+    TooMany {
+        /// How many.
+        waiting: usize,
+    },
+    /// No descriptor or no randomness.
+    #[error("no ticket for a descriptor")]
+    System(#[from] std::io::Error),
+}
+
 /// Descriptors that wait for their clients.
 #[derive(Debug, Default)]
 pub struct Tickets {
@@ -45,15 +63,14 @@ pub struct Tickets {
 
 impl Tickets {
     /// Keeps a duplicate of `fd` for the user `uid` and returns the ticket for it.
-    pub fn issue(&self, fd: impl AsFd, uid: u32) -> std::io::Result<Token> {
+    pub fn issue(&self, fd: impl AsFd, uid: u32) -> Result<Token, TicketError> {
         let fd = fd.as_fd().try_clone_to_owned()?;
         let ticket = Token::random()?;
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.retain(|_, ticket| ticket.since.elapsed() < PATIENCE);
-        if waiting.len() >= TICKETS_MAX {
-            return Err(std::io::Error::other(
-                "too many descriptors wait to be fetched",
-            ));
+        waiting.retain(|_, ticket| ticket.since.elapsed() < TICKET_LIFE);
+        let own = waiting.values().filter(|ticket| ticket.uid == uid).count();
+        if own >= TICKETS_MAX {
+            return Err(TicketError::TooMany { waiting: own });
         }
         waiting.insert(
             ticket,
@@ -71,7 +88,7 @@ impl Tickets {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let mine = waiting.get(&ticket)?.uid == uid;
         let found = if mine { waiting.remove(&ticket) } else { None }?;
-        (found.since.elapsed() < PATIENCE).then_some(found.fd)
+        (found.since.elapsed() < TICKET_LIFE).then_some(found.fd)
     }
 }
 
@@ -158,5 +175,20 @@ mod tests {
             tickets.redeem(ticket.expose(), 7).is_none(),
             "a second time"
         );
+    }
+
+    // Goal: one user who opens sessions and fetches nothing keeps nobody else out.
+    #[test]
+    fn issue_refuses_a_user_with_many_tickets_and_no_other() {
+        let tickets = Tickets::default();
+        for _ in 0..TICKETS_MAX {
+            tickets.issue(memory(), 7).unwrap();
+        }
+        let refused = tickets.issue(memory(), 7);
+        assert!(
+            matches!(refused, Err(TicketError::TooMany { .. })),
+            "{refused:?}"
+        );
+        assert!(tickets.issue(memory(), 8).is_ok());
     }
 }

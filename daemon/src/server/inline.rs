@@ -3,16 +3,18 @@
 //! Upstairs:   `server`.
 //! Downstairs: `save` and `restore::run`, as if the bytes had come through a region.
 //!
-//! Bounds: a message carries at most 1 MiB, a block never more than its layout says, and one
-//! stream holds one block at a time.
+//! Bounds: a message carries at most 1 MiB, a block never more than its layout says, one stream
+//! holds one block at a time, and all streams of a namespace together hold no more than the
+//! namespace's room for such blocks. Who waits for that room is not read from meanwhile, and who
+//! holds it must go on sending.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use kvtier_proto::limits::{INLINE_CHUNK_MAX, KEYS_PER_CALL_MAX};
 use kvtier_proto::{BlockKey, keys_from_wire, v1};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tonic::{Request, Status, Streaming};
 
 use super::{Replies, Shared, convert, kind, peer, save};
@@ -22,11 +24,15 @@ use crate::session::Session;
 
 /// Messages that wait for a slow reader.
 const MESSAGES_WAITING: usize = 8;
+/// Longest silence of a client that has begun a block: others wait for the room that it holds.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
 
 struct Incoming {
     planned: PlannedBlock,
     crc32: u32,
     payload: Vec<u8>,
+    /// Room in the namespace for `payload`.
+    _room: OwnedSemaphorePermit,
 }
 
 type Accepted = Vec<(BlockKey, Result<Vec<BlockId>, v1::CommitFailure>)>;
@@ -43,7 +49,7 @@ pub async fn put(
     let mut opened: Option<(Arc<Session>, v1::Acknowledge)> = None;
     let mut current: Option<Incoming> = None;
     let mut accepted = Accepted::new();
-    while let Some(message) = parts.message().await? {
+    while let Some(message) = next(&mut parts).await? {
         match message.part {
             Some(Part::Block(block)) => {
                 if opened.is_none() {
@@ -61,7 +67,7 @@ pub async fn put(
                     let accepts = format!("1 to {KEYS_PER_CALL_MAX} blocks a stream");
                     return Err(convert::bad_field("block", accepted.len() + 1, accepts));
                 }
-                current = Some(begin_block(shared, session, &block)?);
+                current = Some(begin_block(shared, session, &block).await?);
             }
             Some(Part::Data(data)) => append(current.as_mut(), &data)?,
             None => return Err(convert::bad_field("part", "empty", "block or data")),
@@ -74,7 +80,19 @@ pub async fn put(
     Ok(save::settle(shared, &session, accepted, wait_for, begin).await)
 }
 
-fn begin_block(
+async fn next(
+    parts: &mut Streaming<v1::PutInlineRequest>,
+) -> Result<Option<v1::PutInlineRequest>, Status> {
+    let next = tokio::time::timeout(SILENCE_MAX, parts.message()).await;
+    next.unwrap_or_else(|_| {
+        let seconds = SILENCE_MAX.as_secs();
+        Err(Status::deadline_exceeded(format!(
+            "no message for {seconds} seconds in the middle of a transfer"
+        )))
+    })
+}
+
+async fn begin_block(
     shared: &Shared,
     session: &Session,
     block: &v1::PutInlineBlock,
@@ -94,11 +112,13 @@ fn begin_block(
             "a block of {len} bytes exceeds the namespace's host memory of {quota} bytes"
         )));
     }
-    // Reserved as the bytes arrive, not at once: a peer pays for what it makes us hold.
+    // The bytes themselves are reserved as they arrive: a peer pays for what it makes us hold.
+    let room = session.tenant.inline_room(len).await;
     Ok(Incoming {
         planned,
         crc32: block.crc32,
         payload: Vec::new(),
+        _room: room.ok_or_else(|| Status::unavailable("the daemon is stopping"))?,
     })
 }
 
@@ -143,6 +163,7 @@ async fn finish(
         planned,
         crc32,
         payload,
+        _room,
     }) = current
     else {
         return Ok(());
@@ -156,6 +177,7 @@ async fn finish(
         ));
     }
     let key = planned.id.key;
+    let _gate = shared.saving().await?;
     accepted.push((
         key,
         save::store(shared, session, planned, payload, Some(crc32)).await,
@@ -175,6 +197,10 @@ pub async fn get(
         .map_err(|_| {
             Status::resource_exhausted("the session runs as many restores as it may; wait for one")
         })?;
+    // Asked after the permit is taken: whoever stops the daemon waits for permits.
+    if shared.stopping() {
+        return Err(Status::unavailable("the daemon is stopping"));
+    }
     let wanted = run::Request {
         keys: keys_from_wire("keys", &asked.keys).map_err(convert::invalid)?,
         kind: kind(asked.kind)?,
@@ -192,13 +218,15 @@ pub async fn get(
         control: listen,
         events,
     };
+    tokio::spawn(restore.run());
     tokio::spawn(async move {
-        restore.run().await;
-        drop(permit);
-    });
-    tokio::spawn(async move {
+        let mut permit = Some(permit);
         while let Some(event) = happened.recv().await {
-            if send(&out, &session, event).await.is_err() {
+            // The place is free before the client can know, so that it may start the next.
+            if matches!(event, run::Event::Done(_)) {
+                permit.take();
+            }
+            if send(&out, event).await.is_err() {
                 break;
             }
         }
@@ -213,18 +241,14 @@ pub async fn get(
 type Out = mpsc::Sender<Result<v1::GetInlineReply, Status>>;
 
 /// Sends what an event brought. A lease lasts as long as its bytes are being sent.
-async fn send(out: &Out, session: &Session, event: run::Event) -> Result<(), ()> {
+async fn send(out: &Out, event: run::Event) -> Result<(), ()> {
     match event {
         run::Event::Plan(_) => Ok(()),
         run::Event::Ready(ready) => {
-            let mut heard = Ok(());
             for leased in ready {
-                if heard.is_ok() {
-                    heard = send_block(out, &leased).await;
-                }
-                session.release(leased.lease);
+                send_block(out, &leased).await?;
             }
-            heard
+            Ok(())
         }
         run::Event::Done(summary) => {
             let done = super::restore::done(summary);

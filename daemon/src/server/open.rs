@@ -15,7 +15,9 @@ use kvtier_proto::{ModelDescriptor, v1};
 use tokio_stream::Stream;
 use tonic::{Request, Status};
 
+use super::descriptors::TicketError;
 use super::{Drain, Replies, Shared, convert, peer};
+use crate::log::clean;
 use crate::metrics::SessionOutcome;
 use crate::session::{ARENA_REGION, Session, Sessions, Token};
 use crate::tenant::{Peer, Tenant};
@@ -32,8 +34,8 @@ pub async fn session(
     shared.metrics.sessions_opened.of(outcome).inc();
     let (session, opened) = opened.map_err(|(_, refusal)| refusal)?;
     tracing::info!(
-        namespace = session.tenant.name, peer = ?session.peer, client = session.client,
-        model = session.layouts.model().model,
+        namespace = session.tenant.name, peer = ?session.peer, client = %clean(&session.client),
+        model = %clean(&session.layouts.model().model),
         layout = session.layouts.fingerprint().short(), "session opened"
     );
     let drain = shared.drain.subscribe();
@@ -66,12 +68,16 @@ fn open(
     let model = model(asked).map_err(|refusal| (SessionOutcome::RefusedModel, refusal))?;
     let full = |refusal| (SessionOutcome::RefusedFull, refusal);
     let token = Token::random().map_err(|problem| full(internal(problem)))?;
-    let arena = arena_grant(shared, &tenant, peer).map_err(full)?;
     let (client, limits) = (asked.client.clone(), &shared.limits);
     let session = Session::new(token, Arc::clone(&tenant), peer, client, model, limits);
     let session = shared.sessions.open(session);
     let session =
         session.map_err(|refusal| full(Status::resource_exhausted(refusal.to_string())))?;
+    // Last, so that a session that is refused leaves no ticket behind.
+    let arena = arena_grant(shared, &tenant, peer).map_err(|refusal| {
+        shared.sessions.close(token);
+        full(refusal)
+    })?;
     let socket = arena.as_ref().map(|_| shared.descriptor_socket.clone());
     let opened = v1::SessionOpened {
         session: token.expose().to_vec().into(),
@@ -123,7 +129,7 @@ fn arena_grant(
         return Ok(None);
     };
     let arena = tenant.host.arena();
-    let ticket = shared.tickets.issue(arena.fd(), uid).map_err(internal)?;
+    let ticket = shared.tickets.issue(arena.fd(), uid).map_err(ticket)?;
     let (region, bytes) = (ARENA_REGION, arena.capacity() as u64);
     Ok(Some(v1::RegionGrant {
         region,
@@ -161,10 +167,8 @@ pub async fn region(
             Status::resource_exhausted(format!("no memory for a region: {problem}"))
         })?
         .map_err(|refusal| Status::resource_exhausted(refusal.to_string()))?;
-    let ticket = shared
-        .tickets
-        .issue(staging.memory().fd(), uid)
-        .map_err(internal)?;
+    let memory = staging.memory().fd();
+    let ticket = shared.tickets.issue(memory, uid).map_err(ticket)?;
     let grant = v1::RegionGrant {
         region: staging.number(),
         bytes: staging.memory().len() as u64,
@@ -173,13 +177,21 @@ pub async fn region(
     Ok(v1::RegisterRegionReply { grant: Some(grant) })
 }
 
+fn ticket(problem: TicketError) -> Status {
+    match problem {
+        TicketError::TooMany { .. } => Status::resource_exhausted(problem.to_string()),
+        TicketError::System(problem) => internal(problem),
+    }
+}
+
 /// A defect or a lack of ours, not of the request.
 pub fn internal(problem: impl std::fmt::Display) -> Status {
     tracing::error!(%problem, "a call failed for a reason of the daemon's own");
     Status::internal(problem.to_string())
 }
 
-/// `opened`, then `draining` when that comes, then nothing until the client goes away.
+/// `opened`, then `draining` when that comes, then nothing until the client goes away or the
+/// daemon has ended everything.
 fn async_events(
     opened: v1::SessionOpened,
     mut drain: tokio::sync::watch::Receiver<Drain>,
@@ -191,15 +203,17 @@ fn async_events(
         if sender.send(event(Event::Opened(opened))).await.is_err() {
             return;
         }
+        let told = async {
+            let _ = drain.wait_for(|state| *state != Drain::No).await;
+            let reason = "the daemon is stopping; finish restores, save nothing new".to_owned();
+            let draining = Event::Draining(v1::Draining { reason });
+            let _ = sender.send(event(draining)).await;
+            let _ = drain.wait_for(|state| *state == Drain::Ended).await;
+        };
         tokio::select! {
-            () = sender.closed() => return,
-            changed = drain.wait_for(|state| *state != Drain::No) => drop(changed),
+            () = sender.closed() => {}
+            () = told => {}
         }
-        let reason = "the daemon is stopping; finish restores, save nothing new".to_owned();
-        let _ = sender
-            .send(event(Event::Draining(v1::Draining { reason })))
-            .await;
-        sender.closed().await;
     });
     Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver))
 }

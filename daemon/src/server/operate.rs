@@ -52,6 +52,7 @@ pub async fn wipe(
             convert::bad_field("namespace_name", &asked.namespace_name, known().join(", "))
         })?)
     };
+    // No refusal: nothing of the namespace is served any more, until a restart brings it back.
     let blocks = shared.tiers.wipe(&tenant.host).await.map_err(|problem| {
         Status::unavailable(format!("the wipe is not durable, repeat it: {problem}"))
     })?;
@@ -64,47 +65,60 @@ pub async fn watch(
     shared: &Shared,
     request: Request<v1::WatchEventsRequest>,
 ) -> Result<Replies<v1::BlockEvent>, Status> {
-    use v1::block_event::Event;
     let session = shared.session(&request, &request.get_ref().session)?;
+    let permit = Arc::clone(&session.watchers).try_acquire_owned();
+    let permit = permit.map_err(|_| {
+        Status::resource_exhausted("the session watches as many event streams as it may")
+    })?;
     let mut events = session.tenant.host.watch();
+    let mut drain = shared.drain.subscribe();
     let (out, replies) = tokio::sync::mpsc::channel(256);
     tokio::spawn(async move {
-        loop {
-            let event = tokio::select! {
-                event = events.recv() => event,
-                () = out.closed() => return,
-            };
-            let event = match event {
-                Ok(event) => {
-                    let tier = convert::tier(event.tier) as i32;
-                    let what = event
-                        .removed
-                        .map_or(Event::Stored(tier), |_| Event::Removed(tier));
-                    let reason = event.removed.map_or(0, convert::miss);
-                    v1::BlockEvent {
-                        key: event.key.0.to_vec().into(),
-                        event: Some(what),
-                        reason,
-                    }
+        let _permit = permit;
+        let forward = async {
+            loop {
+                let event = match events.recv().await {
+                    Ok(event) => told(event),
+                    Err(RecvError::Lagged(missed)) => dropped(missed),
+                    Err(RecvError::Closed) => return,
+                };
+                if out.send(Ok(event)).await.is_err() {
+                    return;
                 }
-                Err(RecvError::Lagged(missed)) => {
-                    let what = Some(Event::Dropped(missed));
-                    v1::BlockEvent {
-                        key: Vec::new().into(),
-                        event: what,
-                        reason: 0,
-                    }
-                }
-                Err(RecvError::Closed) => return,
-            };
-            if out.send(Ok(event)).await.is_err() {
-                return;
             }
+        };
+        tokio::select! {
+            () = forward => {}
+            () = out.closed() => {}
+            () = session.ended() => {}
+            _ = drain.wait_for(|state| *state == Drain::Ended) => {}
         }
     });
     Ok(Box::pin(tokio_stream::wrappers::ReceiverStream::new(
         replies,
     )))
+}
+
+fn told(event: crate::tier::BlockEvent) -> v1::BlockEvent {
+    use v1::block_event::Event;
+    let tier = convert::tier(event.tier) as i32;
+    let what = match event.removed {
+        None => Event::Stored(tier),
+        Some(_) => Event::Removed(tier),
+    };
+    v1::BlockEvent {
+        key: event.key.0.to_vec().into(),
+        event: Some(what),
+        reason: event.removed.map_or(0, convert::miss),
+    }
+}
+
+/// The reader was too slow for `missed` events.
+fn dropped(missed: u64) -> v1::BlockEvent {
+    v1::BlockEvent {
+        event: Some(v1::block_event::Event::Dropped(missed)),
+        ..v1::BlockEvent::default()
+    }
 }
 
 /// Says where a block is, and why a lookup of it misses.
@@ -327,7 +341,8 @@ impl Shared {
     }
 }
 
-/// Refuses new work and makes everything durable.
+/// Refuses new work and makes everything durable. With `then_stop` the daemon stops whether or
+/// not that works: the way down has the same limit.
 pub async fn drain(
     shared: &Shared,
     request: Request<v1::DrainRequest>,
@@ -336,16 +351,19 @@ pub async fn drain(
     let then_stop = request.get_ref().then_stop;
     tracing::info!(?peer, then_stop, "drain requested");
     shared.health.enter(crate::health::State::Draining);
-    shared.drain.send_if_modified(|state| {
-        let fresh = *state < Drain::Draining;
-        if fresh {
-            *state = Drain::Draining;
-        }
-        fresh
-    });
-    let flushed_blocks = shared.tiers.flush().await;
-    if then_stop {
-        shared.drain.send_replace(Drain::Stop);
-    }
+    let to = if then_stop {
+        Drain::Stop
+    } else {
+        Drain::Draining
+    };
+    to.enter(&shared.drain);
+    let flushed = tokio::time::timeout(shared.drain_limit, shared.tiers.flush()).await;
+    let flushed_blocks = flushed.map_err(|_| {
+        let (blocks, seconds) = (shared.tiers.pending_writes(), shared.drain_limit.as_secs());
+        Status::deadline_exceeded(format!(
+            "{blocks} blocks did not become durable within {seconds} s (server.drain_timeout_s); \
+             they are still being written"
+        ))
+    })?;
     Ok(v1::DrainReply { flushed_blocks })
 }

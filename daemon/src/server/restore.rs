@@ -4,18 +4,22 @@
 //! Downstairs: `restore::run`, one task a restore.
 //!
 //! Restores on one stream are told apart by a number the client chose. When the stream ends,
-//! every restore on it is cancelled; its leases stay with the session until that ends too.
+//! every restore on it is cancelled. Leases whose event tonic had taken for sending stay with the
+//! session, for the client may know of them; all others are given back.
 
 use std::collections::HashMap;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use kvtier_proto::{Miss, keys_from_wire, v1};
 use tokio::sync::{mpsc, watch};
 use tonic::{Request, Status, Streaming};
+use v1::restore_event::Event;
 
-use super::{Replies, Shared, convert, kind, peer};
-use crate::restore::run::{self, Control, Restore};
+use super::{Drain, Replies, Shared, convert, kind, peer};
+use crate::restore::run::{self, Control, Hold, Restore};
 use crate::session::{ARENA_REGION, Session};
 use crate::tenant::Peer;
 
@@ -24,10 +28,28 @@ const EVENTS_WAITING: usize = 256;
 
 type Outcome = Result<v1::RestoreEvent, Status>;
 
+/// What waits for the reader, with the leases it speaks of.
+type Waiting = (Outcome, Vec<Hold>);
+
+/// The replies. Leases are handed over as their event is taken, and given back with the queue.
+struct Events(mpsc::Receiver<Waiting>);
+
+impl tokio_stream::Stream for Events {
+    type Item = Outcome;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Outcome>> {
+        self.0.poll_recv(context).map(|next| {
+            let (event, holds) = next?;
+            holds.into_iter().for_each(Hold::hand_over);
+            Some(event)
+        })
+    }
+}
+
 struct Stream {
     shared: Arc<Shared>,
     peer: Peer,
-    out: mpsc::Sender<Outcome>,
+    out: mpsc::Sender<Waiting>,
     running: HashMap<u64, watch::Sender<Control>>,
 }
 
@@ -41,6 +63,7 @@ pub async fn restore(
     let (out, events) = mpsc::channel(EVENTS_WAITING);
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
+        let mut drain = shared.drain.subscribe();
         let mut stream = Stream {
             shared,
             peer,
@@ -51,29 +74,28 @@ pub async fn restore(
             let command = tokio::select! {
                 command = commands.message() => command,
                 () = stream.out.closed() => return,
+                _ = drain.wait_for(|state| *state == Drain::Ended) => return,
             };
             // A broken stream and an ended one end the same way: `running` is dropped, and with
             // it every restore is cancelled.
             let Ok(Some(command)) = command else { return };
-            if let Err(refusal) = stream.command(command) {
-                let _ = stream.out.send(Err(refusal)).await;
+            if let Err(refusal) = stream.command(command).await {
+                let _ = stream.out.send((Err(refusal), Vec::new())).await;
                 return;
             }
         }
     });
-    Ok(Box::pin(tokio_stream::wrappers::ReceiverStream::new(
-        events,
-    )))
+    Ok(Box::pin(Events(events)))
 }
 
 impl Stream {
     /// A command that makes no sense ends the stream: the two ends no longer agree on what runs.
-    fn command(&mut self, command: v1::RestoreCommand) -> Result<(), Status> {
+    async fn command(&mut self, command: v1::RestoreCommand) -> Result<(), Status> {
         use v1::restore_command::Command;
         let id = command.restore_id;
         self.running.retain(|_, control| !control.is_closed());
         match command.command {
-            Some(Command::Start(start)) => self.start(id, start),
+            Some(Command::Start(start)) => self.start(id, start).await,
             Some(Command::Progress(progress)) => {
                 let computed = usize::try_from(progress.computed_blocks).unwrap_or(usize::MAX);
                 if let Some(control) = self.running.get(&id) {
@@ -95,7 +117,7 @@ impl Stream {
         }
     }
 
-    fn start(&mut self, id: u64, start: v1::RestoreStart) -> Result<(), Status> {
+    async fn start(&mut self, id: u64, start: v1::RestoreStart) -> Result<(), Status> {
         if self.running.contains_key(&id) {
             return Err(convert::bad_field(
                 "restore_id",
@@ -119,8 +141,10 @@ impl Stream {
                 .then(|| Duration::from_millis(u64::from(start.deadline_ms))),
             scattered: start.scattered,
         };
-        let Ok(mut permit) = Arc::clone(&session.restores).try_acquire_owned().map(Some) else {
-            self.refuse(id, &request);
+        let permit = Arc::clone(&session.restores).try_acquire_owned();
+        // Asked after the permit is taken: whoever stops the daemon waits for permits.
+        let Some(permit) = permit.ok().filter(|_| !self.shared.stopping()) else {
+            self.refuse(id, &request).await;
             return Ok(());
         };
         let (control, listen) = watch::channel(Control::default());
@@ -137,14 +161,14 @@ impl Stream {
         let out = self.out.clone();
         tokio::spawn(restore.run());
         tokio::spawn(async move {
+            let mut permit = Some(permit);
             while let Some(event) = happened.recv().await {
                 // The place is free before the client can know, so that it may start the next.
                 if matches!(event, run::Event::Done(_)) {
                     permit.take();
                 }
-                let leases = leases(&event);
-                if out.send(Ok(to_wire(id, event))).await.is_err() {
-                    release(&session, &leases);
+                let (event, holds) = to_wire(id, event);
+                if out.send((Ok(event), holds)).await.is_err() {
                     return;
                 }
             }
@@ -152,8 +176,9 @@ impl Stream {
         Ok(())
     }
 
-    /// The session runs as many restores as it may: this one ends at once, the others go on.
-    fn refuse(&self, id: u64, request: &run::Request) {
+    /// The session runs as many restores as it may, or the daemon stops: this one ends at once,
+    /// the others go on. A client that does not read its events waits here itself.
+    async fn refuse(&self, id: u64, request: &run::Request) {
         let missed = (0..request.keys.len())
             .map(|index| (index, Miss::NoSpace))
             .collect();
@@ -163,43 +188,35 @@ impl Stream {
         };
         tracing::warn!(
             restore = id,
-            "a session asked for more restores than it may run at a time"
+            "a restore was refused: the session runs as many as it may, or the daemon stops"
         );
-        let out = self.out.clone();
-        tokio::spawn(async move {
-            let _ = out.send(Ok(to_wire(id, run::Event::Done(summary)))).await;
-        });
+        let _ = self
+            .out
+            .send((Ok(wire(id, Event::Done(done(summary)))), Vec::new()))
+            .await;
     }
 }
 
-fn leases(event: &run::Event) -> Vec<u64> {
-    match event {
-        run::Event::Ready(ready) => ready.iter().map(|leased| leased.lease).collect(),
-        _ => Vec::new(),
-    }
+fn wire(restore_id: u64, event: Event) -> v1::RestoreEvent {
+    let event = Some(event);
+    v1::RestoreEvent { restore_id, event }
 }
 
-fn release(session: &Session, leases: &[u64]) {
-    for lease in leases {
-        session.release(*lease);
-    }
-}
-
-fn to_wire(restore_id: u64, event: run::Event) -> v1::RestoreEvent {
-    use v1::restore_event::Event;
-    let event = match event {
-        run::Event::Plan(found) => Event::Plan(v1::RestorePlan {
-            blocks: found.into_iter().map(convert::status).collect(),
-        }),
-        run::Event::Ready(ready) => Event::Ready(v1::BlocksReady {
-            blocks: ready.iter().map(leased).collect(),
-        }),
-        run::Event::Done(summary) => Event::Done(done(summary)),
+/// An event on the wire, and the leases that it tells of.
+fn to_wire(restore_id: u64, event: run::Event) -> (v1::RestoreEvent, Vec<Hold>) {
+    let (event, holds) = match event {
+        run::Event::Plan(found) => {
+            let blocks = found.into_iter().map(convert::status).collect();
+            (Event::Plan(v1::RestorePlan { blocks }), Vec::new())
+        }
+        run::Event::Ready(ready) => {
+            let blocks = ready.iter().map(leased).collect();
+            let holds = ready.into_iter().map(|leased| leased.hold).collect();
+            (Event::Ready(v1::BlocksReady { blocks }), holds)
+        }
+        run::Event::Done(summary) => (Event::Done(done(summary)), Vec::new()),
     };
-    v1::RestoreEvent {
-        restore_id,
-        event: Some(event),
-    }
+    (wire(restore_id, event), holds)
 }
 
 fn leased(leased: &run::Leased) -> v1::LeasedBlock {
@@ -212,7 +229,7 @@ fn leased(leased: &run::Leased) -> v1::LeasedBlock {
             length: block.payload().len() as u64,
             generation: block.generation(),
         }),
-        lease: leased.lease,
+        lease: leased.hold.number(),
         tier: convert::tier(leased.tier) as i32,
         level: 0,
         tokens: block.facts().layout.tokens(),
@@ -234,3 +251,6 @@ pub fn done(summary: run::Summary) -> v1::RestoreDone {
         cancelled: summary.cancelled,
     }
 }
+
+#[cfg(test)]
+mod tests;

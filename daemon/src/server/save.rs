@@ -145,16 +145,21 @@ pub async fn commit(
     check_count("blocks", asked.blocks.len())?;
     let wait_for = wait_for(asked.wait_for)?;
     let begin = Instant::now();
+    // All of them first: a call that is refused has done nothing.
+    let keys = asked.blocks.iter().enumerate().map(|(at, block)| {
+        key_from_wire(&format!("blocks[{at}].key"), &block.key).map_err(convert::invalid)
+    });
+    let keys = keys.collect::<Result<Vec<_>, _>>()?;
+    let gate = shared.saving().await?;
     let mut accepted = Vec::with_capacity(asked.blocks.len());
-    for (at, block) in asked.blocks.iter().enumerate() {
-        let field = format!("blocks[{at}].key");
-        let key = key_from_wire(&field, &block.key).map_err(convert::invalid)?;
+    for (key, block) in keys.into_iter().zip(&asked.blocks) {
         let outcome = accept(shared, &session, key, block).await;
         if outcome == Err(v1::CommitFailure::StaleSlot) {
             shared.metrics.save_blocks.of(Saved::StaleSlot).inc();
         }
         accepted.push((key, outcome));
     }
+    drop(gate);
     Ok(settle(shared, &session, accepted, wait_for, begin).await)
 }
 
@@ -283,6 +288,12 @@ pub async fn release(
 ) -> Result<v1::ReleaseReply, Status> {
     let session = shared.session(&request, &request.get_ref().session)?;
     let asked = request.into_inner();
+    let names = asked.leases.len() + asked.slots.len();
+    if names > KEYS_PER_CALL_MAX {
+        let value = format!("{names} names long in all");
+        let accepted = format!("at most {KEYS_PER_CALL_MAX}");
+        return Err(convert::bad_field("leases and slots", value, accepted));
+    }
     let leases = asked
         .leases
         .iter()

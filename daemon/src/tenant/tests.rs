@@ -11,6 +11,17 @@ fn spec(name: &str, uid: u32) -> TenantSpec {
     }
 }
 
+fn options<'a>(state_dir: &'a Path, specs: &'a [TenantSpec]) -> TenantOptions<'a> {
+    TenantOptions {
+        state_dir,
+        specs,
+        tcp_namespace: None,
+        operators: &[],
+        pages: Pages::Small,
+        disk: None,
+    }
+}
+
 fn peer(uid: u32) -> Peer {
     Peer::Unix { uid, pid: 1 }
 }
@@ -19,7 +30,12 @@ fn peer(uid: u32) -> Peer {
 fn of_gives_a_peer_the_namespace_of_its_uid_and_no_other() {
     let dir = tempfile::tempdir().unwrap();
     let specs = [spec("red", 10), spec("blue", 20)];
-    let tenants = Tenants::open(dir.path(), &specs, Some("blue"), &[0]).unwrap();
+    let options = TenantOptions {
+        tcp_namespace: Some("blue"),
+        operators: &[0],
+        ..options(dir.path(), &specs)
+    };
+    let tenants = Tenants::open(&options).unwrap();
     assert_eq!(tenants.of(peer(10)).unwrap().name, "red");
     assert_eq!(tenants.of(peer(20)).unwrap().name, "blue");
     assert!(tenants.of(peer(30)).is_none());
@@ -31,7 +47,7 @@ fn of_gives_a_peer_the_namespace_of_its_uid_and_no_other() {
 #[test]
 fn open_keeps_numbers_and_secrets_and_never_reuses_a_number() {
     let dir = tempfile::tempdir().unwrap();
-    let open = |specs: &[TenantSpec]| Tenants::open(dir.path(), specs, None, &[]).unwrap();
+    let open = |specs: &[TenantSpec]| Tenants::open(&options(dir.path(), specs)).unwrap();
     let first = open(&[spec("red", 10), spec("blue", 20)]);
     let (red, blue) = (first.named("red").unwrap(), first.named("blue").unwrap());
     assert_ne!(red.id, blue.id);
@@ -49,7 +65,7 @@ fn open_keeps_numbers_and_secrets_and_never_reuses_a_number() {
 fn open_keeps_the_secrets_from_other_users() {
     use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();
-    Tenants::open(dir.path(), &[spec("red", 10)], None, &[]).unwrap();
+    Tenants::open(&options(dir.path(), &[spec("red", 10)])).unwrap();
     let mode = std::fs::metadata(dir.path().join(FILE))
         .unwrap()
         .permissions()
@@ -67,9 +83,68 @@ fn open_refuses_a_damaged_file_and_says_what_to_do() {
         r#"{"next": 9, "namespaces": {"red": {"id": 1, "secret": "00"}}}"#,
     ] {
         std::fs::write(dir.path().join(FILE), text).unwrap();
-        let problem = Tenants::open(dir.path(), &[spec("red", 10)], None, &[]).unwrap_err();
+        let problem = Tenants::open(&options(dir.path(), &[spec("red", 10)])).unwrap_err();
         let text = problem.to_string();
         assert!(matches!(problem, TenantError::Damaged { .. }), "{text}");
         assert!(text.contains(FILE) && text.contains("remove it"), "{text}");
     }
+}
+
+// Goal: records of a namespace whose number was forgotten never turn up under another one.
+#[test]
+fn open_without_its_file_hands_out_no_number_that_old_records_may_carry() {
+    let (dir, disk) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let specs = [spec("red", 10), spec("blue", 20)];
+    let open = || {
+        let options = TenantOptions {
+            disk: Some(disk.path()),
+            ..options(dir.path(), &specs)
+        };
+        let tenants = Tenants::open(&options).unwrap();
+        let mut numbers: Vec<u32> = tenants.all().map(|tenant| tenant.id.0).collect();
+        numbers.sort_unstable();
+        numbers
+    };
+    std::fs::write(disk.path().join("lock"), "").unwrap();
+    assert_eq!(open(), [1, 2], "nothing is stored yet");
+    std::fs::write(disk.path().join("superblock.kvs"), "x").unwrap();
+    assert_eq!(open(), [1, 2], "the file says so");
+    std::fs::remove_file(dir.path().join(FILE)).unwrap();
+    let fresh = open();
+    assert!(
+        fresh[0] >= FRESH_START && fresh[1] == fresh[0] + 1,
+        "{fresh:?}"
+    );
+    assert_eq!(open(), fresh);
+}
+
+// Goal: blocks on their way in through messages take bounded memory, one too large included.
+#[tokio::test]
+async fn inline_room_is_bounded_and_lets_the_largest_block_in_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let specs = [TenantSpec {
+        host_quota: Bytes::mib(256),
+        ..spec("red", 10)
+    }];
+    let tenants = Tenants::open(&options(dir.path(), &specs)).unwrap();
+    let tenant = Arc::clone(tenants.named("red").unwrap());
+    let large = tenant.inline_room(256 << 20).await.unwrap();
+    let waiting = {
+        let tenant = Arc::clone(&tenant);
+        tokio::spawn(async move { tenant.inline_room(1).await.is_some() })
+    };
+    tokio::task::yield_now().await;
+    assert!(!waiting.is_finished(), "the largest block has all the room");
+    drop(large);
+    assert!(waiting.await.unwrap());
+    let mut held = Vec::new();
+    while let Ok(Some(room)) = tokio::time::timeout(
+        std::time::Duration::from_millis(20),
+        tenant.inline_room(8 << 20),
+    )
+    .await
+    {
+        held.push(room);
+    }
+    assert_eq!(held.len(), 8, "64 MiB in blocks of 8 MiB");
 }

@@ -29,7 +29,7 @@ use tokio::sync::oneshot;
 use super::host::{HostTier, Life};
 use crate::block::BlockId;
 use crate::health::Health;
-use crate::metrics::Metrics;
+use crate::metrics::{DiskState, Metrics};
 
 /// Commands that wait for the thread. It takes them as fast as it can queue them, so that this
 /// bounds bursts, not throughput.
@@ -111,6 +111,22 @@ enum Command {
 type PutDone = Result<(), String>;
 type GetDone = Result<Unverified, Miss>;
 
+/// Says that the thread broke, if it does: nothing is served from the device after that.
+struct Alarm {
+    health: Arc<Health>,
+    metrics: Arc<Metrics>,
+}
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.health
+                .fail("the thread of the disk tier broke; see the log");
+            self.metrics.set_disk_state(DiskState::Failed);
+        }
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct DiskTier {
@@ -134,7 +150,10 @@ impl DiskTier {
         let (opened, wait) = oneshot::channel();
         std::thread::Builder::new()
             .name("kvtier-disk".into())
-            .spawn(move || thread::main(options, receiver, &health, &metrics, opened))
+            .spawn(move || {
+                let alarm = Alarm { health, metrics };
+                thread::main(options, receiver, &alarm.health, &alarm.metrics, opened);
+            })
             .map_err(|problem| format!("cannot start the disk thread: {problem}"))?;
         let gone = |_| "the disk thread ended while it opened the store".to_owned();
         let (waker, status) = wait.await.map_err(gone)??;
@@ -252,5 +271,30 @@ impl DiskTier {
         }
         self.waker.wake();
         answer.await.ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Goal: /healthz and the metric turn bad when the thread is gone, and stay so.
+    #[test]
+    fn a_thread_that_breaks_is_told_to_health_and_metrics() {
+        let (health, metrics) = (Arc::new(Health::new()), Arc::new(Metrics::new()));
+        let run = |breaks: bool| {
+            let (health, metrics) = (Arc::clone(&health), Arc::clone(&metrics));
+            let thread = std::thread::spawn(move || {
+                let _alarm = Alarm { health, metrics };
+                assert!(!breaks, "this thread breaks on purpose");
+            });
+            thread.join().is_err()
+        };
+        assert!(!run(false));
+        assert_eq!(health.live(), Ok(()));
+        assert!(run(true));
+        let why = health.live().unwrap_err();
+        assert!(why.contains("disk tier broke"), "{why}");
+        assert_eq!(metrics.disk_state.of(DiskState::Failed).get(), 1);
     }
 }

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use kvtier_proto::NamespaceId;
-use kvtier_store::mem::{Arena, IoBuf, Share};
+use kvtier_store::mem::{Arena, IoBuf, Pages, Share};
 use tokio::sync::{Notify, Semaphore, broadcast};
 
 use super::BlockEvent;
@@ -92,8 +92,13 @@ pub struct Room {
 
 impl HostTier {
     /// An empty tier of `quota` bytes.
-    pub fn create(namespace: NamespaceId, name: &str, quota: usize) -> std::io::Result<Self> {
-        let arena = Arena::create(&format!("kvtier-{name}"), quota, Share::ReadOnly)?;
+    pub fn create(
+        namespace: NamespaceId,
+        name: &str,
+        quota: usize,
+        pages: Pages,
+    ) -> std::io::Result<Self> {
+        let arena = Arena::create_on(&format!("kvtier-{name}"), quota, Share::ReadOnly, pages)?;
         let (events, _) = broadcast::channel(EVENTS_KEPT);
         let freed = Arc::new(Notify::new());
         let heard = Arc::clone(&freed);

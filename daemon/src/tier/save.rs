@@ -268,7 +268,7 @@ impl Tiers {
         let outcome = match failed {
             SaveFailed::NoSpace => Saved::NoSpace,
             SaveFailed::Checksum => Saved::Checksum,
-            SaveFailed::Wiped => Saved::Abandoned,
+            SaveFailed::Wiped => Saved::Wiped,
         };
         self.metrics.save_blocks.of(outcome).inc();
     }

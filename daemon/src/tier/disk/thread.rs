@@ -54,7 +54,7 @@ pub(super) fn main(
     };
     let status = Arc::new(Mutex::new(status));
     let waker = store.disk().waker();
-    let served = Served::new(store, metrics, Arc::clone(&status), &options.hosts);
+    let served = Served::new(store, health, metrics, Arc::clone(&status), &options.hosts);
     if opened.send(Ok((waker, status))).is_ok() {
         served.run(&commands);
     }
@@ -155,6 +155,7 @@ struct Put {
 
 struct Served<'a> {
     store: AnyStore,
+    health: &'a Health,
     metrics: &'a Metrics,
     status: Arc<Mutex<DiskStatus>>,
     answers: Answers<'a>,
@@ -176,6 +177,7 @@ struct Answers<'a> {
 impl<'a> Served<'a> {
     fn new(
         store: AnyStore,
+        health: &'a Health,
         metrics: &'a Metrics,
         status: Arc<Mutex<DiskStatus>>,
         hosts: &[Arc<HostTier>],
@@ -185,6 +187,7 @@ impl<'a> Served<'a> {
             .map(|host| (host.namespace(), Arc::clone(host)));
         Self {
             store,
+            health,
             metrics,
             status,
             answers: Answers {
@@ -351,6 +354,9 @@ impl<'a> Served<'a> {
         self.metrics.disk_errors.of(()).inc_by(errors);
         let (state, usage) = (self.store.state(), self.store.usage());
         self.metrics.set_disk_state(label(state));
+        if state == DeviceState::Failed {
+            self.health.fail("the device of the disk tier failed");
+        }
         let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
         status.state = state;
         status.blocks = usage.blocks;

@@ -12,7 +12,7 @@ use crate::block::BlockFacts;
 const BLOCK: usize = 4096;
 
 fn tier(blocks: usize) -> HostTier {
-    HostTier::create(NamespaceId(1), "test", blocks * BLOCK).unwrap()
+    HostTier::create(NamespaceId(1), "test", blocks * BLOCK, Pages::Small).unwrap()
 }
 
 fn name(key: u8) -> Name {

@@ -6,7 +6,7 @@ use std::task::{Context, Waker};
 use super::*;
 
 fn scratch() -> Scratch {
-    Scratch::create(16 << 10).unwrap()
+    Scratch::create(16 << 10, Pages::Small).unwrap()
 }
 
 /// Whether a future is ready when it is looked at.

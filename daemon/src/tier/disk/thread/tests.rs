@@ -77,7 +77,13 @@ struct Driven<'a> {
 impl<'a> Driven<'a> {
     fn new(dir: &Path, metrics: &'a Metrics) -> Self {
         Self {
-            served: Served::new(store(dir), metrics, status(), &[]),
+            served: Served::new(
+                store(dir),
+                Box::leak(Box::default()),
+                metrics,
+                status(),
+                &[],
+            ),
             arena: Arena::create("test", 8 << 20, Share::Private).unwrap(),
             lives: Arc::default(),
             events: Vec::new(),
