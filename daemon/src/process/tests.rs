@@ -136,7 +136,7 @@ fn to_save(number: usize, len: usize) -> v1::BlockToSave {
 /// The messages of an inline save of one block.
 fn put(session: &Bytes, number: usize, len: usize) -> Vec<v1::PutInlineRequest> {
     use v1::put_inline_request::Part;
-    let bytes = vec![number as u8; len];
+    let bytes = vec![number.to_le_bytes()[0]; len];
     let block = v1::PutInlineBlock {
         session: session.clone(),
         block: Some(to_save(number, len)),
@@ -312,7 +312,12 @@ fn a_save_during_a_stop_is_refused_or_kept() {
                 matches!(result, Some(v1::commit_result::Result::Acknowledged(_)))
             }
             Err(refusal) => {
-                let known = [Code::Unavailable, Code::Unknown, Code::Cancelled];
+                let known = [
+                    Code::Unavailable,
+                    Code::Unauthenticated,
+                    Code::Unknown,
+                    Code::Cancelled,
+                ];
                 assert!(known.contains(&refusal.code()), "{refusal:?}");
                 false
             }

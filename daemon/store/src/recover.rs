@@ -174,7 +174,8 @@ pub(crate) fn open<D: Disk>(
     progress: &mut dyn FnMut(&Progress),
 ) -> Result<(Store<D>, RecoveryReport), OpenError> {
     let mut problems = options.problems();
-    problems.extend(too_many_files(&options, disk.files_max()));
+    let files_max = disk.files_max();
+    problems.extend(too_many_files(&options, files_max));
     if !problems.is_empty() {
         return Err(OpenError::Options(problems));
     }
@@ -182,7 +183,7 @@ pub(crate) fn open<D: Disk>(
     let arena = Arena::create("kvtier-store", ARENA, Share::Private).map_err(OpenError::Memory)?;
     let loaded = load(&mut lane, &arena).map_err(OpenError::Superblock)?;
     if let Some(found) = &loaded.found {
-        options = as_made(options, found.segment_size)?;
+        options = as_made(options, found.segment_size, files_max)?;
     }
     let mut files = lane.disk().list().map_err(OpenError::List)?;
     files.retain(|file| segment_number(&file.name).is_some());
@@ -229,9 +230,14 @@ fn too_many_files(options: &StoreOptions, files_max: u64) -> Option<String> {
 
 /// The options with the segment size that the store was made with. They were checked against
 /// another: a capacity that is too small for this one would remove what the store holds.
-fn as_made(mut options: StoreOptions, segment_size: u64) -> Result<StoreOptions, OpenError> {
+fn as_made(
+    mut options: StoreOptions,
+    segment_size: u64,
+    files_max: u64,
+) -> Result<StoreOptions, OpenError> {
     let asked = std::mem::replace(&mut options.segment_size, segment_size);
     let mut problems = options.problems();
+    problems.extend(too_many_files(&options, files_max));
     if problems.is_empty() {
         return Ok(options);
     }
