@@ -17,6 +17,7 @@
 
 mod crash;
 mod faulty;
+mod planted;
 mod sound;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -135,7 +136,8 @@ impl Run {
         for _ in 0..actions {
             match self.random.below(100) {
                 0..45 => self.put(),
-                45..70 => self.get(),
+                45..65 => self.get(),
+                65..70 => self.get_neighbours(),
                 70..73 => self.pin(),
                 73 if self.random.below(4) == 0 => self.wipe(),
                 _ => self.step(),
@@ -175,6 +177,28 @@ impl Run {
             Ok(()) => drop(self.reads.insert(tag, name)),
             Err((_, Miss::Absent)) => self.absent(name),
             Err(_) => {}
+        }
+    }
+
+    /// Reads a few records that lie side by side, as a restore of a prefix does.
+    fn get_neighbours(&mut self) {
+        let name = self.some_name();
+        let Some(first) = self.store.peek(name.0, &key(name.1)) else {
+            return self.get();
+        };
+        let mut near: Vec<Stored> = self.store.blocks().collect();
+        near.retain(|one| {
+            let (one, first) = (&one.place, &first.place);
+            one.segment == first.segment && one.offset >= first.offset
+        });
+        near.sort_by_key(|one| one.place.offset);
+        for stored in near.into_iter().take(4) {
+            let name = (stored.namespace, self.model.names[&stored.key]);
+            let (tag, buf) = (self.tag(), self.arena.alloc(64 * 1024));
+            let Some(buf) = buf else { return };
+            if self.store.get(tag, &want(name.0, name.1), buf).is_ok() {
+                self.reads.insert(tag, name);
+            }
         }
     }
 
@@ -232,8 +256,12 @@ impl Run {
 
     fn note(&mut self, event: Event) {
         match event {
-            Event::Put { tag, result, .. } => {
+            Event::Put { tag, image, result } => {
                 let name = self.puts.remove(&tag).expect("a put is answered once");
+                // Whoever put it goes on with this memory: it must be the record's own.
+                let own = |image: RecordImage| image.into_buf()[48..80] == key(name.1).0;
+                let own = image.is_none_or(own);
+                assert!(own, "{name:?} got the memory of another put");
                 if result.is_ok() {
                     self.model.acked += 1;
                     self.model.durable.insert(name);
@@ -279,6 +307,8 @@ impl Run {
             {
                 self.model.durable.remove(&name);
             }
+        } else if miss == Miss::Absent {
+            self.absent(name);
         } else {
             self.model.misses += 1;
         }

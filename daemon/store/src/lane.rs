@@ -25,6 +25,7 @@ use std::io::{Error, ErrorKind};
 
 use crate::disk::{Disk, Done, FileId, Op, OpKind, SubmitError, Wait};
 use crate::mem::IoBuf;
+use crate::planted::{Bug, planted};
 
 /// Most times that one transfer is resumed after an interruption or a short count. A device that
 /// needs more is broken, and the transfer fails.
@@ -153,6 +154,15 @@ impl<D: Disk> Lane<D> {
     pub(crate) fn start(&mut self, transfer: Transfer) -> u64 {
         let user = self.next_user;
         self.next_user += 1;
+        if transfer.kind == OpKind::Sync && planted(Bug::NoSync) {
+            let result = Ok(());
+            self.backlog.push(Finished {
+                user,
+                buf: None,
+                result,
+            });
+            return user;
+        }
         let Transfer {
             kind,
             file,
@@ -349,7 +359,9 @@ impl<D: Disk> Lane<D> {
                 let problem = Error::other(format!("{moved} of {} bytes moved", rest.len));
                 self.finish(user, buf, Err(problem));
             }
-            Ok(moved) if moved == rest.len => self.finish(user, buf, Ok(())),
+            Ok(moved) if moved == rest.len || planted(Bug::ShortIsWhole) => {
+                self.finish(user, buf, Ok(()))
+            }
             Ok(0) => self.finish(user, buf, Err(Error::from(ErrorKind::UnexpectedEof))),
             Ok(moved) => self.again(user, buf, moved),
             Err(problem) if again(&problem) && rest.resumes < RESUMES_MAX => {

@@ -48,6 +48,7 @@ mod lane;
     reason = "a room of its own: it hands out slices of a mapping"
 )]
 pub mod mem;
+mod planted;
 mod read;
 mod recover;
 mod scan;

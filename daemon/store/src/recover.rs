@@ -34,6 +34,7 @@ use crate::format::{CleanClose, Superblock};
 use crate::index::{Inserted, Stored};
 use crate::lane::Lane;
 use crate::mem::{Arena, Share};
+use crate::planted::{Bug, planted};
 use crate::segments::{Life, Segment};
 use crate::store::{Store, StoreOptions};
 use crate::superblock::{SuperFile, load};
@@ -193,7 +194,8 @@ pub(crate) fn open<D: Disk>(
     let mut superfile = SuperFile::new(loaded.file, Arc::clone(&arena), superblock);
     let stamp = clean.map(|close| stamp_of(superfile.now(), close));
     superfile.change(|now| {
-        now.incarnation = now.incarnation.saturating_add(1);
+        let lives = u32::from(!planted(Bug::SameIncarnation) || now.incarnation == 0);
+        now.incarnation = now.incarnation.saturating_add(lives);
         now.clean = None;
     });
     let written = superfile.write(&mut lane);
@@ -423,11 +425,8 @@ fn load_catalog<D: Disk>(
 
 /// Adds a record to the index unless it was wiped.
 fn add<D: Disk>(store: &mut Store<D>, stored: &Stored, report: &mut RecoveryReport) {
-    if store
-        .superfile
-        .now()
-        .is_wiped(stored.namespace, stored.place.sequence)
-    {
+    let now = store.superfile.now();
+    if now.is_wiped(stored.namespace, stored.place.sequence) && !planted(Bug::SkipWipeOnRebuild) {
         report.wiped += 1;
         return;
     }

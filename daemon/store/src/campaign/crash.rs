@@ -55,6 +55,24 @@ fn check(seed: u64, at: u64, kill: bool) {
     assert_eq!(run.model.damage, 0, "seed {seed}, operation {at}, later");
 }
 
+/// Crashes and kills at seeded operations of one run.
+pub(super) fn run(seed: u64) {
+    let (last, mut random) = (operations(seed), Seeded::new(seed));
+    (0..6).for_each(|round| check(seed, random.below(last), round % 2 == 0));
+    rounds(seed);
+}
+
+/// Four crashes with work between.
+fn rounds(seed: u64) {
+    let mut run = Run::new(seed, disk(seed, None)).unwrap();
+    for round in 0..4 {
+        run.act(150);
+        run = run.reopen(|disk| disk.crash(seed + round)).unwrap();
+        run.read_all();
+        assert_eq!(run.model.damage, 0, "seed {seed}, round {round}");
+    }
+}
+
 #[test]
 fn a_crash_at_every_operation_loses_nothing_that_was_promised() {
     let last = operations(1);
@@ -105,13 +123,5 @@ fn recovery_cut_short_at_every_operation_ends_like_one_recovery() {
 
 #[test]
 fn three_crashes_in_a_row_with_work_between_lose_nothing_that_was_promised() {
-    for seed in 100..120 {
-        let mut run = Run::new(seed, disk(seed, None)).unwrap();
-        for round in 0..4 {
-            run.act(150);
-            run = run.reopen(|disk| disk.crash(seed + round)).unwrap();
-            run.read_all();
-            assert_eq!(run.model.damage, 0, "seed {seed}, round {round}");
-        }
-    }
+    (100..120).for_each(rounds);
 }

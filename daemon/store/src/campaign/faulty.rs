@@ -6,7 +6,7 @@ use super::*;
 use crate::disk::sim::{Fault, Faults, Fired, SimOptions};
 
 /// One run with `faults`, two crashes, and recovery under the same faults.
-fn storm(seed: u64, faults: &Faults, fired: &mut Fired) -> Option<Run> {
+pub(super) fn storm(seed: u64, faults: &Faults, fired: &mut Fired) -> Option<Run> {
     let options = SimOptions {
         seed,
         faults: faults.clone(),
@@ -80,24 +80,27 @@ fn each_fault_alone_leaves_right_bytes_or_a_miss() {
     }
 }
 
-// Short counts, interruptions and delays are no errors: nothing may be lost by them.
-#[test]
-fn harmless_faults_cost_no_promise() {
+/// A run over a device that is slow and moves pieces, and makes no error.
+pub(super) fn harmless(seed: u64) {
     let faults = Faults::default()
         .with(Fault::Short, 300_000)
         .with(Fault::Interrupted, 200_000)
-        .with(Fault::Slow, 300_000);
-    for seed in 0..10 {
-        let options = SimOptions {
-            seed,
-            faults: faults.clone(),
-            ..SimOptions::default()
-        };
-        let mut run = Run::new(seed, SimDisk::new(options)).unwrap();
-        run.act(400);
-        run.rest();
-        run.read_all();
-        assert_eq!(run.model.damage, 0, "seed {seed}");
-        assert_eq!(run.store.state(), DeviceState::Healthy);
-    }
+        .with(Fault::Slow, 600_000);
+    let options = SimOptions {
+        seed,
+        faults,
+        ..SimOptions::default()
+    };
+    let mut run = Run::new(seed, SimDisk::new(options)).unwrap();
+    run.act(900);
+    run.rest();
+    run.read_all();
+    assert_eq!(run.model.damage, 0, "seed {seed}");
+    assert_eq!(run.store.state(), DeviceState::Healthy);
+}
+
+// Short counts, interruptions and delays are no errors: nothing may be lost by them.
+#[test]
+fn harmless_faults_cost_no_promise() {
+    (0..10).for_each(harmless);
 }

@@ -10,21 +10,23 @@ fn disk(seed: u64) -> SimDisk {
     })
 }
 
+/// One run, read back, and its index rebuilt.
+pub(super) fn run(seed: u64) -> u64 {
+    let mut run = Run::new(seed, disk(seed)).unwrap();
+    run.act(600);
+    run.rest();
+    let hits = run.model.hits;
+    run.read_all();
+    // The hit floor: the store hits whatever the model says must be there.
+    assert!(run.model.hits - hits >= run.model.durable.len() as u64);
+    assert!(run.model.hits > 0);
+    assert_eq!(run.model.damage, 0, "seed {seed}");
+    run.model.evictions
+}
+
 #[test]
 fn without_faults_every_promised_block_hits_and_none_is_damaged() {
-    let mut evictions = 0;
-    for seed in 0..20 {
-        let mut run = Run::new(seed, disk(seed)).unwrap();
-        run.act(600);
-        run.rest();
-        let hits = run.model.hits;
-        run.read_all();
-        // The hit floor: the store hits whatever the model says must be there.
-        assert!(run.model.hits - hits >= run.model.durable.len() as u64);
-        assert!(run.model.hits > 0);
-        assert_eq!(run.model.damage, 0, "seed {seed}");
-        evictions += run.model.evictions;
-    }
+    let evictions: u64 = (0..20).map(run).sum();
     assert!(evictions > 100, "the runs never filled the disk");
 }
 

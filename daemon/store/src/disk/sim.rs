@@ -28,11 +28,17 @@ use std::io::{Error, ErrorKind};
 use super::{Disk, Done, FileId, Found, Op, OpKind, SubmitError, Wait, Waker};
 use crate::format::index;
 
+/// Most calls and operations that overtake a slow read; a slow write or sync is overtaken by a
+/// twentieth of that, so that a whole segment can be written while a read waits.
+const OVERTAKEN_MAX: u64 = 1000;
+
 #[derive(Debug)]
 struct Flying {
     op: Op,
     /// For a sync: how many loose writes of the file it covers.
     covers: usize,
+    /// Others overtake it until so many calls and operations were taken.
+    until: u64,
 }
 
 /// The simulated device.
@@ -153,7 +159,7 @@ impl SimDisk {
     }
 
     fn finish(&mut self, flying: Flying) -> Done {
-        let Flying { mut op, covers } = flying;
+        let Flying { mut op, covers, .. } = flying;
         let moved = if self.crashed {
             Err(Error::other("the power is gone"))
         } else if self.fault(Fault::Interrupted) {
@@ -370,7 +376,16 @@ impl Disk for SimDisk {
             .files
             .get(&op.file.0)
             .map_or(0, |file| file.loose.len());
-        self.flying.push(Flying { op, covers });
+        let until = if self.fault(Fault::Slow) {
+            let most = match op.kind {
+                OpKind::Read => OVERTAKEN_MAX,
+                OpKind::Write | OpKind::Sync => OVERTAKEN_MAX / 20,
+            };
+            self.taken + self.random.below(most)
+        } else {
+            0
+        };
+        self.flying.push(Flying { op, covers, until });
         Ok(())
     }
 
@@ -390,11 +405,19 @@ impl Disk for SimDisk {
         }
         let finished = 1 + self.random.below(self.flying.len() as u64);
         for _ in 0..finished {
-            let slow = self.flying.len() > 1 && self.fault(Fault::Slow);
-            let at = if slow {
-                self.flying.len() - 1
-            } else {
-                index(self.random.below(self.flying.len() as u64))
+            let free: Vec<usize> = (0..self.flying.len())
+                .filter(|at| {
+                    self.flying
+                        .get(*at)
+                        .is_some_and(|op| op.until <= self.taken)
+                })
+                .collect();
+            let at = match free.len() as u64 {
+                0 => index(self.random.below(self.flying.len() as u64)),
+                some => free
+                    .get(index(self.random.below(some)))
+                    .copied()
+                    .unwrap_or(0),
             };
             let flying = self.flying.remove(at);
             done.push(self.finish(flying));

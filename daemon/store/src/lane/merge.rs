@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 
 use super::Lane;
 use crate::disk::{Disk, Op, OpKind, RUNS_MAX, Run};
+use crate::planted::{Bug, planted};
 
 /// An operation of this size needs no company. Unit: bytes.
 const ENOUGH: usize = 1 << 20;
@@ -78,6 +79,9 @@ impl<D: Disk> Lane<D> {
         {
             followers.push(user);
             first.more.extend(buf.map(|buf| Run { buf, buf_at, len }));
+        }
+        if planted(Bug::MergeSwapped) {
+            followers.reverse();
         }
         if !followers.is_empty() {
             self.merged.insert(first.user, followers);

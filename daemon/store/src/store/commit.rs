@@ -21,6 +21,7 @@ use crate::image::RecordImage;
 use crate::index::{Inserted, Stored};
 use crate::lane::{Finished, Transfer};
 use crate::mem::IoBuf;
+use crate::planted::{Bug, planted};
 use crate::segments::{Life, Step};
 
 use super::append::{Origin, Queued, Writing, Written};
@@ -140,6 +141,7 @@ impl<D: Disk> Store<D> {
             return self.poison(events);
         };
         match result {
+            Ok(()) if planted(Bug::HeaderNotSynced) => self.header_synced(segment, Ok(()), events),
             Ok(()) => {
                 self.write_errors_in_a_row = 0;
                 let user = self.lane.start(Transfer::sync(file));
@@ -236,6 +238,7 @@ impl<D: Disk> Store<D> {
         }
         let good = match &result {
             Ok(()) => self.poisoned.is_none(),
+            Err(_) if planted(Bug::AckAfterFailedSync) => true,
             Err(problem) => {
                 self.sync_failed(number, problem, events);
                 false
@@ -318,7 +321,8 @@ impl<D: Disk> Store<D> {
         let Some(segment) = self.segments.get_mut(number) else {
             return;
         };
-        let quiet = !tail.busy && tail.writing.is_empty() && tail.written.is_empty();
+        let written = tail.writing.is_empty() && tail.written.is_empty();
+        let quiet = !tail.busy && (written || planted(Bug::FooterTooEarly));
         if segment.life != Life::Sealing || !quiet {
             return;
         }

@@ -20,6 +20,7 @@ use crate::events::{Counter, Event};
 use crate::index::Stored;
 use crate::lane::Transfer;
 use crate::mem::IoBuf;
+use crate::planted::{Bug, planted};
 use crate::read::{Expectation, Unverified, Want};
 use crate::segments::{Candidate, Life, Step, choose_victim};
 
@@ -145,6 +146,9 @@ impl<D: Disk> Store<D> {
     }
 
     pub(super) fn evict(&mut self, stored: &Stored, events: &mut Vec<Event>) {
+        if planted(Bug::RecycleKeepsIndex) {
+            return;
+        }
         let here = self.index.get(stored.namespace, &stored.key);
         if here.is_some_and(|here| here.place == stored.place) {
             self.forget(stored.namespace, &stored.key);
@@ -258,7 +262,8 @@ impl<D: Disk> Store<D> {
         let Some(segment) = self.segments.get_mut(victim) else {
             return;
         };
-        if drain.copying > 0 || !drain.waiting.is_empty() || segment.readers > 0 {
+        let read = segment.readers > 0 && !planted(Bug::RecycleUnderReader);
+        if drain.copying > 0 || !drain.waiting.is_empty() || read {
             return;
         }
         segment.step(Step::Emptied);

@@ -1,0 +1,48 @@
+//! The campaign judged: every planted bug is found within a stated number of seeds, and without
+//! one the same seeds find nothing.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use strum::IntoEnumIterator;
+
+use super::*;
+use crate::disk::sim::{Fault, Faults, Fired};
+use crate::planted::{Bug, with};
+
+/// Seeds within which every bug must be found.
+const SEEDS: u64 = 40;
+
+/// One seed of everything: no faults, crashes, kills, wipes, every fault.
+fn judge(seed: u64) {
+    sound::run(seed);
+    faulty::harmless(seed);
+    crash::run(seed);
+    let faults = Faults::all(8_000).with(Fault::SyncError, 15_000);
+    drop(faulty::storm(seed, &faults, &mut Fired::default()));
+}
+
+fn found(bug: Option<Bug>, seed: u64) -> bool {
+    with(bug, || {
+        catch_unwind(AssertUnwindSafe(|| judge(seed))).is_err()
+    })
+}
+
+#[test]
+fn every_planted_bug_is_found_within_its_seeds_and_none_without_a_bug() {
+    let (mut missed, mut table) = (Vec::new(), Vec::new());
+    for bug in Bug::iter() {
+        match (0..SEEDS).find(|seed| found(Some(bug), *seed)) {
+            Some(seed) => table.push(format!("{bug:?}: {}", seed + 1)),
+            None => missed.push(bug),
+        }
+    }
+    eprintln!("planted bugs, seeds until found: {}", table.join(", "));
+    assert!(missed.is_empty(), "the campaign is blind to {missed:?}");
+    assert!(Bug::iter().count() >= 10);
+    for seed in 0..8 {
+        assert!(
+            !found(None, seed),
+            "seed {seed} finds a bug that is not there"
+        );
+    }
+}
