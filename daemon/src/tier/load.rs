@@ -203,7 +203,7 @@ impl Tiers {
     ) -> Result<HostBlock, Miss> {
         let room = self.room(host, stored.place.len as usize).await;
         let buf = room.ok_or(Miss::NoSpace)?;
-        let unverified = disk.get(id, layouts.fingerprint(), buf).await?;
+        let unverified = get_found(disk, id, layouts, stored, buf).await?;
         let _permit = self.cpu.acquire().await.map_err(stopping)?;
         let layouts = Arc::clone(layouts);
         let work = tokio::task::spawn_blocking(move || {
@@ -231,7 +231,7 @@ impl Tiers {
         loop {
             let scratch = self.scratch.take(stored.place.len as usize, Line::Load);
             let buf = scratch.await.ok_or(Miss::NoSpace)?;
-            let unverified = disk.get(id, layouts.fingerprint(), buf).await?;
+            let unverified = get_found(disk, id, layouts, stored, buf).await?;
             let (record, facts) = self.verify(layouts, id, unverified).await?;
             let len = facts.layout.payload_len();
             // How large the block is, only the record says.
@@ -285,6 +285,23 @@ impl Tiers {
             Ok((record, facts))
         });
         ended(work.await)
+    }
+}
+
+/// Reads the record that was found. Another may have taken its place meanwhile, of another level
+/// perhaps: read as if it were this one, its bytes would be wrong.
+pub(super) async fn get_found(
+    disk: &DiskTier,
+    id: BlockId,
+    layouts: &Layouts,
+    stored: &Stored,
+    buf: IoBuf,
+) -> Result<Unverified, Miss> {
+    let unverified = disk.get(id, layouts.fingerprint(), buf).await?;
+    if unverified.place() == stored.place {
+        Ok(unverified)
+    } else {
+        Err(Miss::Evicted)
     }
 }
 

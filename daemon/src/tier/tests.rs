@@ -387,3 +387,26 @@ async fn eviction_is_announced_and_counted_on_both_tiers() {
         }
     }
 }
+
+// Goal: bytes of a record that was replaced between finding and reading it are never taken for
+// the record that was found: their level may be another.
+// Method: the record that is found is raw; an encoded one of the same block replaces it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_was_replaced_since_it_was_found_is_a_miss() {
+    let dir = tempfile::tempdir().unwrap();
+    let (warm, one) = (host(1, 8), id(1, 1));
+    let fixture = Fixture::new(dir.path(), Level::RAW, &[&warm]).await;
+    fixture.save_durable(&warm, one).await;
+    let fixture = fixture.restart(Level::ZSTD).await;
+    let disk = fixture.tiers.disk().unwrap();
+    let found = disk.find(vec![one]).await[0].unwrap();
+    let get = || async {
+        let buf = warm.arena().alloc(2 * RECORD).unwrap();
+        let got = load::get_found(disk, one, &fixture.layouts, &found, buf).await;
+        got.map(|unverified| unverified.place())
+    };
+    assert_eq!(get().await, Ok(found.place));
+    fixture.save_durable(&host(1, 8), one).await;
+    assert_ne!(disk.find(vec![one]).await[0].unwrap().level, found.level);
+    assert_eq!(get().await, Err(Miss::Evicted));
+}

@@ -206,16 +206,21 @@ impl<'a> Served<'a> {
     fn run(mut self, commands: &Receiver<Command>) {
         let mut events = Vec::new();
         loop {
+            // Commands that are left over rang the bell already: nobody waits before they are done.
+            let mut wait = Wait::No;
             for _ in 0..COMMANDS_AT_ONCE {
                 match commands.try_recv() {
                     Ok(Command::Close { reply }) => return self.close(Some(reply)),
                     Ok(command) => self.command(command, &mut events),
-                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Empty) => {
+                        wait = Wait::One;
+                        break;
+                    }
                     Err(TryRecvError::Disconnected) => return self.close(None),
                 }
             }
             self.unpin_expired();
-            self.store.step(Wait::One, &mut events);
+            self.store.step(wait, &mut events);
             self.answers.settle(&mut events);
             self.hand_over_puts();
             self.report();
