@@ -72,6 +72,8 @@ pub use store::{Refused, SEGMENTS_MAX, SEGMENTS_MIN, Store, StoreOptions, WRITE_
 #[cfg(test)]
 mod campaign;
 #[cfg(test)]
+mod golden;
+#[cfg(test)]
 mod museum;
 #[cfg(test)]
 mod testkit;

@@ -30,14 +30,14 @@ use crate::catalog::{Catalog, CatalogError, Stamp, Sum};
 use crate::disk::Disk;
 use crate::events::DeviceState;
 use crate::format::segment::segment_number;
-use crate::format::{CleanClose, Superblock};
+use crate::format::{CleanClose, Superblock, VERSION};
 use crate::index::{Inserted, Stored};
 use crate::lane::Lane;
 use crate::mem::{Arena, Share};
 use crate::planted::{Bug, planted};
 use crate::segments::{Life, Segment};
 use crate::store::{Store, StoreOptions};
-use crate::superblock::{SuperFile, load};
+use crate::superblock::{LoadError, SuperFile, load};
 
 use survey::Surveyed;
 
@@ -60,6 +60,24 @@ pub enum OpenError {
     /// The superblock cannot be read or made.
     #[error("reading the superblock")]
     Superblock(#[source] std::io::Error),
+    /// A later version of this program wrote the store. Nothing was changed.
+    #[error(
+        "the store is of format version {found}; this program knows version {VERSION}: use the \
+         program that wrote it, or another directory"
+    )]
+    Newer {
+        /// Version of the store.
+        found: u16,
+    },
+}
+
+impl From<LoadError> for OpenError {
+    fn from(error: LoadError) -> Self {
+        match error {
+            LoadError::Io(problem) => Self::Superblock(problem),
+            LoadError::Newer(found) => Self::Newer { found },
+        }
+    }
 }
 
 /// How far an opening is.
@@ -182,7 +200,7 @@ pub(crate) fn open<D: Disk>(
     }
     let mut lane = Lane::new(disk);
     let arena = Arena::create("kvtier-store", ARENA, Share::Private).map_err(OpenError::Memory)?;
-    let loaded = load(&mut lane, &arena).map_err(OpenError::Superblock)?;
+    let loaded = load(&mut lane, &arena)?;
     if let Some(found) = &loaded.found {
         options = as_made(options, found.segment_size, files_max)?;
     }

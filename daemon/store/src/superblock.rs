@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use crate::disk::{Disk, FileId};
 use crate::format::superblock::{SLOT_LEN, SLOTS, SUPERBLOCK_NAME};
-use crate::format::{Superblock, index};
+use crate::format::{Superblock, VERSION, index};
 use crate::lane::{Lane, Transfer};
 use crate::mem::{Arena, IoBuf, Share};
 
@@ -58,11 +58,21 @@ pub(crate) struct Loaded {
     pub(crate) bad_slots: u32,
 }
 
+/// Why there is no superblock to go by. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LoadError {
+    #[error(transparent)]
+    Io(#[from] Error),
+    /// A sound slot is of a version that this program does not know.
+    #[error("format version {0}")]
+    Newer(u16),
+}
+
 /// Finds the file, or makes an empty one, and reads both slots.
 ///
 /// A device that does not deliver any slot is an error: forgetting the whole store for what may
-/// pass would be a guess.
-pub(crate) fn load<D: Disk>(lane: &mut Lane<D>, arena: &Arc<Arena>) -> Result<Loaded, Error> {
+/// pass would be a guess. So is a slot of a later version: it is somebody's store.
+pub(crate) fn load<D: Disk>(lane: &mut Lane<D>, arena: &Arc<Arena>) -> Result<Loaded, LoadError> {
     let len = SLOTS * SLOT_LEN;
     let files = lane.disk().list()?;
     match files.iter().find(|file| file.name == SUPERBLOCK_NAME) {
@@ -76,6 +86,10 @@ pub(crate) fn load<D: Disk>(lane: &mut Lane<D>, arena: &Arc<Arena>) -> Result<Lo
         }
         Some(file) if file.len != len => {
             let old = lane.disk().open(SUPERBLOCK_NAME)?;
+            if file.len >= SLOT_LEN {
+                let first = read_slot(lane, arena, old, 0)?;
+                refuse_newer(&first)?;
+            }
             lane.disk().remove(old)?;
             let file = lane.disk().create(SUPERBLOCK_NAME, len)?;
             Ok(Loaded {
@@ -91,12 +105,19 @@ pub(crate) fn load<D: Disk>(lane: &mut Lane<D>, arena: &Arc<Arena>) -> Result<Lo
     }
 }
 
+fn refuse_newer(slot: &[u8]) -> Result<(), LoadError> {
+    match Superblock::version_of(slot) {
+        Some(version) if version > VERSION => Err(LoadError::Newer(version)),
+        _ => Ok(()),
+    }
+}
+
 /// Reads the slots and changes nothing: the sound one that counts, and how many are not sound.
 pub(crate) fn look<D: Disk>(
     lane: &mut Lane<D>,
     arena: &Arc<Arena>,
     files: &[crate::disk::Found],
-) -> Result<(Option<Superblock>, u32), Error> {
+) -> Result<(Option<Superblock>, u32), LoadError> {
     let whole = SLOTS * SLOT_LEN;
     if !files
         .iter()
@@ -113,14 +134,17 @@ fn read_slots<D: Disk>(
     lane: &mut Lane<D>,
     arena: &Arc<Arena>,
     file: FileId,
-) -> Result<Loaded, Error> {
+) -> Result<Loaded, LoadError> {
     let mut best: Option<Superblock> = None;
     let (mut bad_slots, mut refused) = (0, None);
     for slot in 0..SLOTS {
         let mut sound = None;
         for _ in 0..TRIES {
             match read_slot(lane, arena, file, slot) {
-                Ok(found) => sound = Superblock::decode(&found),
+                Ok(found) => {
+                    refuse_newer(&found)?;
+                    sound = Superblock::decode(&found);
+                }
                 Err(problem) => refused = Some(problem),
             }
             if sound.is_some() {
@@ -138,7 +162,7 @@ fn read_slots<D: Disk>(
         }
     }
     match (best, refused) {
-        (None, Some(problem)) => Err(problem),
+        (None, Some(problem)) => Err(problem.into()),
         (found, _) => Ok(Loaded {
             file,
             found,

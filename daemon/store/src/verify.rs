@@ -138,7 +138,7 @@ pub fn run<D: Disk>(
     let arena =
         Arena::create("kvtier-verify", memory, Share::Private).map_err(OpenError::Memory)?;
     let files = lane.disk().list().map_err(OpenError::List)?;
-    let (superblock, bad_slots) = look(&mut lane, &arena, &files).map_err(OpenError::Superblock)?;
+    let (superblock, bad_slots) = look(&mut lane, &arena, &files)?;
     let segments: Vec<_> = files
         .into_iter()
         .filter(|file| segment_number(&file.name).is_some())

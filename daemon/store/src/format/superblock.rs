@@ -138,11 +138,16 @@ impl Superblock {
         put(slot, AT_CRC, &crc.to_le_bytes());
     }
 
+    /// Version of a sound slot, this one or another: magic, version and checksum keep their places
+    /// in every version.
+    pub fn version_of(slot: &[u8]) -> Option<u16> {
+        let sound = array(slot, 0) == Some(SUPERBLOCK_MAGIC) && is_sealed(slot, AT_CRC);
+        u16_at(slot, 4).filter(|_| sound)
+    }
+
     /// Reads a slot. `None` when it is not a sound superblock of this version.
     pub fn decode(slot: &[u8]) -> Option<Self> {
-        let sound = array(slot, 0) == Some(SUPERBLOCK_MAGIC)
-            && is_sealed(slot, AT_CRC)
-            && u16_at(slot, 4) == Some(VERSION);
+        let sound = Self::version_of(slot) == Some(VERSION);
         let count = u32_at(slot, AT_WIPED_COUNT)? as usize;
         if !sound || count > WIPED_MAX {
             return None;
