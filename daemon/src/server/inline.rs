@@ -24,7 +24,7 @@ use crate::session::Session;
 
 /// Messages that wait for a slow reader.
 const MESSAGES_WAITING: usize = 8;
-/// Longest silence of a client that has begun a block: others wait for the room that it holds.
+/// Longest silence of a client in the middle of a transfer: others wait for the room it holds.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 
 struct Incoming {
