@@ -6,7 +6,8 @@
 //!
 //! Sides of a row are taken in turn, round by round, and each is first in its share of rounds.
 //! The engine runs on one thread; a second verifies what was read and builds what is written.
-//! CPU is that of both, kernel time included. Bytes are payload: heads are our cost, not our work.
+//! It reads into as much memory as a restore does (`COLD_BYTES`), and beside it stands the lane alone over
+//! the same memory. CPU is that of both threads, kernel time included. Bytes are payload: heads are our cost, not our work.
 //!
 //! Not here on purpose: no codec, no host tier, no RPC. Suite `planes` has the daemon's own rows.
 
@@ -39,6 +40,10 @@ const SWEPT: [u64; 2] = [64 * KIB, MIB];
 const READS: u32 = 70;
 /// Bars of DESIGN 14, for blocks of 1 and 2 MiB and for pages.
 const READ_BAR: f64 = 0.95;
+/// Memory that restores go to in turn, as the slots of a real restore are: each is filled once and
+/// then left alone. fio fills the same few buffers over and over, which caches make faster.
+/// Unit: bytes.
+pub(crate) const COLD_BYTES: u64 = 64 * MIB;
 const WRITE_BAR: f64 = 0.90;
 const PAGES_BAR: f64 = 0.90;
 
@@ -61,6 +66,8 @@ pub(crate) struct Options {
 enum Side {
     Fio,
     Lane(LaneKind),
+    /// The lane over as much memory as the store gets.
+    LaneCold,
     Store,
     /// The store, heads of all records known, and none known.
     Pages(Heads),
@@ -72,6 +79,7 @@ impl Side {
             Self::Fio => "limit",
             Self::Lane(LaneKind::Pread) => "lane_pread",
             Self::Lane(_) => "lane",
+            Self::LaneCold => "lane_cold",
             Self::Store => "store",
             Self::Pages(Heads::Known) => "store.heads_known",
             Self::Pages(Heads::Cold) => "store.heads_cold",
@@ -135,7 +143,8 @@ impl Suite {
             .prefix("kvtier-bench-")
             .tempdir_in(&common.dir)?;
         let deepest = DEPTHS.iter().copied().max().unwrap_or(1).max(options.depth);
-        let room = (2 * MIB * options.depth as u64).max(MIB * deepest as u64) + 4 * MIB;
+        let room = (2 * MIB * options.depth as u64).max(MIB * deepest as u64);
+        let room = room.max(COLD_BYTES) + 4 * MIB;
         let arena = noisy_arena("bench", room)?;
         let fio_arena = noisy_arena("bench-fio", room)?;
         let arenas = std::slice::from_ref(&arena);
@@ -191,13 +200,13 @@ impl Suite {
                 (
                     "read.random",
                     Pattern::RandomRead,
-                    &[Side::Fio, ring, pread, Side::Store],
+                    &[Side::Fio, ring, pread, Side::LaneCold, Side::Store],
                     bar(READ_BAR),
                 ),
                 (
                     "read.sequential",
                     Pattern::Read,
-                    &[Side::Fio, ring, Side::Store],
+                    &[Side::Fio, ring, Side::LaneCold, Side::Store],
                     bar(READ_BAR),
                 ),
                 (
@@ -248,7 +257,8 @@ impl Suite {
                     size,
                     depth,
                 };
-                let sides = [Side::Fio, Side::Lane(LaneKind::Auto), Side::Store];
+                let ring = Side::Lane(LaneKind::Auto);
+                let sides = [Side::Fio, ring, Side::LaneCold, Side::Store];
                 self.compare(report, &mut bed, &name(depth), work, &sides, None)?;
             }
         }
@@ -268,6 +278,7 @@ impl Suite {
         };
         let sides = [
             Side::Fio,
+            Side::LaneCold,
             Side::Pages(Heads::Known),
             Side::Pages(Heads::Cold),
         ];
@@ -317,17 +328,25 @@ impl Suite {
             let values: Vec<Vec<f64>> = (samples.iter())
                 .map(|side| side.iter().map(|sample| of(*sample)).collect())
                 .collect();
-            let limit = format!("limit.{what}.{quantity}");
+            let name = |side: Side| format!("{}.{what}.{quantity}", side.name());
             for (side, values_of) in sides.iter().zip(&values) {
-                let name = format!("{}.{what}.{quantity}", side.name());
                 if *side == Side::Fio {
-                    report.row(name, unit, values_of);
+                    report.row(name(*side), unit, values_of);
                     continue;
                 }
-                let limits = values.first().map(Vec::as_slice).unwrap_or_default();
-                let promised = matches!(side, Side::Store | Side::Pages(Heads::Known));
-                let bar = bar.filter(|_| has_bar && promised);
-                report.beside((name, unit), values_of, (&limit, limits), bar);
+                // The store is held against the lane over memory like its own, and that lane and
+                // the one over memory like fio's against fio.
+                let ours = matches!(side, Side::Store | Side::Pages(_));
+                let cold = sides.iter().position(|side| *side == Side::LaneCold);
+                let beside = cold.filter(|_| ours).unwrap_or(0);
+                let limit = sides
+                    .get(beside)
+                    .map(|side| name(*side))
+                    .unwrap_or_default();
+                let limits = values.get(beside).map(Vec::as_slice).unwrap_or_default();
+                let promised = has_bar && ours && *side != Side::Pages(Heads::Cold);
+                let bar = bar.filter(|_| promised);
+                report.beside((name(*side), unit), values_of, (&limit, limits), bar);
             }
         }
         Ok(())
@@ -360,15 +379,16 @@ impl Suite {
                     LaneKind::Pread => (&mut *self.pread, self.pread_file),
                     _ => (&mut *self.ring, self.ring_file),
                 };
+                lane(
+                    LaneRun::new(disk, file, &self.arena, size, span, depth),
+                    pattern,
+                    seconds,
+                )
+            }
+            Side::LaneCold => {
+                let (disk, file) = (&mut *self.ring, self.ring_file);
                 let run = LaneRun::new(disk, file, &self.arena, size, span, depth);
-                match pattern {
-                    Pattern::RandomRead => run.read_random(seconds),
-                    Pattern::Read => run.read_in_order(seconds),
-                    Pattern::DurableWrite { sync_every } => run.write_durable(seconds, sync_every),
-                    Pattern::Write | Pattern::Mixed { .. } => {
-                        Err("a lane alone has no such row".into())
-                    }
-                }
+                lane(run.in_cold_memory(COLD_BYTES)?, pattern, seconds)
             }
             Side::Store => match pattern {
                 Pattern::RandomRead => bed.read(seconds, depth, bed::Order::Random),
@@ -378,6 +398,15 @@ impl Suite {
             },
             Side::Pages(heads) => bed.pages(seconds, depth, heads),
         }
+    }
+}
+
+fn lane(run: LaneRun<'_>, pattern: Pattern, seconds: f64) -> Result<Sample, Problem> {
+    match pattern {
+        Pattern::RandomRead => run.read_random(seconds),
+        Pattern::Read => run.read_in_order(seconds),
+        Pattern::DurableWrite { sync_every } => run.write_durable(seconds, sync_every),
+        Pattern::Write | Pattern::Mixed { .. } => Err("a lane alone has no such row".into()),
     }
 }
 

@@ -5,6 +5,7 @@
 //!
 //! Not here on purpose: no store. These rows say what the lane costs alone.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,9 @@ pub(crate) struct Run<'a> {
     size: u64,
     blocks: u64,
     depth: usize,
+    /// Buffers that wait for their turn, oldest first: memory that the caches have forgotten.
+    cold: VecDeque<IoBuf>,
+    keeps_cold: bool,
     moved: u64,
     done: Vec<Done>,
 }
@@ -46,9 +50,20 @@ impl<'a> Run<'a> {
             size,
             blocks: span / size,
             depth,
+            cold: VecDeque::new(),
+            keeps_cold: false,
             moved: 0,
             done: Vec::new(),
         }
+    }
+
+    /// The same over `bytes` of memory in turn, not over the same few buffers again and again: a
+    /// restore fills slots that nobody has touched for long, and those are slower to fill.
+    pub(crate) fn in_cold_memory(mut self, bytes: u64) -> Result<Self, Problem> {
+        let count = usize::try_from(bytes / self.size)?.max(self.depth + 1);
+        let bufs: Result<VecDeque<_>, _> = (0..count).map(|_| self.buffer()).collect();
+        (self.cold, self.keeps_cold) = (bufs?, true);
+        Ok(self)
     }
 
     /// Writes every block of the file once, and syncs.
@@ -128,7 +143,10 @@ impl<'a> Run<'a> {
         Ok(clock.stop(self.moved))
     }
 
-    fn buffer(&self) -> Result<IoBuf, Problem> {
+    fn buffer(&mut self) -> Result<IoBuf, Problem> {
+        if let Some(coldest) = self.cold.pop_front() {
+            return Ok(coldest);
+        }
         let len = usize::try_from(self.size)?;
         self.arena
             .alloc(len)
@@ -161,6 +179,9 @@ impl<'a> Run<'a> {
                 );
             }
             self.moved += moved;
+            if self.keeps_cold {
+                self.cold.extend(done.buf);
+            }
         }
         Ok(())
     }

@@ -5,6 +5,7 @@
 //!
 //! A read counts when its record passed every check, a write when its event says durable.
 
+use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -24,6 +25,7 @@ use rand::seq::IndexedRandom as _;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
+use super::COLD_BYTES;
 use crate::limits::lane::Clock;
 use crate::limits::{SYNC_BYTES, Sample, noisy_arena};
 use kvtier_benches::report::Problem;
@@ -101,7 +103,8 @@ impl Bed {
         capacity: u64,
     ) -> Result<Self, Problem> {
         std::fs::create_dir(path)?;
-        let room = 2 * SYNC_BYTES * 2 + (size + HEAD) * (depth as u64 + 8) * 2;
+        let cold = COLD_BYTES / size * (size + HEAD);
+        let room = (2 * SYNC_BYTES + (size + HEAD) * (depth as u64 + 8)).max(cold) * 5 / 4;
         let arena = noisy_arena("bench-store", room)?;
         let disk = open_lane(path, LaneKind::Auto, depth, std::slice::from_ref(&arena))?.disk;
         let catalog = SledCatalog::new(path.join("catalog"));
@@ -220,16 +223,18 @@ impl Bed {
         depth: usize,
         next: &mut dyn FnMut(&mut AnyStore) -> Option<Ask>,
     ) -> Result<u64, Problem> {
-        // A few more than the depth: some are checked while the device stays busy.
-        let mut bufs = self.buffers(depth + 4)?;
+        // More than the depth: some are checked while the device stays busy, and each is used
+        // again only when all others were.
+        let cold = usize::try_from(COLD_BYTES / self.size)?;
+        let mut bufs: VecDeque<IoBuf> = self.buffers((depth + 4).max(cold))?.into();
         let (mut flying, mut working, mut bytes, mut ended) = (0, 0, 0, false);
         loop {
             while !ended && flying < depth {
-                let Some(buf) = bufs.pop() else { break };
+                let Some(buf) = bufs.pop_front() else { break };
                 match next(&mut self.store) {
                     None => {
                         ended = true;
-                        bufs.push(buf);
+                        bufs.push_back(buf);
                     }
                     Some(Ask::Put(key)) => {
                         self.worker.give(Job::Build(buf, key))?;
@@ -264,7 +269,7 @@ impl Bed {
                         result?;
                         let image = image.ok_or("the device kept a buffer")?;
                         bytes += u64::from(image.layout().stored_len);
-                        bufs.push(image.into_buf());
+                        bufs.push_back(image.into_buf());
                         flying -= 1;
                     }
                     Event::Evicted { .. } | Event::Device(_) => {}
@@ -275,7 +280,7 @@ impl Bed {
                 match done? {
                     Done::Verified(buf, len) => {
                         bytes += len;
-                        bufs.push(buf);
+                        bufs.push_back(buf);
                     }
                     Done::Built(image) => {
                         let put = self.store.put(0, image);
