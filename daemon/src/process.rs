@@ -63,6 +63,7 @@ const SCRATCH_MIN: u64 = 64 << 20;
 /// # Errors
 /// What kept it from starting.
 pub fn run(config: Config) -> Result<(), Failed> {
+    allow_open_files();
     let workers = std::thread::available_parallelism()
         .map_or(1, usize::from)
         .min(8);
@@ -73,6 +74,17 @@ pub fn run(config: Config) -> Result<(), Failed> {
         .build()
         .map_err(|problem| failed(format!("cannot start the runtime: {problem}")))?;
     runtime.block_on(serve(config))
+}
+
+/// A store keeps every segment open, and the usual soft limit is far below the hard one.
+fn allow_open_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    let before = limit.current;
+    limit.current = limit.maximum;
+    if let Err(problem) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%problem, ?before, "the soft limit of open files stays");
+    }
 }
 
 async fn serve(config: Config) -> Result<(), Failed> {
