@@ -192,7 +192,10 @@ impl Error {
             | Self::SessionLost { .. }
             | Self::LeaseLost { .. } => true,
             Self::Daemon { code, .. } => {
-                matches!(code, Code::Unavailable | Code::ResourceExhausted)
+                matches!(
+                    code,
+                    Code::Unavailable | Code::ResourceExhausted | Code::DeadlineExceeded
+                )
             }
             _ => false,
         }

@@ -77,7 +77,7 @@ pub fn run(config: Config) -> Result<(), Failed> {
 }
 
 /// A store keeps every segment open, and the usual soft limit is far below the hard one.
-fn allow_open_files() {
+pub(crate) fn allow_open_files() {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
     let before = limit.current;

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kvtier_proto::{Bytes, KeySecret, NamespaceId};
+use kvtier_store::format::segment::segment_number;
 use kvtier_store::mem::Pages;
 use rand::TryRngCore;
 use serde::{Deserialize, Serialize};
@@ -284,7 +285,7 @@ impl Kept {
     fn fresh(path: &Path, disk: Option<&Path>) -> Result<Self, TenantError> {
         let records = |dir: &Path| {
             let mut files = std::fs::read_dir(dir).into_iter().flatten().flatten();
-            files.any(|file| file.file_name() != "lock")
+            files.any(|file| file.file_name().to_str().and_then(segment_number).is_some())
         };
         let mut next = 1;
         if disk.is_some_and(records) {

@@ -48,6 +48,7 @@ pub(super) fn run(args: &Args) -> Result<Answer, CliError> {
     let failed = |what: &dyn std::fmt::Display| {
         CliError::Usage(format!("{} cannot be verified: {what}", args.dir.display()))
     };
+    crate::process::allow_open_files();
     let disk = FileLane::open_to_read(&args.dir, DEPTH).map_err(|error| failed(&error))?;
     let bar = bar();
     let report = kvtier_store::verify::run(disk, &mut |progress| show(&bar, progress));
@@ -108,6 +109,13 @@ fn answer(report: &Report) -> Answer {
             text,
             "{} slots of the superblock are not sound",
             report.bad_slots
+        );
+    }
+    if report.unopened > 0 {
+        let _ = writeln!(
+            text,
+            "{} segment files did not open; nothing is known of them (the log says why)",
+            report.unopened
         );
     }
     text += &reasons(&report.damage);
@@ -225,7 +233,8 @@ fn to_json(report: &Report, severity: &str) -> Value {
     });
     json!({
         "severity": severity, "records": report.records, "read_bytes": report.bytes,
-        "bad_superblock_slots": report.bad_slots, "damage": counts(&report.damage),
+        "bad_superblock_slots": report.bad_slots,
+        "unopened_segments": report.unopened, "damage": counts(&report.damage),
         "segments": segments.collect::<Vec<_>>(),
     })
 }

@@ -24,6 +24,8 @@ use crate::session::Session;
 
 /// Messages that wait for a slow reader.
 const MESSAGES_WAITING: usize = 8;
+/// Longest wait for room.
+const ROOM_WAIT: std::time::Duration = std::time::Duration::from_secs(1);
 /// Longest silence of a client in the middle of a transfer: others wait for the room it holds.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 
@@ -108,12 +110,19 @@ async fn begin_block(
     let len = planned.facts.layout.payload_len();
     let quota = session.tenant.host.arena().capacity();
     if len > quota {
-        return Err(Status::resource_exhausted(format!(
+        return Err(Status::failed_precondition(format!(
             "a block of {len} bytes exceeds the namespace's host memory of {quota} bytes"
         )));
     }
     // The bytes themselves are reserved as they arrive: a peer pays for what it makes us hold.
-    let room = session.tenant.inline_room(len).await;
+    // Not for long: what a stream that is not read has sent fills the window of its connection,
+    // and with it the one of the stream that has the room.
+    let room = tokio::time::timeout(ROOM_WAIT, session.tenant.inline_room(len)).await;
+    let room = room.map_err(|_| {
+        Status::resource_exhausted(
+            "other inline saves have all the room of the namespace; save again when one has ended",
+        )
+    })?;
     Ok(Incoming {
         planned,
         crc32: block.crc32,

@@ -106,8 +106,9 @@ fn open_without_its_file_hands_out_no_number_that_old_records_may_carry() {
         numbers
     };
     std::fs::write(disk.path().join("lock"), "").unwrap();
+    std::fs::create_dir(disk.path().join("lost+found")).unwrap();
     assert_eq!(open(), [1, 2], "nothing is stored yet");
-    std::fs::write(disk.path().join("superblock.kvs"), "x").unwrap();
+    std::fs::write(disk.path().join("segment-00000000.kvs"), "x").unwrap();
     assert_eq!(open(), [1, 2], "the file says so");
     std::fs::remove_file(dir.path().join(FILE)).unwrap();
     let fresh = open();

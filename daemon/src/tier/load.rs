@@ -135,11 +135,11 @@ impl Tiers {
         if !stored.has_layout(&layouts.fingerprint()) {
             return Err(Miss::WrongLayout);
         }
-        let loaded = if stored.level == Level::RAW {
-            self.load_raw(host, disk, layouts, id, &stored).await
-        } else {
-            self.load_encoded(host, disk, layouts, id, &stored).await
-        };
+        let mut loaded = self.load_once(host, disk, layouts, id, &stored).await;
+        if loaded.as_ref().err() == Some(&Miss::Device) {
+            // One failed read is not yet a record that cannot be read.
+            loaded = self.load_once(host, disk, layouts, id, &stored).await;
+        }
         match loaded {
             Ok(block) => {
                 let kept = host.insert(block, true, life).ok_or(Miss::Evicted)?;
@@ -157,9 +157,24 @@ impl Tiers {
         }
     }
 
+    async fn load_once(
+        self: &Arc<Self>,
+        host: &HostTier,
+        disk: &DiskTier,
+        layouts: &Arc<Layouts>,
+        id: BlockId,
+        stored: &Stored,
+    ) -> Result<HostBlock, Miss> {
+        if stored.level == Level::RAW {
+            self.load_raw(host, disk, layouts, id, stored).await
+        } else {
+            self.load_encoded(host, disk, layouts, id, stored).await
+        }
+    }
+
     /// A record that cannot be served leaves the index, is counted, and is logged once. Otherwise
     /// its block would be called durable for ever: every restore would miss, and no save of it
-    /// would be written again. That holds for a read that failed as well: the block is lost until
+    /// would be written again. That holds for a read that failed twice as well: the block is lost until
     /// it is saved again, and its next acknowledgement is good. A device that has failed as a
     /// whole says nothing of the record; the disk tier then keeps it.
     async fn refuse(

@@ -50,6 +50,9 @@ pub enum OpKind {
     Sync,
 }
 
+/// Most files that a lane opens. 65,536 segments of 256 MiB are 16 TiB.
+pub const FILES_MAX: u64 = 1 << 16;
+
 /// Most runs of memory behind the first in one operation.
 pub const RUNS_MAX: usize = 63;
 

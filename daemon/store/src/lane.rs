@@ -313,11 +313,13 @@ impl<D: Disk> Lane<D> {
     fn advance(&mut self, done: Done) {
         let Done {
             user,
+            kind,
             buf,
             more,
             moved,
-            ..
         } = done;
+        // A lane keeps memory only when it cannot tell any more what the device does with it.
+        self.failed |= kind != OpKind::Sync && buf.is_none();
         let Some(followers) = self.merged.remove(&user) else {
             return self.advance_one(user, buf, moved);
         };

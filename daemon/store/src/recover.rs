@@ -27,9 +27,10 @@ use std::sync::Arc;
 use kvtier_proto::Miss;
 
 use crate::catalog::{Catalog, CatalogError, Stamp, Sum};
-use crate::disk::Disk;
+use crate::disk::{Disk, FILES_MAX};
 use crate::events::DeviceState;
 use crate::format::segment::segment_number;
+use crate::format::superblock::{SLOT_LEN, SLOTS, SUPERBLOCK_NAME};
 use crate::format::{CleanClose, Superblock, VERSION};
 use crate::index::{Inserted, Stored};
 use crate::lane::Lane;
@@ -60,6 +61,16 @@ pub enum OpenError {
     /// The superblock cannot be read or made.
     #[error("reading the superblock")]
     Superblock(#[source] std::io::Error),
+    /// The superblock is sound, but its file was cut or grown. Nothing was changed.
+    #[error(
+        "{SUPERBLOCK_NAME} is {len} bytes long and was made with {}; its first slot is sound: give \
+         the file its length back (truncate -s {0})",
+        SLOTS * SLOT_LEN
+    )]
+    SuperblockLength {
+        /// Length of the file. Unit: bytes.
+        len: u64,
+    },
     /// A later version of this program wrote the store. Nothing was changed.
     #[error(
         "the store is of format version {found}; this program knows version {VERSION}: use the \
@@ -76,6 +87,7 @@ impl From<LoadError> for OpenError {
         match error {
             LoadError::Io(problem) => Self::Superblock(problem),
             LoadError::Newer(found) => Self::Newer { found },
+            LoadError::Length(len) => Self::SuperblockLength { len },
         }
     }
 }
@@ -238,9 +250,16 @@ fn too_many_files(options: &StoreOptions, files_max: u64) -> Option<String> {
     let segments = options.capacity / options.segment_size.max(1);
     // One more for the superblock.
     (segments >= files_max).then(|| {
+        // Of the limit, a quarter is left to the rest of the process; one more is the superblock.
+        let limit = (segments + 1) * 4 / 3 + 1;
+        let advice = if segments < FILES_MAX {
+            format!("raise the limit of open files (LimitNOFILE=) to {limit}, or segment_size")
+        } else {
+            "use a larger segment_size".to_owned()
+        };
         format!(
             "capacity is {} bytes, which is {segments} segments of {}; this process may hold {} \
-             of them open: raise the limit of open files (LimitNOFILE=), or segment_size",
+             of them open: {advice}",
             options.capacity,
             options.segment_size,
             files_max.saturating_sub(1)

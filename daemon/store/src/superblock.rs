@@ -66,6 +66,9 @@ pub(crate) enum LoadError {
     /// A sound slot is of a version that this program does not know.
     #[error("format version {0}")]
     Newer(u16),
+    /// A slot is sound, but the file has another length than it was made with.
+    #[error("a file of {0} bytes")]
+    Length(u64),
 }
 
 /// Finds the file, or makes an empty one, and reads both slots.
@@ -89,6 +92,9 @@ pub(crate) fn load<D: Disk>(lane: &mut Lane<D>, arena: &Arc<Arena>) -> Result<Lo
             if file.len >= SLOT_LEN {
                 let first = read_slot(lane, arena, old, 0)?;
                 refuse_newer(&first)?;
+                if Superblock::decode(&first).is_some() {
+                    return Err(LoadError::Length(file.len));
+                }
             }
             lane.disk().remove(old)?;
             let file = lane.disk().create(SUPERBLOCK_NAME, len)?;

@@ -91,6 +91,8 @@ pub struct Report {
     pub bad_slots: u32,
     /// One row a segment, by number.
     pub segments: Vec<SegmentRow>,
+    /// Segment files that did not open: nothing is known of them.
+    pub unopened: u64,
     /// Damaged records by reason.
     pub damage: BTreeMap<Miss, u64>,
     /// Whole records.
@@ -105,6 +107,7 @@ impl Report {
         let bare = |row: &SegmentRow| row.records > 0 && !(row.footer && row.header);
         match () {
             () if self.superblock.is_none() => Severity::Lost,
+            () if self.unopened > 0 => Severity::Damaged,
             () if !self.damage.is_empty() => Severity::Damaged,
             () if self.bad_slots > 0 || self.segments.iter().any(bare) => Severity::Untidy,
             () => Severity::Sound,
@@ -144,6 +147,7 @@ pub fn run<D: Disk>(
         .filter(|file| segment_number(&file.name).is_some())
         .collect();
     let surveyed = survey(&mut lane, &arena, &segments);
+    let unopened = (segments.len() - surveyed.len()) as u64;
     let mut now = VerifyProgress {
         segments_total: surveyed.len() as u64,
         bytes_total: surveyed.iter().map(|one| one.size).sum(),
@@ -154,6 +158,7 @@ pub fn run<D: Disk>(
         superblock,
         bad_slots,
         segments: rows,
+        unopened,
         damage,
         records: 0,
         bytes: 0,
@@ -194,7 +199,9 @@ fn check<D: Disk>(
         .map(|now| now.store_id)
         .or(own)
         .unwrap_or(StoreId([0; 16]));
-    let epoch = one.epoch(store_id);
+    // As recovery does: without a header nothing says whose life the footer is of.
+    let header = one.header.filter(|header| header.store_id == store_id);
+    let epoch = header.map(|header| header.epoch);
     let mut row = SegmentRow {
         segment: one.number,
         epoch: epoch.unwrap_or(0),
@@ -280,7 +287,7 @@ fn read_footer<D: Disk>(
     one: &Surveyed,
     store_id: StoreId,
 ) -> Option<Footer> {
-    let trailer = one.footer_of(store_id)?;
+    let trailer = one.header.and(one.footer_of(store_id))?;
     let len = index(trailer.table_len());
     let own = || {
         Arena::create("kvtier-footer", len, Share::Private)

@@ -25,9 +25,9 @@ use rustix::io::Errno;
 
 use super::{FileId, Found, Op, OpKind, RUNS_MAX};
 
-/// Most files open at once: bounds the table that a ring registers. 65,536 segments of 256 MiB
-/// are 16 TiB.
-const FILES_MAX: u32 = 1 << 16;
+/// Most files open at once: bounds the table that a ring registers.
+#[expect(clippy::cast_possible_truncation, reason = "it is 2^16")]
+const FILES_MAX: u32 = super::FILES_MAX as u32;
 
 /// Fewest descriptors left to the rest of the process; a quarter of the limit where that is more.
 const FILES_SPARE: u32 = 64;

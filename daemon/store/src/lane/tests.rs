@@ -207,4 +207,5 @@ fn a_dead_lane_ends_every_transfer_of_a_merged_operation() {
     }
     assert_eq!(finished.len(), 20);
     assert!(finished.iter().all(|one| one.result.is_err()));
+    assert!(lane.has_failed(), "known before anybody hears of an error");
 }

@@ -197,7 +197,12 @@ fn by_records<D: Disk>(
         report.records += 1;
         add(store, &Stored::of(row), report);
     }
-    if !rows.is_empty() && !unread && report.unsynced == 0 && !store.is_poisoned() {
+    if one.header.is_some()
+        && !rows.is_empty()
+        && !unread
+        && report.unsynced == 0
+        && !store.is_poisoned()
+    {
         write_footer(store, one);
     }
     if let Some(segment) = store.segments.get_mut(one.number) {

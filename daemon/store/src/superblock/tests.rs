@@ -153,3 +153,22 @@ fn a_store_that_opens_read_only_removes_and_writes_nothing() {
     let failed = store.store.disk().fired().times(Fault::WriteError);
     assert_eq!(failed, superblock_tries, "only the superblock was tried");
 }
+
+#[test]
+fn a_sound_superblock_in_a_file_of_another_length_is_refused_and_kept() {
+    for len in [SLOT, SLOT + 100, 3 * SLOT] {
+        let mut store = Fixture::new();
+        store.put_all(0..5);
+        let mut disk = store.store.abandon().crash(1);
+        let mut bytes = disk.content(SUPERBLOCK_NAME).unwrap().clone();
+        let whole = bytes.clone();
+        bytes.resize(len, 0);
+        disk.plant(SUPERBLOCK_NAME, bytes);
+        let mut kept = disk.restart(1);
+        let problem = crate::Store::open(disk, options(), None, &mut |_| {}).unwrap_err();
+        let text = problem.to_string();
+        assert!(text.contains("truncate -s 131072"), "{text}");
+        kept.plant(SUPERBLOCK_NAME, whole);
+        assert!(Fixture::reopened(kept).hits(1));
+    }
+}
