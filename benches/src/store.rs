@@ -6,8 +6,9 @@
 //!
 //! Sides of a row are taken in turn, round by round, and each is first in its share of rounds.
 //! The engine runs on one thread; a second verifies what was read and builds what is written.
-//! It reads into as much memory as a restore does (`COLD_BYTES`), and beside it stands the lane alone over
-//! the same memory. CPU is that of both threads, kernel time included. Bytes are payload: heads are our cost, not our work.
+//! It reads into as much memory as a restore does (`COLD_BYTES`), and beside it stands the lane
+//! alone over the same memory. CPU is that of both threads, kernel time included. Bytes are
+//! payload: heads are our cost, not our work.
 //!
 //! Not here on purpose: no codec, no host tier, no RPC. Suite `planes` has the daemon's own rows.
 

@@ -75,6 +75,17 @@ enum Ask {
     Put(u64),
 }
 
+/// What is on its way.
+#[derive(Default)]
+struct Way {
+    /// Operations that the store has, or will have when they are built.
+    flying: usize,
+    /// Jobs that the worker has.
+    working: usize,
+    /// Payload that came to its end. Unit: bytes.
+    bytes: u64,
+}
+
 type AnyStore = Store<Box<dyn Disk + Send>>;
 
 /// The thread for what costs CPU.
@@ -227,59 +238,29 @@ impl Bed {
         // again only when all others were.
         let cold = usize::try_from(COLD_BYTES / self.size)?;
         let mut bufs: VecDeque<IoBuf> = self.buffers((depth + 4).max(cold))?.into();
-        let (mut flying, mut working, mut bytes, mut ended) = (0, 0, 0, false);
+        let mut way = Way::default();
+        let mut ended = false;
         loop {
-            while !ended && flying < depth {
+            while !ended && way.flying < depth {
                 let Some(buf) = bufs.pop_front() else { break };
                 match next(&mut self.store) {
+                    Some(ask) => self.start(ask, buf, &mut way)?,
                     None => {
                         ended = true;
                         bufs.push_back(buf);
                     }
-                    Some(Ask::Put(key)) => {
-                        self.worker.give(Job::Build(buf, key))?;
-                        flying += 1;
-                        working += 1;
-                    }
-                    Some(Ask::Get(key)) => {
-                        let got = self.store.get(0, &want(key), buf);
-                        got.map_err(|(_, miss)| format!("get: {miss:?}"))?;
-                        flying += 1;
-                    }
-                    Some(Ask::Part(key, part)) => {
-                        let got = self.store.get_parts(0, &want(key), part..part + 1, buf);
-                        got.map_err(|(_, miss)| format!("get_parts: {miss:?}"))?;
-                        flying += 1;
-                    }
                 }
             }
-            if ended && flying == 0 && working == 0 {
-                return Ok(bytes);
+            if ended && way.flying == 0 && way.working == 0 {
+                return Ok(way.bytes);
             }
             self.store.step(Wait::One, &mut self.events);
-            for event in self.events.drain(..) {
-                match event {
-                    Event::Got { result, .. } => {
-                        let unverified = result.map_err(|(_, miss)| format!("read: {miss:?}"))?;
-                        self.worker.give(Job::Verify(unverified))?;
-                        flying -= 1;
-                        working += 1;
-                    }
-                    Event::Put { image, result, .. } => {
-                        result?;
-                        let image = image.ok_or("the device kept a buffer")?;
-                        bytes += u64::from(image.layout().stored_len);
-                        bufs.push_back(image.into_buf());
-                        flying -= 1;
-                    }
-                    Event::Evicted { .. } | Event::Device(_) => {}
-                }
-            }
+            self.hear(&mut bufs, &mut way)?;
             while let Ok(done) = self.worker.done.try_recv() {
-                working -= 1;
+                way.working -= 1;
                 match done? {
                     Done::Verified(buf, len) => {
-                        bytes += len;
+                        way.bytes += len;
                         bufs.push_back(buf);
                     }
                     Done::Built(image) => {
@@ -289,6 +270,47 @@ impl Bed {
                 }
             }
         }
+    }
+
+    fn start(&mut self, ask: Ask, buf: IoBuf, way: &mut Way) -> Result<(), Problem> {
+        way.flying += 1;
+        match ask {
+            Ask::Put(key) => {
+                way.working += 1;
+                self.worker.give(Job::Build(buf, key))
+            }
+            Ask::Get(key) => {
+                let got = self.store.get(0, &want(key), buf);
+                got.map_err(|(_, miss)| format!("get: {miss:?}").into())
+            }
+            Ask::Part(key, part) => {
+                let got = self.store.get_parts(0, &want(key), part..part + 1, buf);
+                got.map_err(|(_, miss)| format!("get_parts: {miss:?}").into())
+            }
+        }
+    }
+
+    /// Takes what the store reported.
+    fn hear(&mut self, bufs: &mut VecDeque<IoBuf>, way: &mut Way) -> Result<(), Problem> {
+        for event in self.events.drain(..) {
+            match event {
+                Event::Got { result, .. } => {
+                    let unverified = result.map_err(|(_, miss)| format!("read: {miss:?}"))?;
+                    self.worker.give(Job::Verify(unverified))?;
+                    way.flying -= 1;
+                    way.working += 1;
+                }
+                Event::Put { image, result, .. } => {
+                    result?;
+                    let image = image.ok_or("the device kept a buffer")?;
+                    way.bytes += u64::from(image.layout().stored_len);
+                    bufs.push_back(image.into_buf());
+                    way.flying -= 1;
+                }
+                Event::Evicted { .. } | Event::Device(_) => {}
+            }
+        }
+        Ok(())
     }
 
     /// Keys of all blocks in the order of their places.

@@ -174,9 +174,9 @@ impl Tiers {
 
     /// A record that cannot be served leaves the index, is counted, and is logged once. Otherwise
     /// its block would be called durable for ever: every restore would miss, and no save of it
-    /// would be written again. That holds for a read that failed twice as well: the block is lost until
-    /// it is saved again, and its next acknowledgement is good. A device that has failed as a
-    /// whole says nothing of the record; the disk tier then keeps it.
+    /// would be written again. That holds for a read that failed twice as well: the block is lost
+    /// until it is saved again, and its next acknowledgement is good. A device that has failed as
+    /// a whole says nothing of the record; the disk tier then keeps it.
     async fn refuse(
         &self,
         host: &HostTier,
