@@ -62,7 +62,7 @@ fn happened_is_unknown_for_a_refusal_in_the_middle_of_a_call() {
     ] {
         let error = call.failed(&Status::new(code, "because"));
         assert_eq!(error.happened(), Happened::Unknown, "{code:?}");
-        let transient = matches!(code, Code::ResourceExhausted | Code::Unavailable);
+        let transient = code != Code::InvalidArgument;
         assert_eq!(error.is_transient(), transient, "{code:?}");
         assert_eq!(
             MAKE.failed(&Status::new(Code::Unavailable, "no"))
