@@ -114,7 +114,7 @@ impl Bed {
         capacity: u64,
     ) -> Result<Self, Problem> {
         std::fs::create_dir(path)?;
-        let cold = COLD_BYTES / size * (size + HEAD);
+        let cold = COLD_BYTES / PART * (PART + HEAD);
         let room = (2 * SYNC_BYTES + (size + HEAD) * (depth as u64 + 8)).max(cold) * 5 / 4;
         let arena = noisy_arena("bench-store", room)?;
         let disk = open_lane(path, LaneKind::Auto, depth, std::slice::from_ref(&arena))?.disk;
@@ -147,7 +147,7 @@ impl Bed {
         let mut random = ChaCha8Rng::seed_from_u64(3);
         let mut in_order = keys.iter().cycle();
         let clock = Clock::start(seconds);
-        let bytes = self.drive(depth, &mut |_| {
+        let bytes = self.drive(depth, self.size, &mut |_| {
             let key = match order {
                 Order::Random => keys.choose(&mut random),
                 Order::Stored => in_order.next(),
@@ -168,11 +168,13 @@ impl Bed {
         let parts = usize::try_from(self.size / PART)?;
         if heads == Heads::Known {
             let mut each = keys.iter();
-            self.drive(depth, &mut |_| each.next().map(|key| Ask::Part(*key, 0)))?;
+            self.drive(depth, PART, &mut |_| {
+                each.next().map(|key| Ask::Part(*key, 0))
+            })?;
         }
         let mut random = ChaCha8Rng::seed_from_u64(5);
         let clock = Clock::start(seconds);
-        let bytes = self.drive(depth, &mut |store| {
+        let bytes = self.drive(depth, PART, &mut |store| {
             if heads == Heads::Cold {
                 store.drop_heads();
             }
@@ -192,7 +194,7 @@ impl Bed {
     fn write_while(&mut self, more: impl Fn(u64) -> bool) -> Result<u64, Problem> {
         let depth = usize::try_from(2 * SYNC_BYTES / self.size)?;
         let mut key = self.next_key;
-        let bytes = self.drive(depth, &mut |_| {
+        let bytes = self.drive(depth, self.size, &mut |_| {
             let ask = more(key).then_some(Ask::Put(key));
             key += 1;
             ask
@@ -214,7 +216,7 @@ impl Bed {
         let young = keys.get(keys.len() / 2..).unwrap_or_default().to_vec();
         let mut new = self.next_key;
         let clock = Clock::start(seconds);
-        let bytes = self.drive(depth, &mut |_| {
+        let bytes = self.drive(depth, self.size, &mut |_| {
             if clock.over() {
                 return None;
             }
@@ -228,16 +230,18 @@ impl Bed {
         Ok(clock.stop(bytes?))
     }
 
-    /// Keeps `depth` operations on their way until `next` has no more; returns payload bytes.
+    /// Keeps `depth` operations of `each` bytes on their way until `next` has no more; returns
+    /// payload bytes.
     fn drive(
         &mut self,
         depth: usize,
+        each: u64,
         next: &mut dyn FnMut(&mut AnyStore) -> Option<Ask>,
     ) -> Result<u64, Problem> {
         // More than the depth: some are checked while the device stays busy, and each is used
         // again only when all others were.
-        let cold = usize::try_from(COLD_BYTES / self.size)?;
-        let mut bufs: VecDeque<IoBuf> = self.buffers((depth + 4).max(cold))?.into();
+        let cold = usize::try_from(COLD_BYTES / each)?;
+        let mut bufs: VecDeque<IoBuf> = self.buffers(each, (depth + 4).max(cold))?.into();
         let mut way = Way::default();
         let mut ended = false;
         loop {
@@ -320,9 +324,9 @@ impl Bed {
         stored.into_iter().map(|one| one.key).collect()
     }
 
-    /// `count` buffers for images; what they hold does not compress.
-    fn buffers(&self, count: usize) -> Result<Vec<IoBuf>, Problem> {
-        let len = usize::try_from(self.size + HEAD)?;
+    /// `count` buffers for `each` bytes and a head; what they hold does not compress.
+    fn buffers(&self, each: u64, count: usize) -> Result<Vec<IoBuf>, Problem> {
+        let len = usize::try_from(each + HEAD)?;
         let bufs: Option<_> = (0..count).map(|_| self.arena.alloc(len)).collect();
         bufs.ok_or_else(|| "the arena is too small".into())
     }
