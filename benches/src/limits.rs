@@ -10,7 +10,7 @@
 
 mod copy;
 pub(crate) mod lane;
-mod store;
+pub(crate) mod store;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -221,16 +221,7 @@ impl Bed {
 
     fn fresh(&mut self) -> SaveBlock {
         self.fresh += 1;
-        let mut key = [0xA5; 32];
-        key[..8].copy_from_slice(&self.fresh.to_le_bytes());
-        SaveBlock {
-            key: BlockKey(key),
-            parent: BlockKey::ROOT,
-            position: 0,
-            tokens: BLOCK_TOKENS,
-            kind: PayloadKind::Kv,
-            opaque_bytes: 0,
-        }
+        block_to_save(0xA5, self.fresh)
     }
 
     /// Reserves, fills and commits one block, until accepted.
@@ -293,6 +284,20 @@ impl Bed {
             clock.took(begin, BLOCK_BYTES);
         }
         Ok(clock.stop())
+    }
+}
+
+/// Block number `number` of those that `series` tells apart.
+fn block_to_save(series: u8, number: u64) -> SaveBlock {
+    let mut key = [series; 32];
+    key[..8].copy_from_slice(&number.to_le_bytes());
+    SaveBlock {
+        key: BlockKey(key),
+        parent: BlockKey::ROOT,
+        position: 0,
+        tokens: BLOCK_TOKENS,
+        kind: PayloadKind::Kv,
+        opaque_bytes: 0,
     }
 }
 

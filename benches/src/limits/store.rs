@@ -113,13 +113,8 @@ impl StoreBed {
                 let key = *keys
                     .get(random.random_range(0..keys.len().max(1)))
                     .ok_or("no blocks")?;
-                let want = Want {
-                    namespace: NAMESPACE,
-                    key,
-                    layout: LAYOUT,
-                };
                 self.store
-                    .get(0, &want, buf)
+                    .get(0, &want(key), buf)
                     .map_err(|(_, miss)| format!("get: {miss:?}"))?;
                 flying += 1;
             }
@@ -180,17 +175,7 @@ impl StoreBed {
         self.next_key += 1;
         let mut key = [0; 32];
         ChaCha8Rng::seed_from_u64(self.next_key).fill(&mut key);
-        let meta = RecordMeta {
-            namespace: NAMESPACE,
-            key: BlockKey(key),
-            parent: BlockKey::ROOT,
-            layout: LAYOUT,
-            kind: PayloadKind::Kv,
-            level: Level::RAW,
-            tokens: 256,
-            position: 0,
-            codec_tables: 0,
-        };
+        let meta = raw_record(BlockKey(key));
         let parts = parts(mib)?;
         let builder = RecordBuilder::new(&meta, &parts);
         let image = builder.build(buf).map_err(|(_, problem)| problem)?;
@@ -204,6 +189,30 @@ impl StoreBed {
         let len = usize::try_from(mib * MIB + HEAD_BYTES)?;
         let bufs: Option<_> = (0..count).map(|_| self.arena.alloc(len)).collect();
         bufs.ok_or_else(|| "the arena is too small".into())
+    }
+}
+
+/// A record as level raw.
+pub(crate) fn raw_record(key: BlockKey) -> RecordMeta {
+    RecordMeta {
+        namespace: NAMESPACE,
+        key,
+        parent: BlockKey::ROOT,
+        layout: LAYOUT,
+        kind: PayloadKind::Kv,
+        level: Level::RAW,
+        tokens: 256,
+        position: 0,
+        codec_tables: 0,
+    }
+}
+
+/// What [`raw_record`] is asked for by.
+pub(crate) fn want(key: BlockKey) -> Want {
+    Want {
+        namespace: NAMESPACE,
+        key,
+        layout: LAYOUT,
     }
 }
 

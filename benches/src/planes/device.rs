@@ -26,7 +26,9 @@ use rand::{RngCore as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
 use super::daemon::{Daemon, Room};
-use super::{BLOCK_BYTES, BLOCK_TOKENS, Clock, Effort, Run, latencies, model, speeds};
+use super::{
+    BLOCK_BYTES, BLOCK_TOKENS, Clock, Effort, Run, block_to_save, latencies, model, speeds,
+};
 use crate::fio::{Job, Pattern};
 use crate::limits::noisy_arena;
 
@@ -213,16 +215,7 @@ impl Bed {
 
     fn new_block(&mut self) -> SaveBlock {
         self.made += 1;
-        let mut key = [0x5A; 32];
-        key[..8].copy_from_slice(&self.made.to_le_bytes());
-        SaveBlock {
-            key: BlockKey(key),
-            parent: BlockKey::ROOT,
-            position: 0,
-            tokens: BLOCK_TOKENS,
-            kind: PayloadKind::Kv,
-            opaque_bytes: 0,
-        }
+        block_to_save(0x5A, self.made)
     }
 }
 

@@ -11,14 +11,14 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
+use kvtier_proto::BlockKey;
 use kvtier_proto::units::KIB;
-use kvtier_proto::{BlockKey, LayoutFingerprint, Level, NamespaceId, PayloadKind};
 use kvtier_store::disk::lane::{LaneKind, open_lane};
 use kvtier_store::disk::{Disk, Wait, Waker};
 use kvtier_store::mem::{Arena, IoBuf};
 use kvtier_store::{
-    Event, PartCode, PartSpec, RecordBuilder, RecordImage, RecordMeta, SledCatalog, Store,
-    StoreOptions, Unverified, Want,
+    Event, PartCode, PartSpec, RecordBuilder, RecordImage, SledCatalog, Store, StoreOptions,
+    Unverified,
 };
 use rand::Rng;
 use rand::seq::IndexedRandom as _;
@@ -27,11 +27,10 @@ use rand_chacha::rand_core::SeedableRng;
 
 use super::COLD_BYTES;
 use crate::limits::lane::Clock;
+use crate::limits::store::{raw_record, want};
 use crate::limits::{SYNC_BYTES, Sample, noisy_arena};
 use kvtier_benches::report::Problem;
 
-const NAMESPACE: NamespaceId = NamespaceId(1);
-const LAYOUT: LayoutFingerprint = LayoutFingerprint([7; 32]);
 /// Length of one part. Unit: bytes.
 const PART: u64 = 64 * KIB;
 /// Room for a record's head. Unit: bytes.
@@ -332,14 +331,6 @@ impl Bed {
     }
 }
 
-fn want(key: BlockKey) -> Want {
-    Want {
-        namespace: NAMESPACE,
-        key,
-        layout: LAYOUT,
-    }
-}
-
 impl Worker {
     fn start(waker: Waker, size: u64) -> Result<Self, Problem> {
         let (jobs, todo) = channel();
@@ -382,17 +373,7 @@ fn work(job: Job, parts: &[PartSpec]) -> Result<Done, String> {
         Job::Build(buf, number) => {
             let mut key = [0; 32];
             key[..8].copy_from_slice(&number.to_le_bytes());
-            let meta = RecordMeta {
-                namespace: NAMESPACE,
-                key: BlockKey(key),
-                parent: BlockKey::ROOT,
-                layout: LAYOUT,
-                kind: PayloadKind::Kv,
-                level: Level::RAW,
-                tokens: 256,
-                position: 0,
-                codec_tables: 0,
-            };
+            let meta = raw_record(BlockKey(key));
             let built = RecordBuilder::new(&meta, parts).build(buf);
             built
                 .map(Done::Built)

@@ -50,8 +50,9 @@ pub enum OpKind {
     Sync,
 }
 
-/// Most files that a lane opens. 65,536 segments of 256 MiB are 16 TiB.
-pub const FILES_MAX: u64 = 1 << 16;
+/// Most files that a lane opens: bounds the table that a ring registers. 65,536 segments of
+/// 256 MiB are 16 TiB.
+pub const FILES_MAX: u32 = 1 << 16;
 
 /// Most runs of memory behind the first in one operation.
 pub const RUNS_MAX: usize = 63;

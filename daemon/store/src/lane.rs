@@ -183,17 +183,25 @@ impl<D: Disk> Lane<D> {
                 alone: false,
             },
         );
+        self.queue(user, buf);
+        user
+    }
+
+    /// Queues what is left of a transfer.
+    fn queue(&mut self, user: u64, buf: Option<IoBuf>) {
+        let Some(rest) = self.rests.get(&user) else {
+            return;
+        };
         self.outbox.push_back(Op {
             user,
-            kind,
-            file,
-            at,
+            kind: rest.kind,
+            file: rest.file,
+            at: rest.at,
             buf,
-            buf_at,
-            len,
+            buf_at: rest.buf_at,
+            len: rest.len,
             more: Vec::new(),
         });
-        user
     }
 
     /// Appends finished transfers, waiting for one as `wait` says when there is none.
@@ -389,24 +397,7 @@ impl<D: Disk> Lane<D> {
             let problem = Error::other("the device moves no more bytes");
             return self.finish(user, buf, Err(problem));
         }
-        let Rest {
-            kind,
-            file,
-            at,
-            buf_at,
-            len,
-            ..
-        } = *rest;
-        self.outbox.push_back(Op {
-            user,
-            kind,
-            file,
-            at,
-            buf,
-            buf_at,
-            len,
-            more: Vec::new(),
-        });
+        self.queue(user, buf);
     }
 }
 

@@ -252,7 +252,7 @@ fn too_many_files(options: &StoreOptions, files_max: u64) -> Option<String> {
     (segments >= files_max).then(|| {
         // Of the limit, a quarter is left to the rest of the process; one more is the superblock.
         let limit = (segments + 1) * 4 / 3 + 1;
-        let advice = if segments < FILES_MAX {
+        let advice = if segments < u64::from(FILES_MAX) {
             format!("raise the limit of open files (LimitNOFILE=) to {limit}, or segment_size")
         } else {
             "use a larger segment_size".to_owned()

@@ -23,11 +23,7 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, FallocateFlags, FileType, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 
-use super::{FileId, Found, Op, OpKind, RUNS_MAX};
-
-/// Most files open at once: bounds the table that a ring registers.
-#[expect(clippy::cast_possible_truncation, reason = "it is 2^16")]
-const FILES_MAX: u32 = super::FILES_MAX as u32;
+use super::{FILES_MAX, FileId, Found, Op, OpKind, RUNS_MAX};
 
 /// Fewest descriptors left to the rest of the process; a quarter of the limit where that is more.
 const FILES_SPARE: u32 = 64;
