@@ -8,6 +8,7 @@
 //!
 //! Not here on purpose: no page cache. A limit that memory serves says nothing about a device.
 
+mod check;
 mod copy;
 pub(crate) mod lane;
 pub(crate) mod store;

@@ -6,9 +6,12 @@
 //!
 //! Sides of a row are taken in turn, round by round, and each is first in its share of rounds.
 //! The engine runs on one thread; a second verifies what was read and builds what is written.
-//! It reads into as much memory as a restore does (`COLD_BYTES`), and beside it stands the lane
-//! alone over the same memory. CPU is that of both threads, kernel time included. Bytes are
-//! payload: heads are our cost, not our work.
+//! It reads into as much memory as a restore does (`COLD_BYTES`). Between it and fio stand the
+//! lane over the same memory with operations as long as records (`lane_cold`), and that with every
+//! payload checksummed on a second thread (`lane_checked`): what the promise of whole records
+//! leaves of the device, whatever the engine. The store's reads are held against that one; what
+//! they are of fio's is the row `store_of_limit`. CPU is that of both threads, kernel time
+//! included. Bytes are payload: heads are our cost, not our work.
 //!
 //! Not here on purpose: no codec, no host tier, no RPC. Suite `planes` has the daemon's own rows.
 
@@ -67,8 +70,10 @@ pub(crate) struct Options {
 enum Side {
     Fio,
     Lane(LaneKind),
-    /// The lane over as much memory as the store gets.
+    /// The lane over as much memory as the store gets, with operations as long as records.
     LaneCold,
+    /// The same, payloads checksummed.
+    LaneChecked,
     Store,
     /// The store, heads of all records known, and none known.
     Pages(Heads),
@@ -81,6 +86,7 @@ impl Side {
             Self::Lane(LaneKind::Pread) => "lane_pread",
             Self::Lane(_) => "lane",
             Self::LaneCold => "lane_cold",
+            Self::LaneChecked => "lane_checked",
             Self::Store => "store",
             Self::Pages(Heads::Known) => "store.heads_known",
             Self::Pages(Heads::Cold) => "store.heads_cold",
@@ -95,7 +101,9 @@ type Quantity = fn(Sample) -> f64;
 #[derive(Debug, Clone, Copy)]
 struct Work {
     pattern: Pattern,
+    /// Payload of an operation, and what is read in front of it. Unit: bytes.
     size: u64,
+    head: u64,
     depth: usize,
 }
 
@@ -201,13 +209,20 @@ impl Suite {
                 (
                     "read.random",
                     Pattern::RandomRead,
-                    &[Side::Fio, ring, pread, Side::LaneCold, Side::Store],
+                    &[
+                        Side::Fio,
+                        ring,
+                        pread,
+                        Side::LaneCold,
+                        Side::LaneChecked,
+                        Side::Store,
+                    ],
                     bar(READ_BAR),
                 ),
                 (
                     "read.sequential",
                     Pattern::Read,
-                    &[Side::Fio, ring, Side::LaneCold, Side::Store],
+                    &[Side::Fio, ring, Side::LaneChecked, Side::Store],
                     bar(READ_BAR),
                 ),
                 (
@@ -237,6 +252,7 @@ impl Suite {
                 let work = Work {
                     pattern,
                     size,
+                    head: bed::HEAD,
                     depth,
                 };
                 self.compare(report, &mut bed, what, work, sides, bar)?;
@@ -256,10 +272,11 @@ impl Suite {
                 let work = Work {
                     pattern: Pattern::RandomRead,
                     size,
+                    head: bed::HEAD,
                     depth,
                 };
                 let ring = Side::Lane(LaneKind::Auto);
-                let sides = [Side::Fio, ring, Side::LaneCold, Side::Store];
+                let sides = [Side::Fio, ring, Side::LaneChecked, Side::Store];
                 self.compare(report, &mut bed, &name(depth), work, &sides, None)?;
             }
         }
@@ -275,11 +292,12 @@ impl Suite {
         let work = Work {
             pattern: Pattern::RandomRead,
             size: 64 * KIB,
+            head: 0,
             depth: 64,
         };
         let sides = [
             Side::Fio,
-            Side::LaneCold,
+            Side::LaneChecked,
             Side::Pages(Heads::Known),
             Side::Pages(Heads::Cold),
         ];
@@ -335,11 +353,11 @@ impl Suite {
                     report.row(name(*side), unit, values_of);
                     continue;
                 }
-                // The store is held against the lane over memory like its own, and that lane and
-                // the one over memory like fio's against fio.
+                // The store's reads are held against those of the lane that checks, all else
+                // against fio.
                 let ours = matches!(side, Side::Store | Side::Pages(_));
-                let cold = sides.iter().position(|side| *side == Side::LaneCold);
-                let beside = cold.filter(|_| ours).unwrap_or(0);
+                let checked = sides.iter().position(|side| *side == Side::LaneChecked);
+                let beside = checked.filter(|_| ours).unwrap_or(0);
                 let limit = sides
                     .get(beside)
                     .map(|side| name(*side))
@@ -348,6 +366,11 @@ impl Suite {
                 let promised = has_bar && ours && *side != Side::Pages(Heads::Cold);
                 let bar = bar.filter(|_| promised);
                 report.beside((name(*side), unit), values_of, (&limit, limits), bar);
+                if ours && has_bar && beside > 0 {
+                    let fio = values.first().map(Vec::as_slice).unwrap_or_default();
+                    let of_fio: Vec<_> = values_of.iter().zip(fio).map(|(a, b)| a / b).collect();
+                    report.row(format!("{}_of_limit.{what}", side.name()), "", &of_fio);
+                }
             }
         }
         Ok(())
@@ -358,6 +381,7 @@ impl Suite {
         let Work {
             pattern,
             size,
+            head,
             depth,
         } = work;
         let (seconds, span) = (self.seconds, self.span);
@@ -386,10 +410,13 @@ impl Suite {
                     seconds,
                 )
             }
-            Side::LaneCold => {
+            Side::LaneCold | Side::LaneChecked => {
                 let (disk, file) = (&mut *self.ring, self.ring_file);
                 let run = LaneRun::new(disk, file, &self.arena, size, span, depth);
-                lane(run.in_cold_memory(COLD_BYTES)?, pattern, seconds)
+                let run = run.with_heads(head).in_cold_memory(COLD_BYTES)?;
+                let checked = side == Side::LaneChecked;
+                let run = if checked { run.checked()? } else { run };
+                lane(run, pattern, seconds)
             }
             Side::Store => match pattern {
                 Pattern::RandomRead => bed.read(seconds, depth, bed::Order::Random),

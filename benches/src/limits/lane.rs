@@ -1,7 +1,7 @@
 //! Our side of the disk limits: a lane kept full from one thread.
 //!
 //! Upstairs:   `limits`, `store`.
-//! Downstairs: `kvtier_store::disk::Disk`.
+//! Downstairs: `kvtier_store::disk::Disk`, `check`.
 //!
 //! Not here on purpose: no store. These rows say what the lane costs alone.
 
@@ -18,15 +18,20 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
 use super::Sample;
+use super::check::Checker;
 
 /// One file, one arena, one size of operation.
 pub(crate) struct Run<'a> {
     disk: &'a mut dyn Disk,
     file: FileId,
     arena: &'a Arc<Arena>,
+    /// Payload of an operation, and what it carries in front of that. Unit: bytes.
     size: u64,
-    blocks: u64,
+    head: u64,
+    span: u64,
     depth: usize,
+    checker: Option<Checker>,
+    checking: usize,
     /// Buffers that wait for their turn, oldest first: memory that the caches have forgotten.
     cold: VecDeque<IoBuf>,
     keeps_cold: bool,
@@ -48,8 +53,11 @@ impl<'a> Run<'a> {
             file,
             arena,
             size,
-            blocks: span / size,
+            head: 0,
+            span,
             depth,
+            checker: None,
+            checking: 0,
             cold: VecDeque::new(),
             keeps_cold: false,
             moved: 0,
@@ -60,17 +68,40 @@ impl<'a> Run<'a> {
     /// The same over `bytes` of memory in turn, not over the same few buffers again and again: a
     /// restore fills slots that nobody has touched for long, and those are slower to fill.
     pub(crate) fn in_cold_memory(mut self, bytes: u64) -> Result<Self, Problem> {
-        let count = usize::try_from(bytes / self.size)?.max(self.depth + 1);
+        let count = usize::try_from(bytes / self.len())?.max(self.depth + 1);
         let bufs: Result<VecDeque<_>, _> = (0..count).map(|_| self.buffer()).collect();
         (self.cold, self.keeps_cold) = (bufs?, true);
         Ok(self)
     }
 
+    /// The same with operations as records need them: `head` bytes longer, one behind the other.
+    /// Only payload counts as moved.
+    pub(crate) fn with_heads(mut self, head: u64) -> Self {
+        self.head = head;
+        self
+    }
+
+    /// The same, and every payload that was read is checksummed on a second thread. For reads in
+    /// cold memory.
+    pub(crate) fn checked(mut self) -> Result<Self, Problem> {
+        self.checker = Some(Checker::start(usize::try_from(self.head)?)?);
+        Ok(self)
+    }
+
+    /// Length of an operation. Unit: bytes.
+    fn len(&self) -> u64 {
+        self.head + self.size
+    }
+
+    fn blocks(&self) -> u64 {
+        self.span / self.len()
+    }
+
     /// Writes every block of the file once, and syncs.
     pub(crate) fn fill(&mut self, bar: &ProgressBar) -> Result<(), Problem> {
         let mut block = 0;
-        while block < self.blocks || self.disk.in_flight() > 0 {
-            while block < self.blocks && self.disk.in_flight() < self.depth {
+        while block < self.blocks() || self.disk.in_flight() > 0 {
+            while block < self.blocks() && self.disk.in_flight() < self.depth {
                 let buf = self.buffer()?;
                 self.submit(OpKind::Write, block, Some(buf))?;
                 block += 1;
@@ -88,7 +119,7 @@ impl<'a> Run<'a> {
         let clock = Clock::start(seconds);
         while !clock.over() {
             while self.disk.in_flight() < self.depth {
-                let block = random.random_range(0..self.blocks);
+                let block = random.random_range(0..self.blocks());
                 let buf = self.buffer()?;
                 self.submit(OpKind::Read, block, Some(buf))?;
             }
@@ -105,7 +136,7 @@ impl<'a> Run<'a> {
         while !clock.over() {
             while self.disk.in_flight() < self.depth {
                 let buf = self.buffer()?;
-                self.submit(OpKind::Read, block % self.blocks, Some(buf))?;
+                self.submit(OpKind::Read, block % self.blocks(), Some(buf))?;
                 block += 1;
             }
             self.reap()?;
@@ -131,7 +162,7 @@ impl<'a> Run<'a> {
                     self.submit(OpKind::Sync, 0, None)?;
                 } else {
                     let buf = self.buffer()?;
-                    self.submit(OpKind::Write, block % self.blocks, Some(buf))?;
+                    self.submit(OpKind::Write, block % self.blocks(), Some(buf))?;
                     block += 1;
                 }
             }
@@ -144,18 +175,33 @@ impl<'a> Run<'a> {
     }
 
     fn buffer(&mut self) -> Result<IoBuf, Problem> {
+        self.take_checked();
         if let Some(coldest) = self.cold.pop_front() {
             return Ok(coldest);
         }
-        let len = usize::try_from(self.size)?;
+        let len = usize::try_from(self.len())?;
         self.arena
             .alloc(len)
             .ok_or_else(|| "the arena is too small for the depth".into())
     }
 
+    /// Takes back what the checker is through with: one at least when nothing else is left.
+    fn take_checked(&mut self) {
+        let Some(checker) = &mut self.checker else {
+            return;
+        };
+        while self.checking > 0 {
+            let Some(buf) = checker.take(self.cold.is_empty()) else {
+                return;
+            };
+            self.checking -= 1;
+            self.cold.push_back(buf);
+        }
+    }
+
     fn submit(&mut self, kind: OpKind, block: u64, buf: Option<IoBuf>) -> Result<(), Problem> {
         let len = buf.as_ref().map_or(0, |buf| buf.len());
-        let at = block * self.size;
+        let at = block * self.len();
         let op = Op {
             user: 0,
             kind,
@@ -173,14 +219,21 @@ impl<'a> Run<'a> {
         self.disk.reap(Wait::One, &mut self.done);
         for done in self.done.drain(..) {
             let moved = done.moved? as u64;
-            if done.kind != OpKind::Sync && moved != self.size {
-                return Err(
-                    format!("a {:?} moved {moved} of {} bytes", done.kind, self.size).into(),
-                );
+            let len = self.head + self.size;
+            if done.kind == OpKind::Sync {
+                continue;
             }
-            self.moved += moved;
-            if self.keeps_cold {
-                self.cold.extend(done.buf);
+            if moved != len {
+                return Err(format!("a {:?} moved {moved} of {len} bytes", done.kind).into());
+            }
+            self.moved += self.size;
+            match (&self.checker, done.buf) {
+                (Some(checker), Some(buf)) => {
+                    self.checking += 1;
+                    checker.give(buf)?;
+                }
+                (_, buf) if self.keeps_cold => self.cold.extend(buf),
+                _ => {}
             }
         }
         Ok(())
@@ -189,6 +242,10 @@ impl<'a> Run<'a> {
     fn drain(&mut self) -> Result<(), Problem> {
         while self.disk.in_flight() > 0 {
             self.reap()?;
+        }
+        while self.checking > 0 {
+            self.take_checked();
+            self.cold.clear();
         }
         Ok(())
     }

@@ -34,7 +34,7 @@ use kvtier_benches::report::Problem;
 /// Length of one part. Unit: bytes.
 const PART: u64 = 64 * KIB;
 /// Room for a record's head. Unit: bytes.
-const HEAD: u64 = 4 * KIB;
+pub(super) const HEAD: u64 = 4 * KIB;
 
 /// Which block is read next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -36,6 +36,7 @@ fn panel(
         ("store", "the store", RED),
         ("lane", "our io_uring lane alone", BLUE),
         ("lane_pread", "our pread lane alone", GREEN),
+        ("lane_checked", "the lane, cold memory, checksums", MAGENTA),
     ];
     let lines: Vec<_> = (sides.iter())
         .map(|(side, label, colour)| {

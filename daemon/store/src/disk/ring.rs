@@ -65,6 +65,10 @@ const AT_ONCE_BYTES: usize = 64 << 10;
 /// Most small operations that wait for company.
 const BATCH_MAX: usize = 16;
 
+/// Most completions that are taken at a time. The caller answers them with new operations, and the
+/// device has those before the rest of a burst is looked at: it stays busy.
+const TAKEN_MAX: usize = 8;
+
 /// After this many submissions the lane looks for arenas that are gone.
 const SWEEP_EVERY: u32 = 1024;
 
@@ -283,12 +287,13 @@ impl RingLane {
         }
     }
 
-    /// Takes completions off the ring.
+    /// Takes completions off the ring, [`TAKEN_MAX`] at most.
     fn collect(&mut self, done: &mut Vec<Done>) {
         let mut cqes = std::mem::take(&mut self.cqes);
         cqes.extend(
             self.io
                 .completion()
+                .take(TAKEN_MAX)
                 .map(|cqe| (cqe.user_data(), cqe.result())),
         );
         for (number, result) in cqes.drain(..) {
