@@ -3,7 +3,7 @@
 //! Upstairs:   `lane`, for `store` and `recover`, submits operations and steps on
 //!             completions.
 //! Downstairs: `disk::ring` (io_uring), `disk::file` (pread and pwrite), `disk::sim` (seeded,
-//!             lying).
+//!             lying), `disk::fault` (a real lane that fails on demand).
 //!
 //! Two lanes behind one trait. The hot lane is `submit` and `reap`: reads, writes and syncs of
 //! open files, many in flight, finished in any order. The cold lane is the calls that return
@@ -20,6 +20,8 @@
 #[cfg(test)]
 pub(crate) mod conformance;
 mod dir;
+#[cfg(debug_assertions)]
+pub mod fault;
 pub mod file;
 pub mod lane;
 #[allow(

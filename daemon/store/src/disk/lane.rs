@@ -64,6 +64,18 @@ pub fn open_lane(
     depth: usize,
     arenas: &[Arc<Arena>],
 ) -> std::io::Result<Lane> {
+    let lane = choose(path, kind, depth, arenas)?;
+    #[cfg(debug_assertions)]
+    let lane = super::fault::around(path, lane)?;
+    Ok(lane)
+}
+
+fn choose(
+    path: &Path,
+    kind: LaneKind,
+    depth: usize,
+    arenas: &[Arc<Arena>],
+) -> std::io::Result<Lane> {
     let mut without = Vec::new();
     if kind != LaneKind::Pread {
         let ring = ring::probe()
