@@ -1,13 +1,15 @@
 //! The judge of the store: a model that knows what was promised, and seeded runs against it.
 //!
-//! Upstairs:   the tests beside it: no faults, crashes at every operation, every fault at once.
+//! Upstairs:   the tests beside it: no faults, crashes at every operation, every fault at once,
+//!             many lives with a catalog that cannot be relied on; `counts` says what they did.
 //! Downstairs: `Store` over `disk::sim`.
 //!
 //! The oracle: P1 a hit has the exact bytes of a put of that key that no wipe followed; P2 what
 //! was acknowledged durable and neither evicted nor wiped is found after a crash; P3 nothing put
 //! before an acknowledged wipe is found; P4 recovery can be cut short and repeated; P5 files
 //! never exceed the capacity; P6 with faults off the store gets well; P7 the rebuilt index holds
-//! the live one, and otherwise only what was evicted and not yet overwritten.
+//! the live one, and otherwise only what was evicted and not yet overwritten; the index that a
+//! catalog gives is the rebuilt one.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -15,8 +17,11 @@
 )]
 #![allow(clippy::cast_possible_truncation, reason = "test numbers are small")]
 
+mod catalog;
+mod counts;
 mod crash;
 mod faulty;
+mod lives;
 mod planted;
 mod sound;
 
@@ -31,13 +36,16 @@ use crate::mem::{Arena, Share};
 use crate::testkit::*;
 use crate::*;
 
+use catalog::{Shelf, Spoil};
+use counts::Counts;
+
 /// Keys of a run: few, so that they meet again.
 const NUMBERS: u64 = 90;
 
 type Name = (NamespaceId, u64);
 
 /// What was promised so far.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Model {
     clock: u64,
     /// Every put that the store took: version and when.
@@ -86,6 +94,11 @@ impl Model {
         );
         self.hits += 1;
     }
+
+    fn evicted(&mut self, namespace: NamespaceId, key: &BlockKey) {
+        self.evictions += 1;
+        self.durable.remove(&(namespace, self.names[key]));
+    }
 }
 
 /// One seeded run.
@@ -93,31 +106,69 @@ pub(crate) struct Run {
     pub(crate) store: Store<SimDisk>,
     pub(crate) model: Model,
     pub(crate) random: Seeded,
+    /// What the opening found.
+    pub(crate) report: RecoveryReport,
+    /// What happened to the catalog before it.
+    pub(crate) spoil: Spoil,
+    /// The catalog failed or was deleted in this life.
+    pub(crate) gave_up: bool,
     arena: Arc<Arena>,
+    shelf: Shelf,
     next_tag: u64,
     puts: BTreeMap<u64, Name>,
     reads: BTreeMap<u64, Name>,
 }
 
+/// What outlives a store.
+struct Past {
+    model: Model,
+    random: Seeded,
+    arena: Arc<Arena>,
+    shelf: Shelf,
+    next_tag: u64,
+}
+
 impl Run {
     pub(crate) fn new(seed: u64, disk: SimDisk) -> Option<Self> {
-        let store = Store::open(disk, options(), None, &mut |_| {}).ok()?.0;
         let names = (0..NUMBERS).map(|number| (key(number), number)).collect();
         let model = Model {
             names,
             ..Model::default()
         };
-        let arena = Arena::create("campaign", 8 << 20, Share::Private).unwrap();
-        let (puts, reads) = (BTreeMap::new(), BTreeMap::new());
-        let random = Seeded::new(seed);
+        let past = Past {
+            model,
+            random: Seeded::new(seed),
+            arena: arena(),
+            shelf: Shelf::default(),
+            next_tag: 1,
+        };
+        Self::open(disk, past)
+    }
+
+    fn open(disk: SimDisk, past: Past) -> Option<Self> {
+        let Past {
+            mut model,
+            mut random,
+            arena,
+            shelf,
+            next_tag,
+        } = past;
+        let spoil = shelf.spoil_somehow(&mut random);
+        let opened = Store::open(disk, options(), shelf.catalog(), &mut |_| {});
+        let (store, report) = opened.ok()?;
+        model.tick();
         Some(Self {
             store,
             model,
             random,
+            report,
+            spoil,
+            gave_up: false,
             arena,
-            next_tag: 1,
-            puts,
-            reads,
+            shelf,
+            next_tag,
+            puts: BTreeMap::new(),
+            reads: BTreeMap::new(),
         })
     }
 
@@ -140,6 +191,7 @@ impl Run {
                 65..70 => self.get_neighbours(),
                 70..73 => self.pin(),
                 73 if self.random.below(4) == 0 => self.wipe(),
+                74 if self.random.below(8) == 0 => self.lose_catalog(),
                 _ => self.step(),
             }
         }
@@ -232,6 +284,15 @@ impl Run {
         events.into_iter().for_each(|event| self.note(event));
     }
 
+    /// The catalog goes while it is in use: by a hand or by an error. Nothing may depend on it.
+    fn lose_catalog(&mut self) {
+        self.gave_up = true;
+        match self.random.below(2) {
+            0 => self.shelf.delete(),
+            _ => self.shelf.fail(),
+        }
+    }
+
     pub(crate) fn step(&mut self) {
         let mut events = Vec::new();
         self.store.step(Wait::One, &mut events);
@@ -271,12 +332,7 @@ impl Run {
                 let name = self.reads.remove(&tag).expect("a read is answered once");
                 self.got(name, result);
             }
-            Event::Evicted { namespace, key, .. } => {
-                self.model.evictions += 1;
-                self.model
-                    .durable
-                    .remove(&(namespace, self.model.names[&key]));
-            }
+            Event::Evicted { namespace, key, .. } => self.model.evicted(namespace, &key),
             Event::Device(_) => {}
         }
     }
@@ -332,28 +388,68 @@ impl Run {
 
     /// The store opened again on what a crash left, or on what a restart keeps.
     pub(crate) fn reopen(self, change: impl FnOnce(SimDisk) -> SimDisk) -> Option<Self> {
+        let past = Past {
+            model: self.model,
+            random: self.random,
+            arena: self.arena,
+            shelf: self.shelf,
+            next_tag: self.next_tag,
+        };
+        Self::open(change(self.store.abandon()), past)
+    }
+
+    /// Another store on `disk`, beside this one, to which the same was promised.
+    pub(crate) fn fork(&self, disk: SimDisk) -> Option<Self> {
+        let past = Past {
+            model: self.model.clone(),
+            random: self.random.clone(),
+            arena: arena(),
+            shelf: self.shelf.copy(),
+            next_tag: self.next_tag,
+        };
+        Self::open(disk, past)
+    }
+
+    /// An end in order and the next life, with or without a power cut in between.
+    pub(crate) fn close(self, seed: u64) -> Self {
         let Run {
             store,
             mut model,
-            random,
-            arena,
-            next_tag,
+            mut puts,
+            mut reads,
             ..
         } = self;
-        let store = Store::open(change(store.abandon()), options(), None, &mut |_| {})
-            .ok()?
-            .0;
-        model.tick();
-        let (puts, reads) = (BTreeMap::new(), BTreeMap::new());
-        Some(Self {
-            store,
+        let mut events = Vec::new();
+        let disk = store.close(&mut events);
+        for event in events {
+            match event {
+                Event::Put { tag, result, .. } => {
+                    let name = puts.remove(&tag).expect("a put is answered once");
+                    match result {
+                        Ok(_) => drop(model.durable.insert(name)),
+                        Err(PutError::Wiped { .. }) => {}
+                        Err(problem) => panic!("a close makes everything durable: {problem}"),
+                    }
+                }
+                Event::Evicted { namespace, key, .. } => model.evicted(namespace, &key),
+                Event::Got { tag, .. } => drop(reads.remove(&tag)),
+                Event::Device(state) => panic!("{state:?}"),
+            }
+        }
+        let answered = puts.is_empty() && reads.is_empty();
+        assert!(answered, "a close answers everybody");
+        let disk = match seed % 2 {
+            0 => disk.restart(seed),
+            _ => disk.crash(seed),
+        };
+        let past = Past {
             model,
-            random,
-            arena,
-            next_tag,
-            puts,
-            reads,
-        })
+            random: self.random,
+            arena: self.arena,
+            shelf: self.shelf,
+            next_tag: self.next_tag,
+        };
+        Self::open(disk, past).expect("an end in order leaves a store")
     }
 
     /// Whoever saves a block that is here is told that it is durable: from now on it must stay.
@@ -371,4 +467,8 @@ impl Run {
             .map(|one| ((one.namespace, one.key), one.place))
             .collect()
     }
+}
+
+fn arena() -> Arc<Arena> {
+    Arena::create("campaign", 8 << 20, Share::Private).unwrap()
 }

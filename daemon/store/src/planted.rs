@@ -33,6 +33,16 @@ pub(crate) enum Bug {
     SameIncarnation,
     /// A short count is taken for success.
     ShortIsWhole,
+    /// A write that failed counts as written.
+    WriteErrorIgnored,
+    /// A pinned record is copied without a look at what was read.
+    CopyUnverified,
+    /// The rows of a catalog are taken without adding them up.
+    CatalogUnchecked,
+    /// A catalog is kept in a life that could not read all segments.
+    CatalogOfHalf,
+    /// A catalog does not hear what left the index.
+    CatalogKeepsRemoved,
     /// Bytes of a merged operation go to the transfers in the wrong order.
     MergeSwapped,
 }

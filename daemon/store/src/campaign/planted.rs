@@ -6,19 +6,23 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use strum::IntoEnumIterator;
 
 use super::*;
-use crate::disk::sim::{Fault, Faults, Fired};
+use crate::disk::sim::{Fault, Faults};
 use crate::planted::{Bug, with};
 
 /// Seeds within which every bug must be found.
 const SEEDS: u64 = 40;
 
-/// One seed of everything: no faults, crashes, kills, wipes, every fault.
+/// One seed of everything: no faults, crashes, kills, wipes, lost catalogs, every fault.
 fn judge(seed: u64) {
-    sound::run(seed);
-    faulty::harmless(seed);
+    let mut counts = Counts::default();
+    sound::run(seed, &mut counts);
+    faulty::harmless(seed, &mut counts);
+    lives::run(seed, &mut counts);
     crash::run(seed);
+    faulty::honest(seed, &mut counts);
+    faulty::half_read(seed);
     let faults = Faults::all(8_000).with(Fault::SyncError, 15_000);
-    drop(faulty::storm(seed, &faults, &mut Fired::default()));
+    drop(faulty::storm(seed, &faults, &mut counts));
 }
 
 fn found(bug: Option<Bug>, seed: u64) -> bool {
@@ -32,7 +36,7 @@ fn every_planted_bug_is_found_within_its_seeds_and_none_without_a_bug() {
     let (mut missed, mut table) = (Vec::new(), Vec::new());
     for bug in Bug::iter() {
         match (0..SEEDS).find(|seed| found(Some(bug), *seed)) {
-            Some(seed) => table.push(format!("{bug:?}: {}", seed + 1)),
+            Some(seed) => table.push(format!("{bug:?} {}", seed + 1)),
             None => missed.push(bug),
         }
     }

@@ -6,7 +6,7 @@
 //! Completions come in seeded order. Every fault has a probability in [`Faults`] and a counter in
 //! [`Fired`] that proves it happened. [`SimDisk::crash`] makes the disk that is found after a
 //! power cut: durable bytes, plus any subset of the writes that no sync covered, each perhaps
-//! torn at 512 or 4096 bytes. The same seed and the same calls give the same run.
+//! torn at 512 or 4096 bytes; [`SimDisk::crash_with`] makes any one of them. The same seed and the same calls give the same run.
 //!
 //! Not here on purpose: no time. A slow operation is one that others overtake.
 
@@ -16,6 +16,7 @@ mod faults;
 mod options;
 mod seeded;
 
+pub use content::Fate;
 pub use faults::{Fault, Faults, Fired};
 pub use options::SimOptions;
 pub use seeded::Seeded;
@@ -24,6 +25,7 @@ use content::{File, Loose, fill_runs, flip, loose_of, overlay, survive, tear};
 
 use std::collections::BTreeMap;
 use std::io::{Error, ErrorKind};
+use std::sync::Arc;
 
 use super::{Disk, Done, FileId, Found, Op, OpKind, SubmitError, Wait, Waker};
 use crate::format::index;
@@ -54,6 +56,7 @@ pub struct SimDisk {
     dead: bool,
     good_syncs: Option<u64>,
     fired: Fired,
+    reordered: u64,
 }
 
 impl SimDisk {
@@ -69,6 +72,7 @@ impl SimDisk {
             dead: false,
             good_syncs: None,
             fired: Fired::default(),
+            reordered: 0,
             options,
         }
     }
@@ -76,6 +80,11 @@ impl SimDisk {
     /// How often each fault happened.
     pub fn fired(&self) -> &Fired {
         &self.fired
+    }
+
+    /// Operations that ended before one that was submitted earlier.
+    pub fn reordered(&self) -> u64 {
+        self.reordered
     }
 
     /// Calls and operations taken so far: the points at which a crash can be placed.
@@ -113,18 +122,19 @@ impl SimDisk {
         self.files
             .values_mut()
             .find(|file| file.name == name)
-            .map(|file| &mut file.now)
+            .map(|file| Arc::make_mut(&mut file.now))
     }
 
     /// Makes `name` hold `bytes`, durably, as another process could have.
     pub fn plant(&mut self, name: &str, bytes: Vec<u8>) {
         let number = self.number_of(name).unwrap_or_else(|| self.take_number());
-        let durable = bytes.clone();
+        let now = Arc::new(bytes);
+        let durable = Arc::clone(&now);
         self.files.insert(
             number,
             File {
                 name: name.to_owned(),
-                now: bytes,
+                now,
                 durable,
                 ..File::default()
             },
@@ -227,7 +237,11 @@ impl SimDisk {
         if self.fault(Fault::FlipOnWrite) {
             flip(&mut write.data, &mut self.random);
         }
-        let torn = self.fault(Fault::TornWrite);
+        let torn = match (self.fault(Fault::TornSectors), self.fault(Fault::TornPages)) {
+            (true, _) => Some(512),
+            (false, true) => Some(4096),
+            (false, false) => None,
+        };
         let mut random = self.random.clone();
         let file = self
             .files
@@ -242,12 +256,12 @@ impl SimDisk {
             at: write.at,
             data: room.to_vec(),
         });
-        if torn {
-            let mut bytes = file.now.clone();
-            tear(&mut bytes, &write, &mut random);
+        if let Some(sector) = torn {
+            let mut bytes = file.now.to_vec();
+            tear(&mut bytes, &write, sector, &mut random);
             write.data = bytes.get(from..from + len).unwrap_or_default().to_vec();
         }
-        overlay(&mut file.now, 0, &write);
+        overlay(Arc::make_mut(&mut file.now).as_mut_slice(), 0, &write);
         file.loose.push(write);
         self.random.draw();
         Ok(len)
@@ -270,11 +284,12 @@ impl SimDisk {
             .drain(..covers.min(file.loose.len()))
             .collect::<Vec<_>>();
         for write in covered {
-            if fails {
-                survive(&mut file.durable, &write, &mut random);
+            let fate = if fails {
+                Fate::some(&mut random)
             } else {
-                overlay(&mut file.durable, 0, &write);
-            }
+                Fate::Whole
+            };
+            survive(&mut file.durable, &write, fate);
         }
         if fails {
             Err(Error::from_raw_os_error(5))
@@ -332,8 +347,8 @@ impl Disk for SimDisk {
             return Err(Error::from(ErrorKind::AlreadyExists));
         }
         let number = self.take_number();
-        let zeros = vec![0; index(len)];
-        let (name, durable) = (name.to_owned(), zeros.clone());
+        let zeros = Arc::new(vec![0; index(len)]);
+        let (name, durable) = (name.to_owned(), Arc::clone(&zeros));
         self.files.insert(
             number,
             File {
@@ -419,6 +434,7 @@ impl Disk for SimDisk {
                     .copied()
                     .unwrap_or(0),
             };
+            self.reordered += u64::from(at > 0);
             let flying = self.flying.remove(at);
             done.push(self.finish(flying));
         }

@@ -6,6 +6,8 @@
 //! Not here on purpose: a sealed segment's records are not read. A footer lists what was durable,
 //! and a read checks the record anyway.
 
+use std::collections::BTreeSet;
+
 use crate::disk::Disk;
 use crate::format::segment::{Footer, Trailer, footer_len, segment_name};
 use crate::format::{BLOCK, Summary, index};
@@ -47,14 +49,15 @@ pub(super) fn trim<D: Disk>(
     }
 }
 
-/// Fills the index from all segments.
+/// Fills the index from all segments. Returns those that the device did not deliver whole.
 pub(super) fn rebuild<D: Disk>(
     store: &mut Store<D>,
     surveyed: Vec<Surveyed>,
     report: &mut RecoveryReport,
     progress: &mut dyn FnMut(&Progress),
-) {
+) -> BTreeSet<u32> {
     let store_id = store.superfile.now().store_id;
+    let mut unread = BTreeSet::new();
     let mut now = Progress {
         segments_total: surveyed.len() as u64,
         ..Progress::default()
@@ -71,11 +74,14 @@ pub(super) fn rebuild<D: Disk>(
         progress(&now);
     }
     for one in bare {
-        by_records(store, &one, report, &mut now);
+        if !by_records(store, &one, report, &mut now) {
+            unread.insert(one.number);
+        }
         now.segments_done += 1;
         progress(&now);
     }
     report.bytes += now.bytes;
+    unread
 }
 
 /// Reads the footers of a group. Segments without a sound one go to `bare`.
@@ -136,7 +142,7 @@ fn take_rows<D: Disk>(
 }
 
 /// Reads a segment record by record and, when all of it could be read, writes the footer that it
-/// lacks, so that the next opening need not do this again.
+/// lacks, so that the next opening need not do this again. False when not all of it could be read.
 ///
 /// Records that were found may never have been synced: the writer died first. They count only
 /// behind a sync of this process (L1); from then on a save of the same block is told that it is
@@ -146,7 +152,7 @@ fn by_records<D: Disk>(
     one: &Surveyed,
     report: &mut RecoveryReport,
     now: &mut Progress,
-) {
+) -> bool {
     let store_id = store.superfile.now().store_id;
     let epoch = one.header.map(|header| header.epoch);
     let mut scanner = Scanner::new(store_id, one.number, one.size, epoch);
@@ -178,14 +184,16 @@ fn by_records<D: Disk>(
     }
     report.scanned += 1;
     now.records += rows.len() as u64;
-    let Some(epoch) = scanner.epoch() else { return };
+    let Some(epoch) = scanner.epoch() else {
+        return !unread;
+    };
     rows.retain(|row| row.place.epoch == epoch);
     if !rows.is_empty()
         && let (_, Err(problem)) = store.lane.run(Transfer::sync(one.file))
     {
         tracing::error!(segment = one.number, %problem, "segment not synced: its blocks are not taken");
         report.unsynced += 1;
-        return;
+        return !unread;
     }
     store.index.set_epoch(one.number, epoch);
     if let Some(segment) = store.segments.get_mut(one.number) {
@@ -208,6 +216,7 @@ fn by_records<D: Disk>(
     if let Some(segment) = store.segments.get_mut(one.number) {
         segment.rows = Vec::new();
     }
+    !unread
 }
 
 fn end_of(row: &Summary) -> u64 {

@@ -222,6 +222,9 @@ impl<D: Disk> Store<D> {
     fn verified_copy(&self, stored: &Stored, buf: IoBuf) -> Option<crate::image::RecordImage> {
         // The layout is whatever the record has: the index keeps only the tag of it.
         let header = crate::format::Header::decode(&buf).ok()?;
+        if planted(Bug::CopyUnverified) {
+            return Some(crate::image::RecordImage::from_verified(buf, header));
+        }
         let want = Want {
             namespace: stored.namespace,
             key: stored.key,

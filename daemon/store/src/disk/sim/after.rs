@@ -3,54 +3,53 @@
 //! Upstairs:   the tests that end a store and open the next one.
 //! Downstairs: `sim::content`.
 
-use super::content::{File, loose_of, overlay, survive};
+use std::sync::Arc;
+
+use super::content::{Fate, File, loose_of, overlay, survive};
 use super::{Faults, Flying, Seeded, SimDisk, SimOptions};
 
 impl SimDisk {
+    /// Writes that no sync covered, finished or not: a power cut decides about each.
+    pub fn unsynced(&self) -> usize {
+        let writes = |number: &u32| {
+            let in_flight = |flying: &&Flying| loose_of(&flying.op, *number).is_some();
+            self.flying.iter().filter(in_flight).count()
+        };
+        let loose = |(number, file): (&u32, &File)| file.loose.len() + writes(number);
+        self.files.iter().map(loose).sum()
+    }
+
     /// The disk as it is found after a power cut: durable bytes and a seeded subset of the writes
     /// that no sync covered, finished or not, some of them torn. No faults, no crash to come.
     pub fn crash(&self, seed: u64) -> SimDisk {
         let mut random = Seeded::new(seed);
-        let options = SimOptions {
-            seed,
-            faults: Faults::default(),
-            crash_at: None,
-            ..self.options
-        };
-        let mut after = SimDisk::new(options);
+        self.crash_with(seed, |_| Fate::some(&mut random))
+    }
+
+    /// As `crash`, with the fate of each of the [`SimDisk::unsynced`] writes chosen by `fate`.
+    pub fn crash_with(&self, seed: u64, mut fate: impl FnMut(usize) -> Fate) -> SimDisk {
+        let mut after = self.honest(seed);
+        let mut write_number = 0;
         for (number, file) in &self.files {
-            let mut bytes = file.durable.clone();
+            let mut bytes = Arc::clone(&file.durable);
             let in_flight = self
                 .flying
                 .iter()
                 .filter_map(|flying| loose_of(&flying.op, *number));
             for write in file.loose.iter().cloned().chain(in_flight) {
-                survive(&mut bytes, &write, &mut random);
+                survive(&mut bytes, &write, fate(write_number));
+                write_number += 1;
             }
-            let (now, name) = (bytes.clone(), file.name.clone());
-            after.files.insert(
-                *number,
-                File {
-                    name,
-                    now,
-                    durable: bytes,
-                    ..File::default()
-                },
-            );
+            after.files.insert(*number, whole(&file.name, bytes));
         }
-        after.next_file = self.next_file;
         after
     }
 
     /// The disk after an orderly power-off: everything written is there.
     pub fn restart(&self, seed: u64) -> SimDisk {
-        let faults = Faults::default();
-        self.clone_with(SimOptions {
-            seed,
-            faults,
-            crash_at: None,
-            ..self.options
-        })
+        let mut after = self.honest(seed);
+        after.take_files(self);
+        after
     }
 
     /// The disk after the writer was killed: what it wrote is there, but no sync covered the last
@@ -62,11 +61,11 @@ impl SimDisk {
             let Some(kept) = after.files.get_mut(number) else {
                 continue;
             };
-            (kept.durable, kept.loose) = (file.durable.clone(), file.loose.clone());
+            (kept.durable, kept.loose) = (Arc::clone(&file.durable), file.loose.clone());
             let in_flight = |flying: &Flying| loose_of(&flying.op, *number);
             for write in self.flying.iter().filter_map(in_flight) {
                 if random.below(2) == 0 {
-                    overlay(&mut kept.now, 0, &write);
+                    overlay(Arc::make_mut(&mut kept.now).as_mut_slice(), 0, &write);
                     kept.loose.push(write);
                 }
             }
@@ -77,19 +76,37 @@ impl SimDisk {
     /// Another disk with the same content, everything durable, that behaves as `options` say.
     pub fn clone_with(&self, options: SimOptions) -> SimDisk {
         let mut after = SimDisk::new(options);
-        for (number, file) in &self.files {
-            let (now, durable, name) = (file.now.clone(), file.now.clone(), file.name.clone());
-            after.files.insert(
-                *number,
-                File {
-                    name,
-                    now,
-                    durable,
-                    ..File::default()
-                },
-            );
-        }
+        after.take_files(self);
+        after
+    }
+
+    /// A disk of the same shape without files, faults and a crash to come.
+    fn honest(&self, seed: u64) -> SimDisk {
+        let mut after = SimDisk::new(SimOptions {
+            seed,
+            faults: Faults::default(),
+            crash_at: None,
+            ..self.options
+        });
         after.next_file = self.next_file;
         after
+    }
+
+    fn take_files(&mut self, other: &SimDisk) {
+        for (number, file) in &other.files {
+            let now = Arc::clone(&file.now);
+            self.files.insert(*number, whole(&file.name, now));
+        }
+        self.next_file = other.next_file;
+    }
+}
+
+/// A file with all of its bytes durable.
+fn whole(name: &str, bytes: Arc<Vec<u8>>) -> File {
+    File {
+        name: name.to_owned(),
+        now: Arc::clone(&bytes),
+        durable: bytes,
+        ..File::default()
     }
 }

@@ -3,6 +3,8 @@
 //! Upstairs:   `disk::sim`.
 //! Downstairs: nothing.
 
+use std::sync::Arc;
+
 use super::Seeded;
 use crate::disk::{Op, OpKind};
 use crate::format::index;
@@ -17,10 +19,11 @@ pub(super) struct Loose {
 #[derive(Debug, Clone, Default)]
 pub(super) struct File {
     pub(super) name: String,
-    /// What a read sees now.
-    pub(super) now: Vec<u8>,
+    /// What a read sees now. Copied when it is written and somebody else has it too: a disk that
+    /// a crash leaves shares what the crash did not touch.
+    pub(super) now: Arc<Vec<u8>>,
     /// What a power cut leaves for certain.
-    pub(super) durable: Vec<u8>,
+    pub(super) durable: Arc<Vec<u8>>,
     /// Completed writes that a sync would make durable, in order.
     pub(super) loose: Vec<Loose>,
     /// What a stale read sees: the content before the last write.
@@ -70,9 +73,8 @@ pub(super) fn overlay(bytes: &mut [u8], base: u64, write: &Loose) {
     }
 }
 
-/// Applies a seeded subset of the sectors of `write`.
-pub(super) fn tear(bytes: &mut [u8], write: &Loose, random: &mut Seeded) {
-    let sector = if random.below(2) == 0 { 512 } else { 4096 };
+/// Applies a seeded subset of the pieces of `write` that are `sector` bytes long.
+pub(super) fn tear(bytes: &mut [u8], write: &Loose, sector: usize, random: &mut Seeded) {
     for (number, data) in write.data.chunks(sector).enumerate() {
         if random.below(2) == 0 {
             let at = write.at + (number * sector) as u64;
@@ -88,12 +90,49 @@ pub(super) fn tear(bytes: &mut [u8], write: &Loose, random: &mut Seeded) {
     }
 }
 
-/// What a power cut makes of a write: nothing, all, or some sectors of it.
-pub(super) fn survive(bytes: &mut [u8], write: &Loose, random: &mut Seeded) {
-    match random.below(3) {
-        0 => {}
-        1 => overlay(bytes, 0, write),
-        _ => tear(bytes, write, random),
+/// What a power cut makes of a write that no sync covered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// Nothing of it is there.
+    Lost,
+    /// It is there.
+    Whole,
+    /// Some of its sectors are there.
+    Torn {
+        /// Length of a sector. Unit: bytes.
+        sector: usize,
+        /// Decides which.
+        seed: u64,
+    },
+}
+
+impl Fate {
+    /// One of them, by chance.
+    pub fn some(random: &mut Seeded) -> Self {
+        match random.below(3) {
+            0 => Self::Lost,
+            1 => Self::Whole,
+            _ => Self::Torn {
+                sector: if random.below(2) == 0 { 512 } else { 4096 },
+                seed: random.draw(),
+            },
+        }
+    }
+}
+
+/// Gives a write its fate.
+pub(super) fn survive(bytes: &mut Arc<Vec<u8>>, write: &Loose, fate: Fate) {
+    match fate {
+        Fate::Lost => {}
+        Fate::Whole => overlay(Arc::make_mut(bytes).as_mut_slice(), 0, write),
+        Fate::Torn { sector, seed } => {
+            tear(
+                Arc::make_mut(bytes).as_mut_slice(),
+                write,
+                sector,
+                &mut Seeded::new(seed),
+            );
+        }
     }
 }
 

@@ -8,8 +8,10 @@
 #[strum(serialize_all = "snake_case")]
 #[repr(usize)]
 pub enum Fault {
-    /// A write reports success and only some of its sectors arrive.
-    TornWrite,
+    /// A write reports success and only some of its sectors of 512 bytes arrive.
+    TornSectors,
+    /// A write reports success and only some of its pages of 4096 bytes arrive.
+    TornPages,
     /// A write reports success and nothing arrives.
     LostWrite,
     /// A write reports success and arrives elsewhere in the file.
