@@ -1,6 +1,7 @@
 //! Keeps the superblock on the device: two slots, both written, both read back.
 //!
-//! Upstairs:   `recover` loads it and bumps the incarnation; `store::wipe` and `close` change it.
+//! Upstairs:   `recover` loads it and bumps the incarnation; `store::wipe` and `close` change it;
+//!             `verify` looks.
 //! Downstairs: `format::superblock`, `lane`.
 //!
 //! Invariants kept here
@@ -89,10 +90,10 @@ pub(crate) fn load<D: Disk>(lane: &mut Lane<D>, arena: &Arc<Arena>) -> Result<Lo
         }
         Some(file) if file.len != len => {
             let old = lane.disk().open(SUPERBLOCK_NAME)?;
-            if file.len >= SLOT_LEN {
-                let first = read_slot(lane, arena, old, 0)?;
-                refuse_newer(&first)?;
-                if Superblock::decode(&first).is_some() {
+            for slot in 0..slots_in(file.len) {
+                let found = read_slot(lane, arena, old, slot)?;
+                refuse_newer(&found)?;
+                if Superblock::decode(&found).is_some() {
                     return Err(LoadError::Length(file.len));
                 }
             }
@@ -106,9 +107,14 @@ pub(crate) fn load<D: Disk>(lane: &mut Lane<D>, arena: &Arc<Arena>) -> Result<Lo
         }
         Some(_) => {
             let file = lane.disk().open(SUPERBLOCK_NAME)?;
-            read_slots(lane, arena, file)
+            read_slots(lane, arena, file, SLOTS)
         }
     }
+}
+
+/// Slots that a file of `len` bytes holds.
+fn slots_in(len: u64) -> u64 {
+    (len / SLOT_LEN).min(SLOTS)
 }
 
 fn refuse_newer(slot: &[u8]) -> Result<(), LoadError> {
@@ -118,32 +124,54 @@ fn refuse_newer(slot: &[u8]) -> Result<(), LoadError> {
     }
 }
 
-/// Reads the slots and changes nothing: the sound one that counts, and how many are not sound.
+/// What somebody sees who changes nothing.
+#[derive(Debug)]
+pub(crate) struct Looked {
+    /// The sound slot that counts.
+    pub(crate) found: Option<Superblock>,
+    /// Slots that are not sound.
+    pub(crate) bad_slots: u32,
+    /// Length of the file when it is another than it was made with; 0 when there is none.
+    pub(crate) misfit: Option<u64>,
+}
+
+/// Reads the slots and changes nothing.
 pub(crate) fn look<D: Disk>(
     lane: &mut Lane<D>,
     arena: &Arc<Arena>,
     files: &[crate::disk::Found],
-) -> Result<(Option<Superblock>, u32), LoadError> {
-    let whole = SLOTS * SLOT_LEN;
-    if !files
-        .iter()
-        .any(|file| file.name == SUPERBLOCK_NAME && file.len == whole)
-    {
-        return Ok((None, 2));
+) -> Result<Looked, LoadError> {
+    let here = files.iter().find(|file| file.name == SUPERBLOCK_NAME);
+    let len = here.map_or(0, |file| file.len);
+    let misfit = Some(len).filter(|len| *len != SLOTS * SLOT_LEN);
+    if slots_in(len) == 0 {
+        return Ok(Looked {
+            found: None,
+            bad_slots: 2,
+            misfit,
+        });
     }
     let file = lane.disk().open(SUPERBLOCK_NAME)?;
-    let loaded = read_slots(lane, arena, file)?;
-    Ok((loaded.found, loaded.bad_slots))
+    let Loaded {
+        found, bad_slots, ..
+    } = read_slots(lane, arena, file, slots_in(len))?;
+    let cut_off = u32::from(slots_in(len) < SLOTS);
+    Ok(Looked {
+        found,
+        bad_slots: bad_slots + cut_off,
+        misfit,
+    })
 }
 
 fn read_slots<D: Disk>(
     lane: &mut Lane<D>,
     arena: &Arc<Arena>,
     file: FileId,
+    slots: u64,
 ) -> Result<Loaded, LoadError> {
     let mut best: Option<Superblock> = None;
     let (mut bad_slots, mut refused) = (0, None);
-    for slot in 0..SLOTS {
+    for slot in 0..slots {
         let mut sound = None;
         for _ in 0..TRIES {
             match read_slot(lane, arena, file, slot) {

@@ -23,10 +23,10 @@ use crate::format::segment::{Footer, segment_number};
 use crate::format::{BLOCK, StoreId, Summary, Superblock, index};
 use crate::lane::{Lane, Transfer};
 use crate::mem::{Arena, Share};
-use crate::recover::OpenError;
 use crate::recover::survey::{Surveyed, survey};
+use crate::recover::{OpenError, has_forgotten};
 use crate::scan::{Scanner, Verdict, WINDOW, scan};
-use crate::superblock::look;
+use crate::superblock::{Looked, look};
 
 /// How bad it is; the exit status of `kvtier verify` follows from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, IntoStaticStr)]
@@ -38,10 +38,49 @@ pub enum Severity {
     /// there may never have been durable.
     Untidy,
     /// Records that were durable are damaged or the device does not deliver them: misses, not
-    /// wrong bytes.
+    /// wrong bytes. Or the superblock's file was cut or grown: no daemon starts until it is mended.
     Damaged,
-    /// The superblock is gone: every record is stale.
+    /// The superblock is gone, or older than a segment: every record is stale.
     Lost,
+}
+
+/// What became of one record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RecordVerdict {
+    /// Whole and right.
+    Sound,
+    /// Whole, of a namespace that was wiped after it was written.
+    Wiped,
+    /// Listed by the segment's footer and no record any more, and why.
+    Bad(Miss),
+}
+
+impl RecordVerdict {
+    /// Name as tables show it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Sound => "sound",
+            Self::Wiped => "wiped",
+            Self::Bad(miss) => miss.as_str(),
+        }
+    }
+}
+
+/// One record and its verdict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RecordRow {
+    /// Segment number.
+    pub segment: u32,
+    /// Offset in the segment. Unit: bytes.
+    pub offset: u64,
+    /// Length of the image. Unit: bytes.
+    pub len: u32,
+    /// Whose block.
+    pub namespace: NamespaceId,
+    /// Which block.
+    pub key: BlockKey,
+    /// What became of it.
+    pub verdict: RecordVerdict,
 }
 
 /// What was found of one record that should be there and is not.
@@ -89,6 +128,10 @@ pub struct Report {
     pub superblock: Option<Superblock>,
     /// Superblock slots that are not sound.
     pub bad_slots: u32,
+    /// Length of the superblock's file where it is not the one it was made with; 0 without a file.
+    pub superblock_misfit: Option<u64>,
+    /// A segment is of a later incarnation than the superblock, which counts for nothing then.
+    pub superblock_outdated: bool,
     /// One row a segment, by number.
     pub segments: Vec<SegmentRow>,
     /// Segment files that did not open: nothing is known of them.
@@ -106,7 +149,8 @@ impl Report {
     pub fn severity(&self) -> Severity {
         let bare = |row: &SegmentRow| row.records > 0 && !(row.footer && row.header);
         match () {
-            () if self.superblock.is_none() => Severity::Lost,
+            () if self.superblock.is_none() || self.superblock_outdated => Severity::Lost,
+            () if self.superblock_misfit.is_some() => Severity::Damaged,
             () if self.unopened > 0 => Severity::Damaged,
             () if !self.damage.is_empty() => Severity::Damaged,
             () if self.bad_slots > 0 || self.segments.iter().any(bare) => Severity::Untidy,
@@ -136,12 +180,25 @@ pub fn run<D: Disk>(
     disk: D,
     progress: &mut dyn FnMut(&VerifyProgress),
 ) -> Result<Report, OpenError> {
+    run_each(disk, progress, &mut |_| {})
+}
+
+/// As [`run`]; `each` hears of every record, segment by segment in the order of their places.
+pub fn run_each<D: Disk>(
+    disk: D,
+    progress: &mut dyn FnMut(&VerifyProgress),
+    each: &mut dyn FnMut(&RecordRow),
+) -> Result<Report, OpenError> {
     let mut lane = Lane::new(disk);
     let memory = index(3 * WINDOW);
     let arena =
         Arena::create("kvtier-verify", memory, Share::Private).map_err(OpenError::Memory)?;
     let files = lane.disk().list().map_err(OpenError::List)?;
-    let (superblock, bad_slots) = look(&mut lane, &arena, &files)?;
+    let Looked {
+        found: superblock,
+        bad_slots,
+        misfit,
+    } = look(&mut lane, &arena, &files)?;
     let segments: Vec<_> = files
         .into_iter()
         .filter(|file| segment_number(&file.name).is_some())
@@ -153,13 +210,15 @@ pub fn run<D: Disk>(
         bytes_total: surveyed.iter().map(|one| one.size).sum(),
         ..VerifyProgress::default()
     };
-    let (damage, rows) = (BTreeMap::new(), Vec::new());
+    let outdated = |now: &Superblock| has_forgotten(now, &surveyed);
     let mut report = Report {
+        superblock_outdated: superblock.as_ref().is_some_and(outdated),
         superblock,
         bad_slots,
-        segments: rows,
+        superblock_misfit: misfit,
+        segments: Vec::new(),
         unopened,
-        damage,
+        damage: BTreeMap::new(),
         records: 0,
         bytes: 0,
     };
@@ -170,6 +229,7 @@ pub fn run<D: Disk>(
             report.superblock.as_ref(),
             one,
             &mut now.bytes,
+            each,
         );
         for bad in &row.bad {
             *report.damage.entry(bad.reason).or_default() += 1;
@@ -192,6 +252,7 @@ fn check<D: Disk>(
     superblock: Option<&Superblock>,
     one: &Surveyed,
     bytes: &mut u64,
+    record: &mut dyn FnMut(&RecordRow),
 ) -> SegmentRow {
     // Without a superblock the segment's own word for the store is all there is.
     let own = one.header.map(|header| header.store_id);
@@ -234,7 +295,8 @@ fn check<D: Disk>(
         }
     }
     row.epoch = scanner.epoch().unwrap_or(0);
-    tally(&mut row, superblock, &good, refused, footer.as_ref());
+    let rows = tally(&mut row, superblock, &good, refused, footer.as_ref());
+    rows.iter().for_each(record);
     row
 }
 
@@ -244,14 +306,26 @@ fn tally(
     good: &BTreeMap<u64, Summary>,
     mut refused: BTreeMap<u64, Miss>,
     footer: Option<&Footer>,
-) {
+) -> Vec<RecordRow> {
+    let segment = row.segment;
+    let record = |one: &Summary, verdict| RecordRow {
+        segment,
+        offset: one.place.offset,
+        len: one.place.len,
+        namespace: one.namespace,
+        key: one.key,
+        verdict,
+    };
+    let mut rows = Vec::with_capacity(good.len());
     let wiped = |one: &Summary| {
         superblock.is_some_and(|now| now.is_wiped(one.namespace, one.place.sequence))
     };
     for summary in good.values() {
         if wiped(summary) {
             row.wiped += 1;
+            rows.push(record(summary, RecordVerdict::Wiped));
         } else {
+            rows.push(record(summary, RecordVerdict::Sound));
             row.records += 1;
             row.bytes += u64::from(summary.place.len);
         }
@@ -268,6 +342,7 @@ fn tally(
             (None, Some(miss)) => miss,
             (None, None) => Miss::HeaderCrc,
         };
+        rows.push(record(listed, RecordVerdict::Bad(reason)));
         let Summary { namespace, key, .. } = *listed;
         row.bad.push(BadRecord {
             offset,
@@ -279,6 +354,8 @@ fn tally(
     for miss in refused.into_values() {
         *row.other.entry(miss).or_default() += 1;
     }
+    rows.sort_by_key(|one| one.offset);
+    rows
 }
 
 fn read_footer<D: Disk>(

@@ -172,3 +172,16 @@ fn a_sound_superblock_in_a_file_of_another_length_is_refused_and_kept() {
         assert!(Fixture::reopened(kept).hits(1));
     }
 }
+
+#[test]
+fn a_file_that_grew_is_kept_for_its_second_slot_alone() {
+    let mut store = Fixture::new();
+    store.put_all(0..5);
+    let mut disk = store.store.abandon().crash(1);
+    let bytes = disk.content(SUPERBLOCK_NAME).unwrap();
+    bytes[20] ^= 1;
+    bytes.resize(3 * SLOT, 0);
+    let problem = crate::Store::open(disk, options(), None, &mut |_| {}).unwrap_err();
+    let text = problem.to_string();
+    assert!(text.contains("truncate -s 131072"), "{text}");
+}

@@ -77,6 +77,61 @@ fn verify_says_lost_without_a_sound_superblock() {
     );
 }
 
+// A daemon refuses such a store until its file has its length again: nothing is lost.
+#[test]
+fn verify_finds_a_sound_superblock_in_a_file_of_another_length() {
+    const SLOT: usize = 64 << 10;
+    for (len, bad_slots) in [(SLOT, 1), (SLOT + 100, 1), (3 * SLOT, 0)] {
+        let (mut disk, _) = closed(0..5);
+        disk.content("superblock.kvs").unwrap().resize(len, 0);
+        let report = report(disk);
+        assert_eq!(report.severity(), Severity::Damaged, "{len}");
+        assert_eq!(report.superblock_misfit, Some(len as u64));
+        assert_eq!((report.bad_slots, report.records), (bad_slots, 5));
+    }
+    let (mut disk, _) = closed(0..5);
+    disk.content("superblock.kvs").unwrap().truncate(100);
+    assert_eq!(report(disk).severity(), Severity::Lost);
+}
+
+#[test]
+fn verify_says_lost_when_a_segment_is_younger_than_the_superblock() {
+    let (mut disk, _) = closed(0..5);
+    let old = disk.content("superblock.kvs").unwrap().clone();
+    let mut store = Fixture::reopened(disk);
+    store.put_all(10..15);
+    let mut disk = store.store.close(&mut Vec::new()).restart(1);
+    disk.plant("superblock.kvs", old);
+    let report = report(disk);
+    assert!(report.superblock_outdated);
+    assert_eq!(report.severity(), Severity::Lost);
+}
+
+#[test]
+fn verify_gives_every_record_its_verdict_in_order() {
+    let (mut disk, places) = closed(0..40);
+    let place = places[&17];
+    let name = crate::format::segment::segment_name(place.segment);
+    disk.content(&name).unwrap()[index(place.offset) + 5000] ^= 4;
+    let mut store = Fixture::reopened(disk.restart(1));
+    store.put_all(40..42);
+    store.store.wipe(NS, &mut Vec::new()).unwrap();
+    let wiped = store.store.close(&mut Vec::new()).restart(1);
+    for (disk, sound, verdict) in [
+        (disk, 39, RecordVerdict::Sound),
+        (wiped, 0, RecordVerdict::Wiped),
+    ] {
+        let mut rows = Vec::new();
+        let report = run_each(disk, &mut |_| {}, &mut |row| rows.push(*row)).unwrap();
+        assert_eq!(report.records, sound);
+        let order = |row: &RecordRow| (row.segment, row.offset);
+        assert!(rows.is_sorted_by_key(order));
+        let of = |number| rows.iter().find(|row| row.key == key(number)).unwrap();
+        assert_eq!(of(17).verdict, RecordVerdict::Bad(Miss::PayloadCrc));
+        assert_eq!((of(16).verdict, of(18).verdict), (verdict, verdict));
+    }
+}
+
 #[test]
 fn verify_finds_the_records_of_a_segment_whose_ends_are_gone() {
     let (mut disk, places) = closed(0..10);
