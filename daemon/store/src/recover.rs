@@ -40,7 +40,7 @@ use crate::segments::{Life, Segment};
 use crate::store::{Store, StoreOptions};
 use crate::superblock::{LoadError, SuperFile, load};
 
-use survey::Surveyed;
+use survey::{Surveyed, has_forgotten};
 
 /// Memory of the store's own blocks: two scan windows and some small ones. Unit: bytes.
 const ARENA: usize = 16 << 20;
@@ -287,14 +287,6 @@ fn as_made(
     Err(OpenError::Options(problems))
 }
 
-/// True when a segment is of a later incarnation: the superblock has forgotten something, perhaps
-/// a wipe, and is worth as little as a damaged one.
-pub(crate) fn has_forgotten(now: &Superblock, surveyed: &[Surveyed]) -> bool {
-    surveyed.iter().filter_map(|one| one.header).any(|header| {
-        header.store_id == now.store_id && header.epoch >> 32 > u64::from(now.incarnation)
-    })
-}
-
 /// What counts from now on.
 fn decide(
     options: &StoreOptions,
@@ -387,11 +379,7 @@ fn fill<D: Disk>(
         if !whole && !planted(Bug::CatalogOfHalf) {
             // Blocks that the device did not deliver may be there the next time. A catalog that
             // is closed without them would hide them for good.
-            tracing::warn!(
-                unopened = report.unopened,
-                unread = unread.len(),
-                "not all segments could be read: no catalog in this life"
-            );
+            tracing::warn!("not all segments could be read: no catalog in this life");
             catalog = None;
         }
         if let Some(Err(problem)) = catalog.as_mut().map(|catalog| catalog.reset()) {

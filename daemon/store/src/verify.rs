@@ -23,8 +23,8 @@ use crate::format::segment::{Footer, segment_number};
 use crate::format::{BLOCK, StoreId, Summary, Superblock, index};
 use crate::lane::{Lane, Transfer};
 use crate::mem::{Arena, Share};
-use crate::recover::survey::{Surveyed, survey};
-use crate::recover::{OpenError, has_forgotten};
+use crate::recover::OpenError;
+use crate::recover::survey::{Surveyed, has_forgotten, survey};
 use crate::scan::{Scanner, Verdict, WINDOW, scan};
 use crate::superblock::{Looked, look};
 

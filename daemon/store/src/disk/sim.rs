@@ -6,7 +6,8 @@
 //! Completions come in seeded order. Every fault has a probability in [`Faults`] and a counter in
 //! [`Fired`] that proves it happened. [`SimDisk::crash`] makes the disk that is found after a
 //! power cut: durable bytes, plus any subset of the writes that no sync covered, each perhaps
-//! torn at 512 or 4096 bytes; [`SimDisk::crash_with`] makes any one of them. The same seed and the same calls give the same run.
+//! torn at 512 or 4096 bytes; [`SimDisk::crash_with`] makes any one of them. The same seed and
+//! the same calls give the same run.
 //!
 //! Not here on purpose: no time. A slow operation is one that others overtake.
 

@@ -157,8 +157,7 @@ fn by_records<D: Disk>(
     let epoch = one.header.map(|header| header.epoch);
     let mut scanner = Scanner::new(store_id, one.number, one.size, epoch);
     let (mut rows, mut unread) = (Vec::new(), false);
-    let arena = std::sync::Arc::clone(&store.arena);
-    let range = BLOCK..one.size;
+    let (arena, range) = (std::sync::Arc::clone(&store.arena), BLOCK..one.size);
     let refused = &mut report.refused;
     let mut each = |verdict: Verdict| match verdict {
         Verdict::Good(summary) => rows.push(summary),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::disk::{Disk, FileId, Found};
 use crate::format::segment::segment_number;
-use crate::format::{BLOCK, SegmentHeader, StoreId, Trailer, index};
+use crate::format::{BLOCK, SegmentHeader, StoreId, Superblock, Trailer, index};
 use crate::lane::{Lane, Transfer};
 use crate::mem::{Arena, IoBuf};
 use crate::store::SEGMENTS_MAX;
@@ -82,6 +82,14 @@ pub(crate) fn survey<D: Disk>(
         read_ends(lane, arena, group);
     }
     surveyed
+}
+
+/// True when a segment is of a later incarnation: the superblock has forgotten something, perhaps
+/// a wipe, and is worth as little as a damaged one.
+pub(crate) fn has_forgotten(now: &Superblock, surveyed: &[Surveyed]) -> bool {
+    surveyed.iter().filter_map(|one| one.header).any(|header| {
+        header.store_id == now.store_id && header.epoch >> 32 > u64::from(now.incarnation)
+    })
 }
 
 fn read_ends<D: Disk>(lane: &mut Lane<D>, arena: &Arc<Arena>, group: &mut [Surveyed]) {
