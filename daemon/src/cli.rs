@@ -7,7 +7,7 @@
 //! prints on the way (progress) goes to standard error.
 //!
 //! Exit codes: 0 done; 1 done, and the news is bad (damage was found); 2 could not be done;
-//! 64 the configuration is not usable.
+//! 3 `verify` found that the whole store is lost; 64 the configuration is not usable.
 
 mod bench;
 pub mod check;

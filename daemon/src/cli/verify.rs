@@ -3,9 +3,9 @@
 //! Upstairs:   `kvtier verify`.
 //! Downstairs: `kvtier_store::verify`, which judges and never repairs.
 //!
-//! Exit codes: 0 no damage was found, 1 damage was found, 2 could not be done. In a segment
-//! without a footer a block that fails its checksum is no damage found: it may as well be a write
-//! that was cut off. Such blocks are counted beside the segment.
+//! Exit codes, by severity: 0 sound or untidy: no damage was found; 1 damaged; 3 lost; 2 it could
+//! not be done. In a segment without a footer a block that fails its checksum is no damage found:
+//! it may as well be a write that was cut off. Such blocks are counted beside the segment.
 //!
 //! Not here on purpose: no repair. A damaged record is a miss to the daemon, and its space comes
 //! back when the segment is recycled.
@@ -19,7 +19,8 @@ use std::path::{Path, PathBuf};
 use indicatif::{ProgressBar, ProgressStyle};
 use kvtier_proto::Miss;
 use kvtier_store::disk::file::FileLane;
-use kvtier_store::verify::{Report, SegmentRow, Severity, VerifyProgress};
+use kvtier_store::format::superblock::{SLOT_LEN, SLOTS};
+use kvtier_store::verify::{RecordRow, Report, SegmentRow, Severity, VerifyProgress};
 use serde_json::{Value, json};
 
 use super::EXIT_BAD_NEWS;
@@ -34,11 +35,22 @@ const ROWS_SHOWN: usize = 200;
 /// File in the directory that a running daemon holds locked.
 const LOCK: &str = "lock";
 
+/// Exit code when the whole store is lost.
+const EXIT_LOST: u8 = 3;
+
 /// Flags of `verify`.
 #[derive(Debug, Clone, clap::Args)]
+#[command(
+    after_help = "Exit codes: 0 no damage was found (sound, or untidy after a crash); 1 records \
+are damaged; 2 it could not be done; 3 the store is lost: a daemon would start over. Nothing is \
+changed or repaired."
+)]
 pub(super) struct Args {
     /// Directory of the disk tier (disk.path)
     dir: PathBuf,
+    /// Show every record with its verdict, not only the damaged ones
+    #[arg(long)]
+    records: bool,
 }
 
 pub(super) fn run(args: &Args) -> Result<Answer, CliError> {
@@ -51,10 +63,45 @@ pub(super) fn run(args: &Args) -> Result<Answer, CliError> {
     crate::process::allow_open_files();
     let disk = FileLane::open_to_read(&args.dir, DEPTH).map_err(|error| failed(&error))?;
     let bar = bar();
-    let report = kvtier_store::verify::run(disk, &mut |progress| show(&bar, progress));
+    let mut records = Vec::new();
+    let report =
+        kvtier_store::verify::run_each(disk, &mut |progress| show(&bar, progress), &mut |row| {
+            records.extend(Some(*row).filter(|_| args.records))
+        });
     bar.finish_and_clear();
     let report = report.map_err(|error| failed(&crate::log::chain(&error)))?;
-    Ok(answer(&report))
+    let mut answer = answer(&report);
+    if args.records {
+        answer.text += &verdicts(&records);
+        let verdicts = records.iter().map(verdict).collect();
+        if let Some(fields) = answer.json.as_object_mut() {
+            fields.insert("verdicts".to_owned(), verdicts);
+        }
+    }
+    Ok(answer)
+}
+
+/// Every record, in the order of their places.
+fn verdicts(records: &[RecordRow]) -> String {
+    let mut rows = table(&["key", ">ns", ">segment", ">offset", ">bytes", "verdict"]);
+    for row in records {
+        rows.add_row([
+            row.key.short(),
+            row.namespace.to_string(),
+            row.segment.to_string(),
+            row.offset.to_string(),
+            row.len.to_string(),
+            row.verdict.as_str().to_owned(),
+        ]);
+    }
+    section("Records", &rows)
+}
+
+fn verdict(row: &RecordRow) -> Value {
+    json!({
+        "key": row.key.to_hex(), "namespace_id": row.namespace.0, "segment": row.segment,
+        "offset": row.offset, "bytes": row.len, "verdict": row.verdict.as_str(),
+    })
 }
 
 /// Keeps a daemon from starting on the directory meanwhile, and refuses where one runs.
@@ -104,13 +151,7 @@ fn answer(report: &Report) -> Answer {
         size(report.bytes),
         meaning(severity)
     );
-    if report.bad_slots > 0 {
-        let _ = writeln!(
-            text,
-            "{} slots of the superblock are not sound",
-            report.bad_slots
-        );
-    }
+    text += &superblock(report);
     if report.unopened > 0 {
         let _ = writeln!(
             text,
@@ -122,10 +163,40 @@ fn answer(report: &Report) -> Answer {
     text += &segments(&report.segments);
     text += &damaged(&report.segments);
     let mut answer = Answer::new(to_json(report, name), text);
-    if severity >= Severity::Damaged {
-        answer.code = EXIT_BAD_NEWS;
-    }
+    answer.code = match severity {
+        Severity::Sound | Severity::Untidy => 0,
+        Severity::Damaged => EXIT_BAD_NEWS,
+        Severity::Lost => EXIT_LOST,
+    };
     answer
+}
+
+/// What is wrong with the superblock, if anything.
+fn superblock(report: &Report) -> String {
+    let mut text = String::new();
+    if report.bad_slots > 0 {
+        let _ = writeln!(
+            text,
+            "{} slots of the superblock are not sound",
+            report.bad_slots
+        );
+    }
+    let whole = SLOTS * SLOT_LEN;
+    match report.superblock_misfit {
+        Some(len) if report.superblock.is_some() => {
+            let _ = writeln!(
+                text,
+                "superblock.kvs is {len} bytes long and was made with {whole}: no daemon starts \
+                 until it has its length again (truncate -s {whole})"
+            );
+        }
+        _ => {}
+    }
+    if report.superblock_outdated {
+        text += "A segment is younger than the superblock, which has forgotten something, perhaps \
+                 a wipe: it counts for nothing.\n";
+    }
+    text
 }
 
 fn meaning(severity: Severity) -> &'static str {
@@ -137,9 +208,9 @@ fn meaning(severity: Severity) -> &'static str {
              the footer nobody can tell."
         }
         Severity::Damaged => {
-            "The damaged records are misses to the daemon, never wrong bytes. Check the device."
+            "Damaged records are misses to the daemon, never wrong bytes. Check the device."
         }
-        Severity::Lost => "The superblock is gone: a daemon would start over with an empty store.",
+        Severity::Lost => "No superblock counts: a daemon would start over with an empty store.",
     }
 }
 
@@ -234,6 +305,8 @@ fn to_json(report: &Report, severity: &str) -> Value {
     json!({
         "severity": severity, "records": report.records, "read_bytes": report.bytes,
         "bad_superblock_slots": report.bad_slots,
+        "superblock_misfit_bytes": report.superblock_misfit,
+        "superblock_outdated": report.superblock_outdated,
         "unopened_segments": report.unopened, "damage": counts(&report.damage),
         "segments": segments.collect::<Vec<_>>(),
     })

@@ -7,7 +7,13 @@ use super::*;
 fn verify(dir: &Path) -> Result<Answer, CliError> {
     run(&Args {
         dir: dir.to_owned(),
+        records: false,
     })
+}
+
+fn superblock(dir: &Path) -> File {
+    let path = dir.join("superblock.kvs");
+    File::options().write(true).open(path).unwrap()
 }
 
 #[test]
@@ -58,6 +64,60 @@ fn verify_takes_a_lost_footer_for_untidy_not_for_damage() {
         (0, &json!("untidy"))
     );
     assert_eq!(answer.json["records"], 4);
+}
+
+#[test]
+fn verify_says_lost_by_its_own_exit_code_without_a_superblock() {
+    let dir = tempfile::tempdir().unwrap();
+    stores::with_blocks(dir.path(), 4);
+    std::fs::write(dir.path().join("superblock.kvs"), vec![0; 128 << 10]).unwrap();
+    let answer = verify(dir.path()).unwrap();
+    assert_eq!(answer.code, EXIT_LOST, "{}", answer.text);
+    assert_eq!(answer.json["severity"], "lost");
+}
+
+// Nothing is lost: a daemon refuses to start until the file has its length again.
+#[test]
+fn verify_tells_how_to_mend_a_superblock_file_of_another_length() {
+    let dir = tempfile::tempdir().unwrap();
+    stores::with_blocks(dir.path(), 4);
+    superblock(dir.path()).set_len(64 << 10).unwrap();
+    let answer = verify(dir.path()).unwrap();
+    assert_eq!(answer.code, EXIT_BAD_NEWS);
+    assert_eq!(answer.json["records"], 4);
+    assert_eq!(answer.json["superblock_misfit_bytes"], 64 << 10);
+    assert!(
+        answer.text.contains("truncate -s 131072"),
+        "{}",
+        answer.text
+    );
+    superblock(dir.path()).set_len(128 << 10).unwrap();
+    let answer = verify(dir.path()).unwrap();
+    assert_eq!(
+        (answer.code, &answer.json["severity"]),
+        (0, &json!("untidy"))
+    );
+}
+
+#[test]
+fn verify_lists_every_record_when_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    stores::with_blocks(dir.path(), 4);
+    stores::scribble(dir.path(), stores::SEGMENT, 2 * 4096 + 100, 1);
+    let args = Args {
+        dir: dir.path().to_owned(),
+        records: true,
+    };
+    let answer = run(&args).unwrap();
+    let verdicts = answer.json["verdicts"].as_array().unwrap();
+    let named = |word: &str| verdicts.iter().filter(|row| row["verdict"] == word).count();
+    assert_eq!((named("sound"), named("payload_crc")), (3, 1));
+    assert!(
+        answer.text.contains(&stores::key(3).short()),
+        "{}",
+        answer.text
+    );
+    assert!(verify(dir.path()).unwrap().json["verdicts"].is_null());
 }
 
 #[test]
