@@ -1,4 +1,5 @@
-//! `kvtier-bench`: every performance claim, measured side by side with its limit.
+//! `kvtier-bench`: every performance claim, measured side by side with its limit, and every
+//! crash that the daemon promises to survive, many times.
 //!
 //! Upstairs:   whoever wants to know how fast this is on their machine.
 //! Downstairs: one module per suite; `kvtier_benches::report` for rows and files.
@@ -7,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod codecs;
+mod crash;
 mod fio;
 mod limits;
 mod planes;
@@ -52,6 +54,8 @@ enum Suite {
     Store(store::Options),
     /// Codec levels and page movers on one core, beside plain zstd and memcpy.
     Codecs(codecs::Options),
+    /// The real daemon killed and its power cut, many times: what is lost, what is wrong.
+    Crash(crash::Options),
     /// Blocks of the real daemon: through shared memory and inline beside memcpy, from and to the
     /// device beside fio.
     Planes(planes::Options),
@@ -63,12 +67,14 @@ fn main() -> ExitCode {
         Suite::Limits(options) => limits::run(options, &cli.common),
         Suite::Store(options) => store::run(options, &cli.common),
         Suite::Codecs(options) => codecs::run(options, &cli.common),
+        Suite::Crash(options) => crash::run(options, &cli.common),
         Suite::Planes(options) => planes::run(options, &cli.common),
     };
     let file = cli.common.json.as_deref();
-    let holds = report.and_then(|report| report.finish(file).map(|()| report.holds()));
-    match holds {
-        Ok(false) if cli.common.check => ExitCode::FAILURE,
+    let done = report.and_then(|report| report.finish(file).map(|()| report));
+    match done {
+        Ok(report) if report.has_failed() => ExitCode::FAILURE,
+        Ok(report) if cli.common.check && !report.holds() => ExitCode::FAILURE,
         Ok(_) => ExitCode::SUCCESS,
         Err(problem) => {
             eprintln!("kvtier-bench: {problem}");

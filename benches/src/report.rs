@@ -6,7 +6,8 @@
 //! A result file is one object: `{"suite", "machine": {"cores", "cpu", "kernel", "device"},
 //! "notes": [..], "rows": [{"name", "unit", "n", "min", "median", "max", "limit", "ratio"}]}`.
 //! `limit` names the row it was measured beside; `ratio` is the median of the pairwise ratios, so
-//! a slow minute of the machine hurts both sides of a pair and not the ratio.
+//! a slow minute of the machine hurts both sides of a pair and not the ratio. Promises that were
+//! not kept are listed as `failures`; without one the field is not there.
 //!
 //! Not here on purpose: no mean and no standard deviation. Runs on shared machines have long
 //! tails, and three order statistics cannot hide them.
@@ -28,6 +29,8 @@ pub struct Report {
     machine: Machine,
     notes: Vec<String>,
     rows: Vec<Row>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    failures: Vec<String>,
 }
 
 /// One measured quantity.
@@ -53,12 +56,23 @@ impl Report {
             machine: Machine::look(dir),
             notes: Vec::new(),
             rows: Vec::new(),
+            failures: Vec::new(),
         }
     }
 
     /// A condition that a reader of the numbers must know.
     pub fn note(&mut self, text: impl Into<String>) {
         self.notes.push(text.into());
+    }
+
+    /// A promise that was not kept: no speed makes up for it.
+    pub fn fail(&mut self, text: impl Into<String>) {
+        self.failures.push(text.into());
+    }
+
+    /// True when a promise was not kept.
+    pub fn has_failed(&self) -> bool {
+        !self.failures.is_empty()
     }
 
     /// A row of its own.
@@ -100,6 +114,9 @@ impl Report {
         println!("\n{}", self.machine);
         self.notes.iter().for_each(|note| println!("{note}"));
         println!("{}", self.table());
+        self.failures
+            .iter()
+            .for_each(|one| println!("FAILED {one}"));
         if let Some(path) = file {
             let text = serde_json::to_string_pretty(self)? + "\n";
             std::fs::write(path, text)

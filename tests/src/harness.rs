@@ -1,15 +1,13 @@
-//! The real daemon under test: started, killed, restarted, damaged and looked into.
+//! What a test has beside the daemon under test: a limit, children in other roles, raw calls.
 //!
 //! Upstairs:   the end-to-end tests; every test has daemons of its own, in folders of its own.
-//! Downstairs: the `kvtierd` and `kvtier` binaries beside the running executable, and the SDK.
+//! Downstairs: `kvtier_benches::harness`, which the suite `crash` shares; the SDK.
 //!
 //! Invariants kept here
 //!   H1  Nothing hangs: every wait has a limit and fails with a sentence.
-//!   H2  No process outlives its test: a daemon and a child die with the value that started them.
-//!   H3  A wrong byte is always seen: payloads are derived from keys and compared whole.
+//!   H2  No process outlives its test: a child dies with the value that started it.
 //!
 //! Not here on purpose
-//!   No second implementation of the daemon: what is tested is what ships.
 //!   No result type: a test that cannot go on panics with what it knows.
 #![allow(
     clippy::unwrap_used,
@@ -17,21 +15,16 @@
     reason = "a panic is the failure report of a test"
 )]
 
-pub mod binary;
-pub mod blocks;
 pub mod child;
-pub mod daemon;
-pub mod journal;
-pub mod options;
 pub mod raw;
-pub mod scrape;
 
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
-pub use daemon::Daemon;
-pub use options::Options;
-pub use scrape::Scrape;
+pub use kvtier_benches::harness::{
+    Daemon, Options, Scrape, binary, blocks, crash, daemon, journal, kill, mounts, options, power,
+    scrape,
+};
 
 /// Runs a test on a runtime of its own and fails it when it takes longer than `limit`.
 pub fn run<T>(limit: Duration, test: impl Future<Output = T>) -> T {
@@ -39,15 +32,7 @@ pub fn run<T>(limit: Duration, test: impl Future<Output = T>) -> T {
     if child::role().is_none() {
         binary::kvtierd();
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
-    let done = runtime.block_on(async { tokio::time::timeout(limit, test).await });
-    // Tasks that still wait for a daemon that is gone must not hold the test up.
-    runtime.shutdown_timeout(Duration::from_secs(1));
-    done.unwrap_or_else(|_| panic!("the test did not end within {limit:?}"))
+    kvtier_benches::harness::limited(limit, test)
 }
 
 /// Asks until `check` is content. Fails with its last complaint after `limit`.

@@ -4,27 +4,16 @@
 //! Downstairs: the harness; small file systems in private mounts, so root only.
 
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use kvtier_client::{Acknowledge, Miss, PayloadKind, SaveOutcome};
 use kvtier_tests::harness::child::{self, Role};
-use kvtier_tests::harness::{Daemon, Options, binary, blocks, is_root, run, skip, tell};
+use kvtier_tests::harness::mounts::{command, image_of, loop_args, mount, remount};
+use kvtier_tests::harness::{
+    Daemon, Options, binary, blocks, eventually, is_root, run, skip, tell,
+};
 
 use super::LIMIT;
-
-/// Runs a command; its complaint when it fails.
-pub(crate) fn command(program: &str, args: &[&str]) -> Result<(), String> {
-    let output = Command::new(program).args(args).output();
-    let output = output.map_err(|problem| format!("{program}: {problem}"))?;
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(format!(
-            "{program}: {}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        )),
-    }
-}
 
 /// Starts a role in private mounts. What it says first is that it works, or why it cannot.
 pub(crate) fn in_private_mounts(name: &str, limit: Duration) {
@@ -46,14 +35,6 @@ pub(crate) fn in_private_mounts(name: &str, limit: Duration) {
     }
 }
 
-/// Makes this process's mounts private and mounts `source` on a new folder.
-pub(crate) fn mount(args: &[&str], at: &Path) -> Result<(), String> {
-    std::fs::create_dir_all(at).unwrap();
-    command("mount", &["--make-rprivate", "/"])?;
-    let at = at.display().to_string();
-    command("mount", &[args, &[at.as_str()]].concat())
-}
-
 /// In the role: says whether the mount works, and ends the role when it does not.
 pub(crate) fn told_and_mounted(args: impl Fn(&Path) -> Vec<String>) -> Option<std::path::PathBuf> {
     let scratch = std::path::PathBuf::from(child::role()?);
@@ -69,24 +50,6 @@ pub(crate) fn told_and_mounted(args: impl Fn(&Path) -> Vec<String>) -> Option<st
             child::say(&format!("cannot: {why}"));
             None
         }
-    }
-}
-
-/// An ext4 file system in a file. Unit of `size`: MiB.
-pub(crate) fn image(scratch: &Path, size: u64) -> Result<std::path::PathBuf, String> {
-    let image = scratch.join("image");
-    let file = std::fs::File::create(&image).map_err(|problem| problem.to_string())?;
-    file.set_len(size << 20)
-        .map_err(|problem| problem.to_string())?;
-    command("mkfs.ext4", &["-q", "-F", &image.display().to_string()])?;
-    Ok(image)
-}
-
-/// The mount's arguments for an image, or ones that fail with the reason.
-pub(crate) fn loop_args(scratch: &Path, size: u64) -> Vec<String> {
-    match image(scratch, size) {
-        Ok(image) => vec!["-o".into(), "loop".into(), image.display().to_string()],
-        Err(why) => vec![why],
     }
 }
 
@@ -198,8 +161,8 @@ fn child_failing_device() {
         blocks::save_durable(&session, &set).await;
         drop(session);
         daemon.restart();
-        let image = at.with_file_name("image");
-        let file = std::fs::File::options().write(true).open(image).unwrap();
+        let image = std::fs::File::options().write(true).open(image_of(&at));
+        let file = image.unwrap();
         file.set_len(40 << 20).unwrap();
         let session = daemon.session(&blocks::gqa()).await;
         let found = blocks::restore(&session, &set)
@@ -221,5 +184,182 @@ fn child_failing_device() {
         }
         assert!(daemon.is_alive());
         assert_eq!(daemon.http("/metrics").0, 200);
+    });
+}
+
+/// Longest wait until a state shows in the metrics.
+const SHOWN: Duration = Duration::from_secs(20);
+
+async fn state_becomes(daemon: &Daemon, state: &str) {
+    eventually(SHOWN, async || match daemon.metrics().disk_state() {
+        now if now == state => Ok(()),
+        now => Err(format!("the device is {now}, not {state}")),
+    })
+    .await;
+}
+
+/// A device loses the right to be written while the daemon serves. It stops writing and says so,
+/// goes on reading, and starts well again behind `mend`.
+async fn lose_the_right_to_write(
+    at: &Path,
+    take: impl Fn(&Daemon) -> Result<(), String>,
+    mend: impl Fn(&mut Daemon) -> Result<(), String>,
+) {
+    for lane in ["io_uring", "pread"] {
+        let options = Options::default().host_mib(16).disk_mib(48, 2).lane(lane);
+        let mut daemon = Daemon::start(options.disk_dir(at.join(lane)));
+        let session = daemon.session(&blocks::gqa()).await;
+        let set = blocks::loose(&session, 1, 300, PayloadKind::Kv);
+        blocks::save_durable(&session, &set).await;
+        drop(session);
+        daemon.restart();
+        let session = daemon.session(&blocks::gqa()).await;
+        if let Err(why) = take(&daemon) {
+            return child::say(&format!("SKIPPED on {lane}: {why}"));
+        }
+        let more = blocks::loose(&session, 2, 40, PayloadKind::Kv);
+        let outcomes = blocks::save(&session, &more, Acknowledge::Durable).await;
+        let outcomes = outcomes.expect("a device that cannot be written is no error");
+        let durable = |outcome: &SaveOutcome| outcome.is_stored(Acknowledge::Durable);
+        assert!(!outcomes.iter().any(durable), "{lane}: {:?}", outcomes[0]);
+        state_becomes(&daemon, "read_only").await;
+        blocks::restore_all(&session, &set).await;
+        assert!(daemon.is_alive());
+        drop(session);
+        mend(&mut daemon).unwrap();
+        daemon.launch();
+        let session = daemon.session(&blocks::gqa()).await;
+        blocks::restore_all(&session, &set).await;
+        blocks::save_durable(&session, &more).await;
+        state_becomes(&daemon, "healthy").await;
+        drop(session);
+        assert!(daemon.stop().success());
+        std::fs::remove_dir_all(at.join(lane)).unwrap();
+    }
+}
+
+#[test]
+fn a_file_system_that_turns_read_only_stops_the_writing_until_it_is_mended() {
+    in_private_mounts("device::child_read_only", LIMIT);
+}
+
+#[test]
+#[ignore = "a role that another test starts"]
+fn child_read_only() {
+    let Some(at) = told_and_mounted(|scratch| loop_args(scratch, 128)) else {
+        return;
+    };
+    // What ext4 does to itself after an error; open files do not hold it up.
+    let abort = |_: &Daemon| {
+        let at = at.display().to_string();
+        command("mount", &["-o", "remount,abort", &at])
+    };
+    let mend = |daemon: &mut Daemon| {
+        daemon.kill9();
+        remount(&at)
+    };
+    run(LIMIT, lose_the_right_to_write(&at, abort, mend));
+}
+
+#[test]
+fn files_that_may_not_be_written_any_more_stop_the_writing_until_they_may() {
+    in_private_mounts("device::child_forbidden", LIMIT);
+}
+
+// An immutable file refuses even root, and descriptors that were open before.
+#[test]
+#[ignore = "a role that another test starts"]
+fn child_forbidden() {
+    let Some(at) = told_and_mounted(|scratch| loop_args(scratch, 128)) else {
+        return;
+    };
+    let mark = |daemon: &Daemon, how: &str| {
+        let files = daemon.segments().into_iter().map(|(_, path)| path);
+        let files = files.chain([daemon.disk_dir()]);
+        let files: Vec<String> = files.map(|path| path.display().to_string()).collect();
+        let mut args = vec![how];
+        args.extend(files.iter().map(String::as_str));
+        command("chattr", &args)
+    };
+    let mend = |daemon: &mut Daemon| {
+        assert!(daemon.stop().success(), "it ends in order all the same");
+        mark(daemon, "-i")
+    };
+    run(
+        LIMIT,
+        lose_the_right_to_write(&at, |daemon| mark(daemon, "+i"), mend),
+    );
+}
+
+#[test]
+fn a_read_only_device_is_refused_at_the_start_by_its_name() {
+    in_private_mounts("device::child_starts_read_only", LIMIT);
+}
+
+#[test]
+#[ignore = "a role that another test starts"]
+fn child_starts_read_only() {
+    let Some(at) = told_and_mounted(|scratch| loop_args(scratch, 128)) else {
+        return;
+    };
+    run(LIMIT, async {
+        let options = Options::default().disk_mib(48, 2).disk_dir(at.join("disk"));
+        let mut daemon = Daemon::start(options);
+        let session = daemon.session(&blocks::gqa()).await;
+        let set = blocks::loose(&session, 1, 50, PayloadKind::Kv);
+        blocks::save_durable(&session, &set).await;
+        drop(session);
+        assert!(daemon.stop().success());
+        let here = at.display().to_string();
+        command("mount", &["-o", "remount,ro", &here]).unwrap();
+        let why = daemon.try_launch().unwrap_err();
+        assert!(why.contains("Read-only file system"), "{why}");
+        assert!(why.contains(&here), "{why}");
+        let verify = binary::kvtier().display().to_string();
+        let disk = daemon.disk_dir().display().to_string();
+        command(&verify, &["verify", &disk]).expect("a read-only store can be verified");
+        command("mount", &["-o", "remount,rw", &here]).unwrap();
+        daemon.launch();
+        let session = daemon.session(&blocks::gqa()).await;
+        blocks::restore_all(&session, &set).await;
+    });
+}
+
+#[test]
+fn a_device_that_gets_room_again_is_healthy_again() {
+    in_private_mounts("device::child_room_again", LIMIT);
+}
+
+#[test]
+#[ignore = "a role that another test starts"]
+fn child_room_again() {
+    let Some(at) = told_and_mounted(|scratch| loop_args(scratch, 128)) else {
+        return;
+    };
+    run(LIMIT, async {
+        let ballast = at.join("ballast");
+        let len = (80 << 20).to_string();
+        command("fallocate", &["-l", &len, &ballast.display().to_string()]).unwrap();
+        let options = Options::default().host_mib(16).disk_mib(64, 1);
+        let daemon = Daemon::start(options.disk_dir(at.join("disk")));
+        let session = daemon.session(&blocks::gqa()).await;
+        let used = || {
+            daemon
+                .metrics()
+                .get("kvtier_tier_used_bytes{tier=\"disk\"}")
+        };
+        let fill = async |seeds: std::ops::Range<u64>| {
+            for seed in seeds {
+                let set = blocks::loose(&session, seed, 100, PayloadKind::Kv);
+                blocks::save_durable(&session, &set).await;
+            }
+        };
+        fill(0..20).await;
+        state_becomes(&daemon, "full").await;
+        let full = used();
+        std::fs::remove_file(ballast).unwrap();
+        fill(100..130).await;
+        state_becomes(&daemon, "healthy").await;
+        assert!(used() > full, "it uses the room that it was given");
     });
 }

@@ -14,7 +14,9 @@
 
 mod damage;
 mod device;
+mod files;
 mod kill;
+mod lane;
 mod power;
 
 use std::time::Duration;

@@ -1,6 +1,6 @@
 //! Finding the binaries of the daemon: beside the running executable, built when they are stale.
 //!
-//! Upstairs:   `daemon`, and tests that run `kvtier`.
+//! Upstairs:   `daemon`, and whoever runs `kvtier`.
 //! Downstairs: cargo, once a process.
 //!
 //! `cargo test -p kvtier-tests` does not build another package's binaries. A binary that is
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::SystemTime;
 
-use kvtier_benches::launch;
+use crate::launch;
 
 /// Source folders that the binaries are made of, from the workspace's root.
 const SOURCES: [&str; 5] = [
@@ -73,9 +73,21 @@ fn newest(path: &Path) -> SystemTime {
     inside.max().unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
+/// Package of the running executable: see [`launch::build`].
+fn package() -> &'static str {
+    let exe = std::env::current_exe().unwrap_or_default();
+    let name = exe.file_name().unwrap_or_default().to_string_lossy();
+    let own = name.starts_with("kvtier-bench") || name.starts_with("kvtier_bench");
+    if own {
+        env!("CARGO_PKG_NAME")
+    } else {
+        "kvtier-tests"
+    }
+}
+
 fn build() {
     eprintln!("building kvtierd");
-    let built = launch::build(&profile_dir(), env!("CARGO_PKG_NAME"))
+    let built = launch::build(&profile_dir(), package())
         .arg("--quiet")
         .status();
     let built = built.unwrap_or_else(|problem| panic!("cargo cannot be run: {problem}"));

@@ -27,6 +27,15 @@ impl Scrape {
         *value.unwrap_or_else(|| panic!("no series {series}; there are {:?}", self.0.keys()))
     }
 
+    /// State of the only device, in the metrics' word for it.
+    pub fn disk_state(&self) -> &str {
+        let state = |name: &str| name.starts_with("kvtier_disk_state{");
+        let mut on = (self.0.iter()).filter(|(name, value)| state(name) && **value == 1.0);
+        let name = on.next().map_or("", |(name, _)| name.as_str());
+        let state = name.split_once("state=\"").map_or("", |(_, rest)| rest);
+        state.split('"').next().unwrap_or_default()
+    }
+
     /// Sum over every label of a metric.
     pub fn sum(&self, name: &str) -> f64 {
         let of_name = |series: &&String| {
@@ -42,6 +51,13 @@ impl Scrape {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn disk_state_is_the_one_that_is_on() {
+        let text = "kvtier_disk_state{state=\"full\"} 0\n\
+                    kvtier_disk_state{device=\"0\",state=\"read_only\"} 1\n";
+        assert_eq!(Scrape::parse(text).disk_state(), "read_only");
+    }
 
     #[test]
     fn scrape_reads_plain_and_labelled_series_and_sums_over_labels() {

@@ -1,6 +1,6 @@
 //! What a daemon has promised, written down outside of it, and what it kept.
 //!
-//! Upstairs:   tests that kill the daemon.
+//! Upstairs:   `kill` and `power`, and tests that kill the daemon.
 //! Downstairs: `blocks`.
 //!
 //! Invariants kept here
@@ -17,6 +17,8 @@ pub struct Journal {
     pub durable: Vec<SaveBlock>,
     /// Sent without an answer, or acknowledged as accepted: may come back, right and whole.
     pub perhaps: Vec<SaveBlock>,
+    /// Of a namespace whose wipe was acknowledged last: must not come back.
+    pub wiped: Vec<SaveBlock>,
 }
 
 /// What was found again.
@@ -26,6 +28,10 @@ pub struct Survey {
     pub kept: usize,
     /// Durable blocks that did not.
     pub lost: Vec<(String, Miss)>,
+    /// Blocks that came back with bytes that are not theirs.
+    pub wrong: Vec<String>,
+    /// Wiped blocks that came back.
+    pub ghosts: usize,
     /// Other blocks that came back all the same.
     pub lucky: usize,
 }
@@ -55,25 +61,42 @@ impl Journal {
         }
     }
 
-    /// Restores everything that was ever saved. Wrong bytes end the test.
+    /// Restores everything that was ever saved.
     pub async fn survey(&self, session: &Session) -> Survey {
         let mut survey = Survey::default();
         for set in by_kind(&self.durable) {
-            let found = blocks::restore(session, &set).await.unwrap();
+            let found = blocks::look(session, &set).await.unwrap();
             survey.kept += found.hits.len();
             let lost = |(at, miss): &(usize, Miss)| (set[*at].key.short(), *miss);
             survey.lost.extend(found.misses.iter().map(lost));
+            let wrong = found.wrong.into_iter().map(|(_, what)| what);
+            survey.wrong.extend(wrong);
         }
         for set in by_kind(&self.perhaps) {
-            let found = blocks::restore(session, &set).await.unwrap();
+            let found = blocks::look(session, &set).await.unwrap();
             survey.lucky += found.hits.len();
+            let wrong = found.wrong.into_iter().map(|(_, what)| what);
+            survey.wrong.extend(wrong);
+        }
+        for set in by_kind(&self.wiped) {
+            let found = blocks::look(session, &set).await.unwrap();
+            survey.ghosts += found.hits.len() + found.wrong.len();
         }
         survey
+    }
+
+    /// Wipes the namespace and starts over: nothing saved so far may come back.
+    pub async fn wipe(&mut self, session: &Session) {
+        session.wipe().await.unwrap();
+        self.wiped = std::mem::take(&mut self.durable);
+        self.wiped.append(&mut self.perhaps);
     }
 
     /// Insists that everything durable comes back.
     pub async fn verify(&self, session: &Session) -> Survey {
         let survey = self.survey(session).await;
+        assert_eq!(survey.wrong, Vec::<String>::new());
+        assert_eq!(survey.ghosts, 0, "wiped blocks came back");
         assert_eq!(
             survey.lost,
             vec![],

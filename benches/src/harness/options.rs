@@ -26,6 +26,7 @@ pub struct Options {
     segment_bytes: u64,
     lane: &'static str,
     level: &'static str,
+    queue_depth: Option<usize>,
     namespaces: Vec<Namespace>,
     tcp: Option<(SocketAddr, String)>,
     disk_dir: Option<PathBuf>,
@@ -44,6 +45,7 @@ impl Default for Options {
             segment_bytes: 4 * MIB,
             lane: "auto",
             level: "raw",
+            queue_depth: None,
             namespaces: Vec::new(),
             tcp: None,
             disk_dir: None,
@@ -105,6 +107,13 @@ impl Options {
     #[must_use]
     pub fn level(mut self, level: &'static str) -> Self {
         self.level = level;
+        self
+    }
+
+    /// Most operations in flight on the device.
+    #[must_use]
+    pub fn queue_depth(mut self, depth: usize) -> Self {
+        self.queue_depth = Some(depth);
         self
     }
 
@@ -195,6 +204,9 @@ impl Options {
                 "lane = \"{}\"\nlevel = \"{}\"",
                 self.lane, self.level
             ));
+            if let Some(depth) = self.queue_depth {
+                line(format!("queue_depth = {depth}"));
+            }
         }
         let own = Namespace {
             name: "default".into(),

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use kvtier_benches::launch::{self, page};
+use crate::launch::{self, page};
 use kvtier_client::{
     BlockKey, Bytes, Client, ConnectOptions, Endpoint, Error, ModelDescriptor, SaveBlock, Session,
     SessionOptions,
@@ -247,6 +247,17 @@ impl Daemon {
     /// Folder of segments and catalog.
     pub fn disk_dir(&self) -> PathBuf {
         self.options.disk_dir_in(self.home.path())
+    }
+
+    /// Rules of the fault lane (`kvtier_store::disk::fault`). The lane is there when the file was
+    /// there at the start; from then on a change counts at once.
+    pub fn inject(&self, rules: &str) {
+        let dir = self.disk_dir();
+        std::fs::create_dir_all(&dir).unwrap();
+        // By another name first: a lane never sees half of it.
+        let (new, now) = (dir.join("faults.new"), dir.join("faults"));
+        std::fs::write(&new, rules).unwrap();
+        std::fs::rename(new, now).unwrap();
     }
 
     /// Folder of the catalog.

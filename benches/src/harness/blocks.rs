@@ -1,6 +1,6 @@
 //! Models, blocks and payloads in which a wrong byte is always seen.
 //!
-//! Upstairs:   tests save and restore these.
+//! Upstairs:   tests and crash campaigns save and restore these.
 //! Downstairs: the SDK.
 //!
 //! A payload is a stream seeded by the block's key and kind: no two blocks, and no two places in
@@ -188,6 +188,8 @@ pub struct Found {
     pub hits: Vec<(usize, Tier)>,
     /// Index and reason of those that did not come.
     pub misses: Vec<(usize, Miss)>,
+    /// Index of blocks that came back with bytes that are not theirs, and what was found.
+    pub wrong: Vec<(usize, String)>,
     /// Leading blocks that came.
     pub usable: usize,
 }
@@ -201,15 +203,22 @@ impl Found {
 
 /// Restores every block on its own and compares every byte. A wrong one ends the test.
 pub async fn restore(session: &Session, blocks: &[SaveBlock]) -> Result<Found, Error> {
+    look(session, blocks).await.map(right)
+}
+
+/// As [`restore`], but wrong blocks are counted and do not end anything.
+pub async fn look(session: &Session, blocks: &[SaveBlock]) -> Result<Found, Error> {
     let mut all = Found::default();
     for (number, part) in blocks.chunks(RESTORE_MAX).enumerate() {
         let options = RestoreOptions::default().scattered();
-        let found = restore_with(session, part, options).await?;
+        let found = look_with(session, part, options).await?;
         let base = number * RESTORE_MAX;
         let hits = found.hits.into_iter().map(|(at, tier)| (base + at, tier));
         all.hits.extend(hits);
         let misses = found.misses.into_iter().map(|(at, miss)| (base + at, miss));
         all.misses.extend(misses);
+        let wrong = found.wrong.into_iter().map(|(at, what)| (base + at, what));
+        all.wrong.extend(wrong);
         if all.usable == base {
             all.usable += found.usable;
         }
@@ -223,20 +232,38 @@ pub async fn restore_with(
     blocks: &[SaveBlock],
     options: RestoreOptions,
 ) -> Result<Found, Error> {
+    look_with(session, blocks, options).await.map(right)
+}
+
+/// What was found, where nothing of it is wrong.
+fn right(found: Found) -> Found {
+    if let Some((_, what)) = found.wrong.first() {
+        panic!("{what}");
+    }
+    found
+}
+
+async fn look_with(
+    session: &Session,
+    blocks: &[SaveBlock],
+    options: RestoreOptions,
+) -> Result<Found, Error> {
     let kind = blocks[0].kind;
     assert!(blocks.iter().all(|block| block.kind == kind));
     let restore = session.restore(&keys(blocks), kind, options).await?;
     let mut found = Found::default();
     let visit = |leased: &kvtier_client::LeasedBlock, bytes: &[u8]| {
         let block = &blocks[leased.index()];
-        check(session, block, bytes);
         assert_eq!(
             leased.tokens(),
             block.tokens,
             "tokens of {}",
             block.key.short()
         );
-        found.hits.push((leased.index(), leased.tier()));
+        match difference(session, block, bytes) {
+            None => found.hits.push((leased.index(), leased.tier())),
+            Some(what) => found.wrong.push((leased.index(), what)),
+        }
     };
     let summary = restore.for_each(visit).await?;
     found.hits.sort_unstable();
@@ -256,17 +283,25 @@ pub async fn restore_all(session: &Session, blocks: &[SaveBlock]) -> Found {
 
 /// Compares bytes with what the block was saved with.
 pub fn check(session: &Session, block: &SaveBlock, bytes: &[u8]) {
-    let wanted = payload(&block.key, block.kind, len_of(session, block));
-    if bytes != wanted {
-        let differs = |(a, b): (&u8, &u8)| a != b;
-        let first = bytes.iter().zip(&wanted).position(differs);
-        let wrong = bytes.iter().zip(&wanted).filter(|(a, b)| a != b).count();
-        panic!(
-            "WRONG BYTES in block {}: {} of {}, the first at {first:?}; wanted {} bytes",
-            block.key.short(),
-            wrong,
-            bytes.len(),
-            wanted.len()
-        );
+    if let Some(what) = difference(session, block, bytes) {
+        panic!("{what}");
     }
+}
+
+/// Says how bytes differ from what the block was saved with.
+fn difference(session: &Session, block: &SaveBlock, bytes: &[u8]) -> Option<String> {
+    let wanted = payload(&block.key, block.kind, len_of(session, block));
+    if bytes == wanted {
+        return None;
+    }
+    let differs = |(a, b): (&u8, &u8)| a != b;
+    let first = bytes.iter().zip(&wanted).position(differs);
+    let wrong = bytes.iter().zip(&wanted).filter(|(a, b)| a != b).count();
+    Some(format!(
+        "WRONG BYTES in block {}: {} of {}, the first at {first:?}; wanted {} bytes",
+        block.key.short(),
+        wrong,
+        bytes.len(),
+        wanted.len()
+    ))
 }
