@@ -105,6 +105,7 @@ fn check(seed: u64, at: u64, kill: bool, most: usize, counts: &mut Counts) {
             again.read_all();
             assert_eq!(again.model.damage, 0, "later, {}", context());
         }
+        counts.hits += again.model.hits - run.model.hits;
         counts.image(fates);
     }
     counts.disk(run.store.disk());
