@@ -13,12 +13,16 @@
 //!   C1  Nothing is acknowledged on the catalog's word, and a row only ever leads to a read that
 //!       checks the record itself.
 //!
-//! Not here on purpose: no write on the way of a put. Rows are written in portions when the store
-//! has nothing to report, and the rest at the close.
+//! Rows are kept by segment, a few dozen in a piece: a library that keeps one row a block needs
+//! several times the memory of the index itself, and a second for each million at every opening.
+//!
+//! Not here on purpose: nothing between opening and close. A catalog is never trusted after
+//! anything but a close, so that what is written before one only costs; and a library that is not
+//! open holds no memory. What changed is remembered by segment and written at the close.
 
 mod sled;
 
-use std::collections::VecDeque;
+use std::collections::BTreeSet;
 
 use kvtier_proto::{BlockKey, Level, NamespaceId, PayloadKind};
 
@@ -29,12 +33,12 @@ use crate::planted::{Bug, planted};
 
 pub use self::sled::SledCatalog;
 
-/// Rows handled between two looks at the device. Unit: rows; about a millisecond of sled's time.
-const PORTION: usize = 256;
-/// Bytes of a row's key: namespace and block key.
-pub(crate) const ROW_KEY_LEN: usize = 36;
-/// Bytes of a row's value.
-pub(crate) const ROW_LEN: usize = 32;
+/// Rows of a piece. Unit: rows; 4 KiB. Sled keeps up to 256 pages of 16 pieces in memory at least.
+const PIECE_ROWS: usize = 64;
+/// Bytes of a row.
+pub(crate) const ROW_LEN: usize = 64;
+/// The form of rows and pieces. A catalog of another form is rebuilt.
+const FORM: u32 = 2;
 
 /// Why the catalog cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -88,15 +92,29 @@ impl Stamp {
         }
     }
 
-    /// 36 bytes for the catalog to keep.
-    pub fn to_bytes(&self) -> [u8; 36] {
-        let mut bytes = [0; 36];
+    /// 40 bytes for the catalog to keep.
+    pub fn to_bytes(&self) -> [u8; 40] {
+        let mut bytes = [0; 40];
         put(&mut bytes, 0, &self.store_id.0);
         put(&mut bytes, 16, &self.incarnation.to_le_bytes());
         put(&mut bytes, 20, &self.close.rows.to_le_bytes());
         put(&mut bytes, 28, &self.close.digest.to_le_bytes());
+        put(&mut bytes, 36, &FORM.to_le_bytes());
         bytes
     }
+}
+
+/// Some rows of one segment.
+#[derive(Debug, Clone, Copy)]
+pub struct Piece<'a> {
+    /// Number of the segment.
+    pub segment: u32,
+    /// Which piece of its rows, from 0 without a gap.
+    pub number: u32,
+    /// The rows; none only in the last piece.
+    pub rows: &'a [Stored],
+    /// There are no more pieces behind it: those of an earlier time are gone.
+    pub last: bool,
 }
 
 /// Something that keeps rows between a clean close and the next opening.
@@ -104,14 +122,11 @@ pub trait Catalog: std::fmt::Debug + Send {
     /// Gives every row to `each` when `stamp` is what [`Catalog::close`] was given last.
     fn load(&mut self, stamp: &Stamp, each: &mut dyn FnMut(&Stored)) -> Result<(), CatalogError>;
 
-    /// Moves whatever is there aside and starts empty.
+    /// Moves whatever is there aside: the next is empty.
     fn reset(&mut self) -> Result<(), CatalogError>;
 
-    /// Adds or replaces rows.
-    fn put(&mut self, rows: &[Stored]) -> Result<(), CatalogError>;
-
-    /// Takes rows out.
-    fn remove(&mut self, keys: &[(NamespaceId, BlockKey)]) -> Result<(), CatalogError>;
+    /// Adds or replaces a piece of a segment's rows.
+    fn put(&mut self, piece: &Piece<'_>) -> Result<(), CatalogError>;
 
     /// Writes the stamp and everything else out, and ends.
     fn close(&mut self, stamp: &Stamp) -> Result<(), CatalogError>;
@@ -126,15 +141,13 @@ pub(crate) struct Sum {
 
 impl Sum {
     pub(crate) fn add(&mut self, stored: &Stored) {
-        // FNV-1a, then a finisher, so that sums of similar rows do not cancel.
-        let (key, row) = (row_key(stored.namespace, &stored.key), row_of(stored));
-        let fnv = key
-            .iter()
-            .chain(&row)
-            .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
-                (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-            });
-        let mixed = (fnv ^ (fnv >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        // Each step can be undone, so that rows that differ in one word never meet.
+        let row = row_of(stored);
+        let (words, _) = row.as_chunks::<8>();
+        let mixed = words.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, word| {
+            let hash = (hash ^ u64::from_le_bytes(*word)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            hash ^ (hash >> 32)
+        });
         self.rows += 1;
         self.digest = self.digest.wrapping_add(mixed ^ (mixed >> 29));
     }
@@ -147,15 +160,7 @@ impl Sum {
     }
 }
 
-/// Key of a row.
-pub(crate) fn row_key(namespace: NamespaceId, key: &BlockKey) -> [u8; ROW_KEY_LEN] {
-    let mut bytes = [0; ROW_KEY_LEN];
-    put(&mut bytes, 0, &namespace.0.to_le_bytes());
-    put(&mut bytes, 4, &key.0);
-    bytes
-}
-
-/// Value of a row: segment, block, blocks, layout tag, sequence, kind, level, head blocks.
+/// A row: namespace, segment, key, sequence, block, blocks, layout tag, kind, level, head blocks.
 pub(crate) fn row_of(stored: &Stored) -> [u8; ROW_LEN] {
     let place = &stored.place;
     let blocks = |bytes: u64| {
@@ -165,108 +170,94 @@ pub(crate) fn row_of(stored: &Stored) -> [u8; ROW_LEN] {
     };
     let [head_blocks, ..] = blocks(u64::from(place.head_len));
     let mut row = [0; ROW_LEN];
-    put(&mut row, 0, &place.segment.to_le_bytes());
-    put(&mut row, 4, &blocks(place.offset));
-    put(&mut row, 8, &blocks(u64::from(place.len)));
-    put(&mut row, 12, &stored.layout_tag.to_le_bytes());
-    put(&mut row, 16, &place.sequence.to_le_bytes());
+    put(&mut row, 0, &stored.namespace.0.to_le_bytes());
+    put(&mut row, 4, &place.segment.to_le_bytes());
+    put(&mut row, 8, &stored.key.0);
+    put(&mut row, 40, &place.sequence.to_le_bytes());
+    put(&mut row, 48, &blocks(place.offset));
+    put(&mut row, 52, &blocks(u64::from(place.len)));
+    put(&mut row, 56, &stored.layout_tag.to_le_bytes());
     put(
         &mut row,
-        24,
+        60,
         &[stored.kind as u8, stored.level.0, head_blocks],
     );
     row
 }
 
 /// Reads a row back. `None` when it is not one.
-pub(crate) fn read_row(key: &[u8], row: &[u8]) -> Option<Stored> {
-    if key.len() != ROW_KEY_LEN || row.len() != ROW_LEN {
+pub(crate) fn read_row(row: &[u8]) -> Option<Stored> {
+    if row.len() != ROW_LEN {
         return None;
     }
     let bytes = |blocks: u32| u64::from(blocks) * BLOCK;
     Some(Stored {
-        namespace: NamespaceId(u32_at(key, 0)?),
-        key: BlockKey(array(key, 4)?),
-        kind: PayloadKind::from_number(u8_at(row, 24)?)?,
-        level: Level(u8_at(row, 25)?),
-        layout_tag: u32_at(row, 12)?,
+        namespace: NamespaceId(u32_at(row, 0)?),
+        key: BlockKey(array(row, 8)?),
+        kind: PayloadKind::from_number(u8_at(row, 60)?)?,
+        level: Level(u8_at(row, 61)?),
+        layout_tag: u32_at(row, 56)?,
         pinned: false,
         place: Place {
-            segment: u32_at(row, 0)?,
-            offset: bytes(u32_at(row, 4)?),
-            len: u32::try_from(bytes(u32_at(row, 8)?)).ok()?,
-            head_len: u32::try_from(bytes(u32::from(u8_at(row, 26)?))).ok()?,
+            segment: u32_at(row, 4)?,
+            offset: bytes(u32_at(row, 48)?),
+            len: u32::try_from(bytes(u32_at(row, 52)?)).ok()?,
+            head_len: u32::try_from(bytes(u32::from(u8_at(row, 62)?))).ok()?,
             epoch: 0,
-            sequence: u64_at(row, 16)?,
+            sequence: u64_at(row, 40)?,
         },
     })
 }
 
-/// What the catalog has not heard yet.
+/// Segments whose rows the catalog does not have as they are.
 #[derive(Debug, Default)]
-pub(crate) struct Work {
+pub(crate) struct Changed {
     /// Without a catalog nothing is remembered.
     on: bool,
-    sealed: VecDeque<u32>,
-    rows: Vec<Stored>,
-    removed: VecDeque<(NamespaceId, BlockKey)>,
+    segments: BTreeSet<u32>,
 }
 
-impl Work {
+impl Changed {
     pub(crate) fn start(&mut self) {
         self.on = true;
     }
 
-    /// The rows of a segment are complete.
+    /// A segment is sealed: it got its rows.
     pub(crate) fn sealed(&mut self, segment: u32) {
         if self.on {
-            self.sealed.push_back(segment);
+            self.segments.insert(segment);
         }
     }
 
+    /// A row is not where it was.
     pub(crate) fn removed(&mut self, stored: &Stored) {
         if self.on && !planted(Bug::CatalogKeepsRemoved) {
-            self.removed.push_back((stored.namespace, stored.key));
+            self.segments.insert(stored.place.segment);
         }
     }
 
-    /// Hands over at most [`PORTION`] rows. True when there is more.
-    pub(crate) fn portion(
-        &mut self,
-        catalog: &mut dyn Catalog,
-        index: &Index,
-    ) -> Result<bool, CatalogError> {
-        if self.rows.is_empty()
-            && let Some(segment) = self.sealed.pop_front()
-        {
-            self.rows = index.in_segment(segment).collect();
-        }
-        let keep = self.rows.len().saturating_sub(PORTION);
-        let mut rows = self.rows.split_off(keep);
-        rows.retain(|row| {
-            index
-                .get(row.namespace, &row.key)
-                .is_some_and(|here| here.place == row.place)
-        });
-        if !rows.is_empty() {
-            catalog.put(&rows)?;
-        }
-        let take = self.removed.len().min(PORTION);
-        let mut keys: Vec<_> = self.removed.drain(..take).collect();
-        keys.retain(|(namespace, key)| index.get(*namespace, key).is_none());
-        if !keys.is_empty() {
-            catalog.remove(&keys)?;
-        }
-        Ok(!(self.rows.is_empty() && self.sealed.is_empty() && self.removed.is_empty()))
-    }
-
-    /// Hands over everything.
-    pub(crate) fn finish(
+    /// Writes the rows of every segment that was noted.
+    pub(crate) fn write(
         &mut self,
         catalog: &mut dyn Catalog,
         index: &Index,
     ) -> Result<(), CatalogError> {
-        while self.portion(catalog, index)? {}
+        while let Some(segment) = self.segments.pop_first() {
+            let mut rows = index.in_segment(segment).peekable();
+            for number in 0.. {
+                let some: Vec<Stored> = rows.by_ref().take(PIECE_ROWS).collect();
+                let last = rows.peek().is_none();
+                catalog.put(&Piece {
+                    segment,
+                    number,
+                    rows: &some,
+                    last,
+                })?;
+                if last {
+                    break;
+                }
+            }
+        }
         Ok(())
     }
 }

@@ -23,6 +23,8 @@ mod dir;
 #[cfg(debug_assertions)]
 pub mod fault;
 pub mod file;
+#[cfg(any(test, feature = "sim"))]
+pub mod hollow;
 pub mod lane;
 #[allow(
     unsafe_code,

@@ -181,8 +181,6 @@ pub enum Counter {
     Condemned,
     /// Wipes acknowledged.
     Wipes,
-    /// Operations of the catalog that failed.
-    CatalogErrors,
     /// Creates that the device had no room for.
     CreatesRefused,
 }

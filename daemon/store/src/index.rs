@@ -9,7 +9,7 @@
 //!
 //! Not here on purpose: no payload, no header. What a record says of itself is read from it.
 
-use std::hash::Hasher;
+use std::hash::{DefaultHasher, Hasher};
 
 use kvtier_proto::{BlockKey, LayoutFingerprint, Level, NamespaceId, PayloadKind};
 
@@ -99,6 +99,11 @@ struct SegmentList {
     entries: u32,
 }
 
+/// Buckets for so many blocks: at most three of four are taken.
+fn buckets_for(blocks: usize) -> usize {
+    (blocks * 4).div_ceil(3).next_power_of_two().max(64)
+}
+
 /// What became of an insert.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Inserted {
@@ -117,7 +122,8 @@ fn age(place: &Place) -> (u64, u64) {
 /// All blocks of one store.
 #[derive(Debug)]
 pub(crate) struct Index {
-    seed: StoreId,
+    /// Has taken the store's identity already.
+    hasher: DefaultHasher,
     entries: Vec<Entry>,
     free: u32,
     len: usize,
@@ -128,8 +134,11 @@ pub(crate) struct Index {
 impl Index {
     pub(crate) fn new(seed: StoreId) -> Self {
         let buckets = vec![EMPTY; 64];
+        // SipHash with a secret prefix; the constructor's own keys are fixed, so runs repeat.
+        let mut hasher = DefaultHasher::new();
+        hasher.write(&seed.0);
         Self {
-            seed,
+            hasher,
             entries: Vec::new(),
             free: NONE,
             len: 0,
@@ -147,6 +156,31 @@ impl Index {
         self.entries.capacity() * size_of::<Entry>()
             + self.buckets.capacity() * size_of::<Bucket>()
             + self.segments.capacity() * size_of::<SegmentList>()
+    }
+
+    /// Takes room for `more` blocks at once. What there is no memory for is asked for again, piece
+    /// by piece, when the blocks come.
+    pub(crate) fn reserve(&mut self, more: u64) {
+        let more = usize::try_from(more)
+            .unwrap_or(ENTRIES_MAX)
+            .min(ENTRIES_MAX);
+        if self.entries.try_reserve_exact(more).is_err() {
+            return;
+        }
+        let buckets = buckets_for(self.len + more);
+        if buckets > self.buckets.len() {
+            self.spread_over(buckets);
+        }
+    }
+
+    /// Forgets every block. Epochs and memory stay.
+    pub(crate) fn clear(&mut self) {
+        self.entries.clear();
+        (self.free, self.len) = (NONE, 0);
+        self.buckets.fill(EMPTY);
+        for list in &mut self.segments {
+            (list.head, list.entries) = (NONE, 0);
+        }
     }
 
     /// Announces the epoch of a segment's present life. Its list must be empty.
@@ -176,14 +210,14 @@ impl Index {
     }
 
     pub(crate) fn get(&self, namespace: NamespaceId, key: &BlockKey) -> Option<Stored> {
-        let (_, entry) = self.find(namespace, key)?;
+        let (_, entry) = self.find(self.hash(namespace, key), namespace, key)?;
         self.entries
             .get(entry as usize)
             .map(|entry| self.view(entry))
     }
 
     pub(crate) fn set_pinned(&mut self, namespace: NamespaceId, key: &BlockKey, pinned: bool) {
-        if let Some((_, entry)) = self.find(namespace, key)
+        if let Some((_, entry)) = self.find(self.hash(namespace, key), namespace, key)
             && let Some(entry) = self.entries.get_mut(entry as usize)
         {
             entry.pinned = pinned;
@@ -193,20 +227,38 @@ impl Index {
     /// Adds a record; of two records of a key the higher sequence stays, and of two copies of
     /// one record the one in the younger segment.
     pub(crate) fn insert(&mut self, stored: &Stored) -> Inserted {
-        let replaced = match self.get(stored.namespace, &stored.key) {
-            Some(old) if age(&old.place) >= age(&stored.place) => return Inserted::Older,
-            Some(old) => {
-                self.remove(stored.namespace, &stored.key);
-                Some(old)
+        self.insert_hashed(self.hash(stored.namespace, &stored.key), stored)
+    }
+
+    /// Hashes of `rows`, for [`Index::insert_hashed`]. Their buckets are looked at together: each
+    /// is a cache miss of its own, and misses that do not wait for each other overlap.
+    pub(crate) fn hashes(&self, rows: &[Stored], hashes: &mut Vec<u32>) {
+        hashes.clear();
+        hashes.extend(rows.iter().map(|row| self.hash(row.namespace, &row.key)));
+        let homes = hashes.iter().map(|hash| self.home(*hash));
+        let seen = homes.filter_map(|home| self.buckets.get(home));
+        std::hint::black_box(seen.fold(0, |seen, bucket| seen ^ bucket.hash));
+    }
+
+    /// As [`Index::insert`], with the hash that [`Index::hashes`] gave.
+    pub(crate) fn insert_hashed(&mut self, hash: u32, stored: &Stored) -> Inserted {
+        let replaced = match self.find(hash, stored.namespace, &stored.key) {
+            Some((bucket, number)) => {
+                let old = self.entries.get(number as usize).map(|old| self.view(old));
+                if old.is_some_and(|old| age(&old.place) >= age(&stored.place)) {
+                    return Inserted::Older;
+                }
+                self.take_out(bucket, number);
+                old
             }
             None => None,
         };
         if self.len < ENTRIES_MAX {
-            let pinned = stored.pinned || replaced.is_some_and(|old: Stored| old.pinned);
+            let pinned = stored.pinned || replaced.is_some_and(|old| old.pinned);
             let number = self.take_entry(&Stored { pinned, ..*stored });
             self.link(number, stored.place.segment);
             self.put_bucket(Bucket {
-                hash: self.hash(stored.namespace, &stored.key),
+                hash,
                 entry: number,
             });
             self.len += 1;
@@ -216,11 +268,16 @@ impl Index {
 
     /// Takes a key out. Returns what it was.
     pub(crate) fn remove(&mut self, namespace: NamespaceId, key: &BlockKey) -> Option<Stored> {
-        let (bucket, number) = self.find(namespace, key)?;
+        let (bucket, number) = self.find(self.hash(namespace, key), namespace, key)?;
         let stored = self
             .entries
             .get(number as usize)
             .map(|entry| self.view(entry))?;
+        self.take_out(bucket, number);
+        Some(stored)
+    }
+
+    fn take_out(&mut self, bucket: usize, number: u32) {
         self.close_gap(bucket);
         self.unlink(number);
         if let Some(entry) = self.entries.get_mut(number as usize) {
@@ -230,7 +287,6 @@ impl Index {
         }
         self.free = number;
         self.len -= 1;
-        Some(stored)
     }
 
     /// Blocks of one segment, newest first.
@@ -353,11 +409,9 @@ impl Index {
     }
 
     fn hash(&self, namespace: NamespaceId, key: &BlockKey) -> u32 {
-        // SipHash with a secret prefix; the constructor's own keys are fixed, so runs repeat.
-        let mut hasher = std::hash::DefaultHasher::new();
-        hasher.write(&self.seed.0);
-        hasher.write_u32(namespace.0);
+        let mut hasher = self.hasher.clone();
         hasher.write(&key.0);
+        hasher.write(&namespace.0.to_le_bytes());
         let [a, b, c, d, ..] = hasher.finish().to_le_bytes();
         u32::from_le_bytes([a, b, c, d])
     }
@@ -366,8 +420,7 @@ impl Index {
         hash as usize & (self.buckets.len() - 1)
     }
 
-    fn find(&self, namespace: NamespaceId, key: &BlockKey) -> Option<(usize, u32)> {
-        let hash = self.hash(namespace, key);
+    fn find(&self, hash: u32, namespace: NamespaceId, key: &BlockKey) -> Option<(usize, u32)> {
         let mut at = self.home(hash);
         loop {
             let bucket = self.buckets.get(at)?;
@@ -386,14 +439,17 @@ impl Index {
     }
 
     fn put_bucket(&mut self, bucket: Bucket) {
-        if (self.len + 1) * 4 > self.buckets.len() * 3 {
-            let old = std::mem::take(&mut self.buckets);
-            self.buckets = vec![EMPTY; old.len() * 2];
-            for bucket in old.into_iter().filter(|bucket| bucket.entry != NONE) {
-                self.place_bucket(bucket);
-            }
+        if buckets_for(self.len + 1) > self.buckets.len() {
+            self.spread_over(self.buckets.len() * 2);
         }
         self.place_bucket(bucket);
+    }
+
+    fn spread_over(&mut self, buckets: usize) {
+        let old = std::mem::replace(&mut self.buckets, vec![EMPTY; buckets]);
+        for bucket in old.into_iter().filter(|bucket| bucket.entry != NONE) {
+            self.place_bucket(bucket);
+        }
     }
 
     fn place_bucket(&mut self, bucket: Bucket) {

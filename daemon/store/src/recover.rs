@@ -18,6 +18,8 @@
 //!
 //! Not here on purpose: no repair by guessing. A record that does not pass is not a record.
 
+mod flow;
+mod load;
 mod rebuild;
 pub(crate) mod survey;
 
@@ -26,13 +28,12 @@ use std::sync::Arc;
 
 use kvtier_proto::Miss;
 
-use crate::catalog::{Catalog, CatalogError, Stamp, Sum};
+use crate::catalog::{Catalog, CatalogError, Stamp};
 use crate::disk::{Disk, FILES_MAX};
 use crate::events::DeviceState;
 use crate::format::segment::segment_number;
 use crate::format::superblock::{SLOT_LEN, SLOTS, SUPERBLOCK_NAME};
 use crate::format::{CleanClose, Superblock, VERSION};
-use crate::index::{Inserted, Stored};
 use crate::lane::Lane;
 use crate::mem::{Arena, Share};
 use crate::planted::{Bug, planted};
@@ -369,7 +370,7 @@ fn fill<D: Disk>(
     // The rows of a catalog that a read-only store leaves alone would be out of date.
     let mut catalog = catalog.filter(|_| !store.is_poisoned());
     let trusted = match (&mut catalog, stamp) {
-        (Some(catalog), Some(stamp)) => load_catalog(store, catalog.as_mut(), &stamp, report),
+        (Some(catalog), Some(stamp)) => load::load_catalog(store, catalog.as_mut(), &stamp, report),
         _ => false,
     };
     let mut unread = BTreeSet::new();
@@ -389,7 +390,7 @@ fn fill<D: Disk>(
     }
     store.catalog = catalog;
     if store.catalog.is_some() {
-        store.catalog_work.start();
+        store.changed.start();
     }
     settle_lives(store, trusted, &unread, report);
 }
@@ -418,67 +419,9 @@ fn settle_lives<D: Disk>(
         } else {
             segment.life = Life::Sealed;
             if !trusted {
-                store.catalog_work.sealed(number);
+                store.changed.sealed(number);
             }
         }
-    }
-}
-
-/// Fills the index from the catalog. False when it is not what the clean close left.
-fn load_catalog<D: Disk>(
-    store: &mut Store<D>,
-    catalog: &mut dyn Catalog,
-    stamp: &Stamp,
-    report: &mut RecoveryReport,
-) -> bool {
-    let mut sum = Sum::default();
-    let mut rows: Vec<Stored> = Vec::new();
-    let outcome = catalog.load(stamp, &mut |stored| {
-        sum.add(stored);
-        rows.push(*stored);
-    });
-    let known = rows.iter().all(|row| {
-        let segment = store.segments.get(row.place.segment);
-        segment.is_some_and(|segment| {
-            segment.epoch > 0 && row.place.offset + u64::from(row.place.len) <= segment.size
-        })
-    });
-    let mismatch = |what: &str| Distrust {
-        reason: DistrustReason::Mismatch,
-        what: what.to_owned(),
-    };
-    let distrust = match outcome {
-        Err(problem) => Distrust::from(problem),
-        Ok(()) if sum.close() != stamp.close && !planted(Bug::CatalogUnchecked) => {
-            mismatch("its rows do not add up")
-        }
-        Ok(()) if !known => mismatch("a row names a segment that is not there"),
-        Ok(()) => {
-            for row in &rows {
-                report.records += 1;
-                add(store, row, report);
-            }
-            report.source = IndexSource::Catalog;
-            return true;
-        }
-    };
-    tracing::warn!(
-        problem = distrust.what,
-        "catalog not trusted; rebuilding the index from the segments"
-    );
-    report.source = IndexSource::SegmentsAfter(distrust);
-    false
-}
-
-/// Adds a record to the index unless it was wiped.
-fn add<D: Disk>(store: &mut Store<D>, stored: &Stored, report: &mut RecoveryReport) {
-    let now = store.superfile.now();
-    if now.is_wiped(stored.namespace, stored.place.sequence) && !planted(Bug::SkipWipeOnRebuild) {
-        report.wiped += 1;
-        return;
-    }
-    if store.index.insert(stored) != Inserted::New {
-        report.superseded += 1;
     }
 }
 

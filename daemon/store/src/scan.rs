@@ -14,6 +14,7 @@
 //!
 //! Not here on purpose: nothing is changed on the device.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use kvtier_proto::Miss;
@@ -25,8 +26,10 @@ use crate::format::{BLOCK, Head, Header, StoreId, Summary, index};
 use crate::lane::{Lane, Transfer};
 use crate::mem::{Arena, IoBuf};
 
-/// Bytes read at a time; the next window is on its way while one is walked through.
+/// Bytes read at a time.
 pub(crate) const WINDOW: u64 = 4 << 20;
+/// Windows that are read while one is walked through.
+pub(crate) const WINDOWS_AHEAD: usize = 2;
 /// Bytes read at a time where a window could not be read.
 const PIECE: u64 = 64 << 10;
 
@@ -286,10 +289,21 @@ pub(crate) fn scan<D: Disk>(
     each: &mut dyn FnMut(Verdict),
 ) -> std::io::Result<u64> {
     let mut read = 0;
-    let mut at = range.start;
-    let mut next = start_window(lane, arena, file, at, range.end)?;
-    while let Some((user, len)) = next {
-        next = start_window(lane, arena, file, at + len, range.end)?;
+    let (mut at, mut ahead) = (range.start, range.start);
+    let mut windows: VecDeque<(u64, u64)> = VecDeque::new();
+    loop {
+        while windows.len() <= WINDOWS_AHEAD && ahead < range.end {
+            let len = WINDOW.min(range.end - ahead);
+            let Some(buf) = arena.alloc(index(len)) else {
+                break;
+            };
+            let user = lane.start(Transfer::read(file, ahead, buf, index(len)));
+            windows.push_back((user, len));
+            ahead += len;
+        }
+        let Some((user, len)) = windows.pop_front() else {
+            break;
+        };
         match lane.wait_for(user) {
             (Some(window), Ok(())) => {
                 read += len;
@@ -302,27 +316,11 @@ pub(crate) fn scan<D: Disk>(
         }
         at += len;
     }
+    if at < range.end {
+        return Err(std::io::Error::other("no memory for a scan window"));
+    }
     scanner.finish(each);
     Ok(read)
-}
-
-fn start_window<D: Disk>(
-    lane: &mut Lane<D>,
-    arena: &Arc<Arena>,
-    file: FileId,
-    at: u64,
-    end: u64,
-) -> std::io::Result<Option<(u64, u64)>> {
-    let len = WINDOW.min(end.saturating_sub(at));
-    if len == 0 {
-        return Ok(None);
-    }
-    let room = arena.alloc(index(len));
-    let buf = room.ok_or_else(|| std::io::Error::other("no memory for a scan window"))?;
-    Ok(Some((
-        lane.start(Transfer::read(file, at, buf, index(len))),
-        len,
-    )))
 }
 
 /// A window failed: what can be read of it is read in pieces.

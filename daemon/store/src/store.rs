@@ -149,7 +149,7 @@ pub struct Store<D: Disk> {
     pub(crate) index: Index,
     pub(crate) segments: Segments,
     pub(crate) catalog: Option<Box<dyn Catalog>>,
-    pub(crate) catalog_work: crate::catalog::Work,
+    pub(crate) changed: crate::catalog::Changed,
     flights: BTreeMap<u64, Flight>,
     queue: VecDeque<Queued>,
     forwards: VecDeque<Queued>,
@@ -209,7 +209,7 @@ impl<D: Disk> Store<D> {
             superfile,
             segments: Segments::default(),
             catalog,
-            catalog_work: crate::catalog::Work::default(),
+            changed: crate::catalog::Changed::default(),
             flights: BTreeMap::new(),
             queue: VecDeque::new(),
             forwards: VecDeque::new(),
@@ -235,10 +235,9 @@ impl<D: Disk> Store<D> {
     /// used; it does not block when it has something to report.
     pub fn step(&mut self, wait: Wait, events: &mut Vec<Event>) {
         self.advance(events);
-        let may_block = events.is_empty() && !self.work_on_catalog();
+        let wait = if events.is_empty() { wait } else { Wait::No };
         let mut finished = Vec::new();
-        self.lane
-            .collect(if may_block { wait } else { Wait::No }, &mut finished);
+        self.lane.collect(wait, &mut finished);
         for one in finished {
             self.settle(one, events);
         }
@@ -444,7 +443,7 @@ impl<D: Disk> Store<D> {
                 .pinned_bytes
                 .saturating_sub(u64::from(stored.place.len));
         }
-        self.catalog_work.removed(&stored);
+        self.changed.removed(&stored);
         Some(stored)
     }
 

@@ -25,7 +25,7 @@ use crate::lane::{Lane, Transfer};
 use crate::mem::{Arena, Share};
 use crate::recover::OpenError;
 use crate::recover::survey::{Surveyed, has_forgotten, survey};
-use crate::scan::{Scanner, Verdict, WINDOW, scan};
+use crate::scan::{Scanner, Verdict, WINDOW, WINDOWS_AHEAD, scan};
 use crate::superblock::{Looked, look};
 
 /// How bad it is; the exit status of `kvtier verify` follows from it.
@@ -190,7 +190,8 @@ pub fn run_each<D: Disk>(
     each: &mut dyn FnMut(&RecordRow),
 ) -> Result<Report, OpenError> {
     let mut lane = Lane::new(disk);
-    let memory = index(3 * WINDOW);
+    // One more for footers.
+    let memory = index((WINDOWS_AHEAD as u64 + 2) * WINDOW);
     let arena =
         Arena::create("kvtier-verify", memory, Share::Private).map_err(OpenError::Memory)?;
     let files = lane.disk().list().map_err(OpenError::List)?;
@@ -365,6 +366,9 @@ fn read_footer<D: Disk>(
     store_id: StoreId,
 ) -> Option<Footer> {
     let trailer = one.header.and(one.footer_of(store_id))?;
+    if trailer.rows == 0 {
+        return Footer::decode(&[], trailer);
+    }
     let len = index(trailer.table_len());
     let own = || {
         Arena::create("kvtier-footer", len, Share::Private)

@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard};
 use strum::{EnumIter, IntoEnumIterator as _, IntoStaticStr};
 
 use super::*;
-use crate::catalog::Stamp;
+use crate::catalog::{Piece, Stamp};
 use crate::disk::sim::Seeded;
 
 /// States that are remembered: so much of the end may be lost.
@@ -47,7 +47,8 @@ struct Folder {
     exists: bool,
     unreadable: bool,
     stamp: Option<Stamp>,
-    rows: BTreeMap<(NamespaceId, BlockKey), Stored>,
+    /// By segment and piece.
+    pieces: BTreeMap<(u32, u32), Vec<Stored>>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -122,21 +123,25 @@ impl Shelf {
             }
             Spoil::Missing => inner.now = Folder::default(),
             Spoil::Unreadable => inner.now.unreadable = true,
-            Spoil::DroppedRows => inner.now.rows.retain(|_, _| random.below(4) > 0),
+            Spoil::DroppedRows => {
+                for rows in inner.now.pieces.values_mut() {
+                    rows.retain(|_| random.below(4) > 0);
+                }
+            }
             Spoil::ChangedRow => {
-                if let Some(row) = inner.now.rows.values_mut().next() {
+                if let Some(row) = inner.now.pieces.values_mut().flatten().next() {
                     row.place.offset += 4096 * (1 + random.below(8));
                 }
             }
             Spoil::OldRow => {
-                let old = inner.before.iter().rev().flat_map(|folder| &folder.rows);
-                let old = old.map(|(name, row)| (*name, *row));
-                let gone = |(name, row): &(_, Stored)| {
-                    let here = inner.now.rows.get(name);
-                    here.is_none_or(|here| here.place != row.place)
+                let old = inner.before.iter().rev().flat_map(|folder| &folder.pieces);
+                let old = old.flat_map(|(name, rows)| rows.iter().map(|row| (*name, *row)));
+                let gone = |(_, row): &(_, Stored)| {
+                    let mut here = inner.now.pieces.values().flatten();
+                    here.all(|here| here.place != row.place)
                 };
                 if let Some((name, row)) = old.into_iter().find(gone) {
-                    inner.now.rows.insert(name, row);
+                    inner.now.pieces.entry(name).or_default().push(row);
                 }
             }
         }
@@ -181,7 +186,7 @@ impl Catalog for ShelfCatalog {
             let what = what("another stamp");
             return Err(CatalogError::Unsound { what });
         }
-        for row in folder.rows.values() {
+        for row in folder.pieces.values().flatten() {
             let mut row = *row;
             (row.pinned, row.place.epoch) = (false, 0);
             each(&row);
@@ -198,13 +203,20 @@ impl Catalog for ShelfCatalog {
         })
     }
 
-    fn put(&mut self, rows: &[Stored]) -> Result<(), CatalogError> {
-        let rows = rows.iter().map(|row| ((row.namespace, row.key), *row));
-        self.change(|folder| folder.rows.extend(rows))
-    }
-
-    fn remove(&mut self, keys: &[(NamespaceId, BlockKey)]) -> Result<(), CatalogError> {
-        self.change(|folder| folder.rows.retain(|name, _| !keys.contains(name)))
+    fn put(&mut self, piece: &Piece<'_>) -> Result<(), CatalogError> {
+        let Piece {
+            segment, number, ..
+        } = *piece;
+        self.change(|folder| {
+            folder.pieces.remove(&(segment, number));
+            if !piece.rows.is_empty() {
+                folder.pieces.insert((segment, number), piece.rows.to_vec());
+            }
+            if piece.last {
+                let behind = |name: &(u32, u32)| name.0 == segment && name.1 > number;
+                folder.pieces.retain(|name, _| !behind(name));
+            }
+        })
     }
 
     fn close(&mut self, stamp: &Stamp) -> Result<(), CatalogError> {

@@ -7,22 +7,27 @@
 //! What sled says is durable is not (its flush uses `sync_file_range`), which is why nothing here
 //! decides whether it may be trusted: the superblock and the sum over the rows do.
 //!
+//! A value holds a piece of a segment's rows, so that sled has a thousand pages where it had a
+//! few hundred thousand. A page takes up to 16 values and must stay below its own segment of
+//! 512 KiB: beyond that sled makes a file of each.
+//!
 //! Not here on purpose: no background flush. A crash makes the next opening rebuild anyway.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-use kvtier_proto::{BlockKey, NamespaceId};
-
-use super::{Catalog, CatalogError, Stamp, read_row, row_key, row_of};
+use super::{Catalog, CatalogError, Piece, ROW_LEN, Stamp, read_row, row_of};
 use crate::index::Stored;
+use crate::mem::trim_heap;
 
-/// Tree with one row a block.
-const BLOCKS: &str = "blocks";
+/// Tree with the rows of each segment, in pieces.
+const ROWS: &str = "rows";
 /// Key of the stamp, in the default tree.
 const STAMP: &str = "stamp";
 /// Memory that sled may use for pages. Unit: bytes.
-const CACHE: u64 = 32 << 20;
+const CACHE: u64 = 8 << 20;
+/// File of sled's log in its folder.
+const LOG: &str = "db";
 
 /// What sled says when somebody else has its folder open.
 const LOCKED: &str = "could not acquire lock";
@@ -38,7 +43,7 @@ pub struct SledCatalog {
 
 struct Open {
     db: sled::Db,
-    blocks: sled::Tree,
+    rows: sled::Tree,
 }
 
 impl SledCatalog {
@@ -79,8 +84,8 @@ impl SledCatalog {
                 .flush_every_ms(None);
             let opened = guard(|| {
                 let db = config.open()?;
-                let blocks = db.open_tree(BLOCKS)?;
-                Ok(Open { db, blocks })
+                let rows = db.open_tree(ROWS)?;
+                Ok(Open { db, rows })
             });
             match opened {
                 Err(CatalogError::Library { what }) if what.contains(LOCKED) && tries < TRIES => {
@@ -91,6 +96,49 @@ impl SledCatalog {
             }
         }
     }
+}
+
+impl SledCatalog {
+    /// Lets sled go: it holds memory and threads for as long as it is open.
+    fn drop_open(&mut self) -> Result<(), CatalogError> {
+        let open = self.open.take();
+        // Dropping a broken sled may panic as well.
+        let dropped = guard(|| {
+            drop(open);
+            Ok(())
+        });
+        // Else most of it would stay with this process, more than half of what the index takes.
+        trim_heap();
+        dropped
+    }
+
+    /// Has the kernel read ahead what sled will read page by page.
+    fn read_ahead(&self) {
+        if let Ok(log) = std::fs::File::open(self.folder.join(LOG)) {
+            // A wish: without it the opening takes longer.
+            let _ = rustix::fs::fadvise(&log, 0, None, rustix::fs::Advice::WillNeed);
+        }
+    }
+}
+
+/// Name of a piece: sorted by segment, then by number.
+fn name_of(segment: u32, number: u32) -> [u8; 8] {
+    (u64::from(segment) << 32 | u64::from(number)).to_be_bytes()
+}
+
+/// Gives the rows of a piece to `each`. False when it is none.
+fn read_piece(name: &[u8], rows: &[u8], each: &mut dyn FnMut(&Stored)) -> bool {
+    let segment = name.first_chunk().map(|number| u32::from_be_bytes(*number));
+    let (rows, rest) = rows.as_chunks::<ROW_LEN>();
+    let whole = name.len() == 8 && rest.is_empty();
+    whole
+        && rows.iter().all(|row| match read_row(row) {
+            Some(stored) if segment == Some(stored.place.segment) => {
+                each(&stored);
+                true
+            }
+            _ => false,
+        })
 }
 
 impl std::fmt::Debug for SledCatalog {
@@ -127,38 +175,31 @@ impl Catalog for SledCatalog {
         if !self.folder.exists() {
             return Err(CatalogError::Missing);
         }
+        self.read_ahead();
         let open = self.db()?;
         let found = guard(|| open.db.get(STAMP))?;
         if found.as_deref() != Some(stamp.to_bytes().as_slice()) {
             return Err(unsound("its stamp is not the one of the last clean close"));
         }
-        let mut bad = false;
+        let mut sound = true;
         guard(|| {
-            for row in open.blocks.iter() {
-                let (key, row) = row?;
-                match read_row(&key, &row) {
-                    Some(stored) => each(&stored),
-                    None => bad = true,
-                }
+            for piece in open.rows.iter() {
+                let (name, rows) = piece?;
+                sound &= read_piece(&name, &rows, each);
             }
             Ok(())
         })?;
-        if bad {
-            Err(unsound("a row has the wrong form"))
-        } else {
+        self.drop_open()?;
+        if sound {
             Ok(())
+        } else {
+            Err(unsound("a row has the wrong form"))
         }
     }
 
     fn reset(&mut self) -> Result<(), CatalogError> {
-        if let Some(open) = self.open.take() {
-            // Dropping a broken sled may panic as well.
-            guard(|| {
-                drop(open);
-                Ok(())
-            })
-            .ok();
-        }
+        // What a broken sled says at its end is of no use.
+        let _ = self.drop_open();
         if self.folder.exists() {
             let aside = Self::aside(&self.folder);
             match std::fs::symlink_metadata(&aside) {
@@ -168,31 +209,30 @@ impl Catalog for SledCatalog {
             }
             std::fs::rename(&self.folder, &aside)?;
         }
-        self.db().map(|_| ())
+        Ok(())
     }
 
-    fn put(&mut self, rows: &[Stored]) -> Result<(), CatalogError> {
+    fn put(&mut self, piece: &Piece<'_>) -> Result<(), CatalogError> {
         let open = self.db()?;
         guard(|| {
-            let mut batch = sled::Batch::default();
-            for stored in rows {
-                batch.insert(
-                    row_key(stored.namespace, &stored.key).to_vec(),
-                    row_of(stored).to_vec(),
-                );
+            let next = if piece.rows.is_empty() {
+                piece.number
+            } else {
+                let mut rows = Vec::with_capacity(piece.rows.len() * ROW_LEN);
+                for row in piece.rows {
+                    rows.extend_from_slice(&row_of(row));
+                }
+                open.rows
+                    .insert(name_of(piece.segment, piece.number), rows)?;
+                piece.number + 1
+            };
+            if piece.last {
+                let behind = name_of(piece.segment, next)..=name_of(piece.segment, u32::MAX);
+                for name in open.rows.range(behind).keys() {
+                    open.rows.remove(name?)?;
+                }
             }
-            open.blocks.apply_batch(batch)
-        })
-    }
-
-    fn remove(&mut self, keys: &[(NamespaceId, BlockKey)]) -> Result<(), CatalogError> {
-        let open = self.db()?;
-        guard(|| {
-            let mut batch = sled::Batch::default();
-            for (namespace, key) in keys {
-                batch.remove(row_key(*namespace, key).to_vec());
-            }
-            open.blocks.apply_batch(batch)
+            Ok(())
         })
     }
 
@@ -200,14 +240,10 @@ impl Catalog for SledCatalog {
         let open = self.db()?;
         guard(|| {
             open.db.insert(STAMP, stamp.to_bytes().as_slice())?;
-            open.blocks.flush()?;
+            open.rows.flush()?;
             open.db.flush()?;
             Ok(())
         })?;
-        let open = self.open.take();
-        guard(|| {
-            drop(open);
-            Ok(())
-        })
+        self.drop_open()
     }
 }

@@ -1,6 +1,7 @@
 //! The catalog is trusted after a clean close and at no other time.
 
 use super::*;
+use crate::format::StoreId;
 use crate::testkit::*;
 use crate::{IndexSource, Store};
 
@@ -118,12 +119,82 @@ fn rows_round_trip_and_short_ones_are_refused() {
     let mut store = Fixture::new();
     store.put_all([1]);
     let stored = store.store.blocks().next().unwrap();
-    let (key, row) = (row_key(stored.namespace, &stored.key), row_of(&stored));
-    let mut back = read_row(&key, &row).unwrap();
+    let row = row_of(&stored);
+    let mut back = read_row(&row).unwrap();
     back.place.epoch = stored.place.epoch;
     assert_eq!(back, stored);
-    assert_eq!(read_row(&key[1..], &row), None);
-    assert_eq!(read_row(&key, &row[..31]), None);
+    assert_eq!(read_row(&row[1..]), None);
+}
+
+// Goal: a row that differs from another in any one byte changes the sum.
+#[test]
+fn sum_shows_a_flip_of_any_byte_of_a_row() {
+    let mut store = Fixture::new();
+    store.put_all([1]);
+    let stored = store.store.blocks().next().unwrap();
+    let sum = |stored: &Stored| {
+        let mut sum = Sum::default();
+        sum.add(stored);
+        sum.close()
+    };
+    let row = row_of(&stored);
+    let mut seen = 0;
+    for at in 0..ROW_LEN {
+        let mut flipped = row;
+        flipped[at] ^= 1;
+        // Not every byte says something, and not every value of those that do is a row.
+        if let Some(other) = read_row(&flipped).filter(|other| row_of(other) != row) {
+            assert_ne!(sum(&other), sum(&stored), "byte {at}");
+            seen += 1;
+        }
+    }
+    assert!(seen > 55, "{seen} of {ROW_LEN}");
+}
+
+// Goal: what is left of a segment whose blocks went is what the catalog gives back.
+// Method: write a segment in several pieces, then again in fewer, then empty.
+#[test]
+fn catalog_forgets_the_pieces_that_a_segment_no_longer_has() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = Fixture::new();
+    store.put_all([1]);
+    let one = store.store.blocks().next().unwrap();
+    let row = |number: u64| {
+        let mut row = one;
+        row.key = key(number);
+        row
+    };
+    let stamp = |rows: &[Stored]| {
+        let mut sum = Sum::default();
+        rows.iter().for_each(|row| sum.add(row));
+        Stamp {
+            store_id: StoreId([1; 16]),
+            incarnation: 1,
+            close: sum.close(),
+        }
+    };
+    for (round, count) in [700, 300, 0, 10].into_iter().enumerate() {
+        let mut index = Index::new(StoreId([1; 16]));
+        index.set_epoch(one.place.segment, one.place.epoch);
+        for number in 0..count {
+            index.insert(&row(number));
+        }
+        let mut changed = Changed::default();
+        changed.start();
+        changed.sealed(one.place.segment);
+        let mut catalog = SledCatalog::new(folder.path().join("catalog"));
+        changed.write(&mut catalog, &index).unwrap();
+        let rows: Vec<Stored> = (0..count).map(row).collect();
+        catalog.close(&stamp(&rows)).unwrap();
+        let mut found = Vec::new();
+        let mut catalog = SledCatalog::new(folder.path().join("catalog"));
+        let mut each = |row: &Stored| found.push(row.key);
+        catalog.load(&stamp(&rows), &mut each).unwrap();
+        found.sort_unstable();
+        let mut want: Vec<_> = rows.iter().map(|row| row.key).collect();
+        want.sort_unstable();
+        assert_eq!(found, want, "round {round}");
+    }
 }
 
 #[test]

@@ -279,23 +279,33 @@ impl Footer {
     /// Reads the table that `trailer` speaks of. `None` when any row is unsound: then the
     /// segment is scanned instead.
     pub fn decode(table: &[u8], trailer: Trailer) -> Option<Self> {
-        let rows_len = trailer.rows as usize * SUMMARY_LEN;
-        if crc_of(table, 0, rows_len)? != trailer.table_crc {
-            return None;
-        }
-        let mut end = BLOCK;
-        let mut rows = Vec::with_capacity(trailer.rows as usize);
-        for row in table.get(..rows_len)?.chunks_exact(SUMMARY_LEN) {
-            let row = decode_summary(row, trailer.segment, trailer.epoch)?;
-            let row_end = row.place.offset.checked_add(u64::from(row.place.len))?;
-            if row.place.offset < end || row_end > trailer.end {
-                return None;
-            }
-            end = row_end;
-            rows.push(row);
-        }
+        let rows = sound_rows(table, &trailer)?.collect();
         Some(Self { trailer, rows })
     }
+}
+
+/// The rows of the table that `trailer` speaks of, one by one. `None` when any is unsound.
+pub(crate) fn sound_rows<'a>(
+    table: &'a [u8],
+    trailer: &Trailer,
+) -> Option<impl Iterator<Item = Summary> + use<'a>> {
+    let Trailer { segment, epoch, .. } = *trailer;
+    let rows_len = (trailer.rows as usize).checked_mul(SUMMARY_LEN)?;
+    let table = table.get(..rows_len)?;
+    if crc32fast::hash(table) != trailer.table_crc {
+        return None;
+    }
+    let rows = table.chunks_exact(SUMMARY_LEN);
+    let mut end = BLOCK;
+    for row in rows.clone() {
+        let place = decode_summary(row, segment, epoch)?.place;
+        let row_end = place.offset.checked_add(u64::from(place.len))?;
+        if place.offset < end || row_end > trailer.end {
+            return None;
+        }
+        end = row_end;
+    }
+    Some(rows.filter_map(move |row| decode_summary(row, segment, epoch)))
 }
 
 fn blocks_of(bytes: u64) -> [u8; 4] {

@@ -125,3 +125,28 @@ fn index_takes_at_most_160_bytes_a_block_at_every_size() {
     }
     assert!(worst <= 160, "{worst} bytes a block");
 }
+
+#[test]
+fn a_cleared_index_takes_blocks_again_and_keeps_epochs() {
+    let mut index = with_segments(3);
+    index.reserve(5000);
+    let before = index.bytes();
+    for round in 0..2 {
+        for number in 0..5000 {
+            let one = stored(number, (number % 3) as u32, number + 1);
+            assert_eq!(index.insert(&one), Inserted::New, "round {round}");
+        }
+        assert_eq!(index.get(NS, &key(7)), Some(stored(7, 1, 8)));
+        assert_eq!(
+            index.bytes(),
+            before,
+            "room for all of them was taken before"
+        );
+        index.clear();
+        assert_eq!(
+            (index.len(), index.iter().count(), index.live_in(1)),
+            (0, 0, 0)
+        );
+        assert_eq!(index.get(NS, &key(7)), None);
+    }
+}

@@ -3,24 +3,31 @@
 //! Upstairs:   `recover`.
 //! Downstairs: `scan`, `lane`, `format::segment`.
 //!
+//! Footers of many segments are on their way at a time, and the rows of one are taken while the
+//! device delivers the next.
+//!
 //! Not here on purpose: a sealed segment's records are not read. A footer lists what was durable,
 //! and a read checks the record anyway.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use crate::disk::Disk;
-use crate::format::segment::{Footer, Trailer, footer_len, segment_name};
+use crate::format::segment::{Footer, Trailer, footer_len, segment_name, sound_rows};
 use crate::format::{BLOCK, Summary, index};
 use crate::index::Stored;
 use crate::lane::Transfer;
 use crate::scan::{Scanner, Verdict, scan};
 use crate::store::{Store, trailer_of};
 
+use super::flow::{Ask, Flow};
+use super::load::{TOGETHER, add};
 use super::survey::Surveyed;
-use super::{Progress, RecoveryReport, add};
+use super::{Progress, RecoveryReport};
 
-/// Footers read together.
-const TOGETHER: usize = 32;
+/// To read as much as this, memory is prepared: a device fills small pages at half its speed.
+/// Unit: bytes.
+const MUCH: u64 = 64 << 20;
 
 /// Removes the oldest segments when there are more than the capacity allows.
 pub(super) fn trim<D: Disk>(
@@ -62,18 +69,11 @@ pub(super) fn rebuild<D: Disk>(
         segments_total: surveyed.len() as u64,
         ..Progress::default()
     };
-    let (mut own, foreign): (Vec<_>, Vec<_>) = surveyed
+    let (own, foreign): (Vec<_>, Vec<_>) = surveyed
         .into_iter()
         .partition(|one| !one.is_foreign(store_id));
     now.segments_done = foreign.len() as u64;
-    let mut bare = Vec::new();
-    while !own.is_empty() {
-        let rest = own.split_off(own.len().min(TOGETHER));
-        let group = std::mem::replace(&mut own, rest);
-        by_footers(store, group, &mut bare, report, &mut now);
-        progress(&now);
-    }
-    for one in bare {
+    for one in by_footers(store, own, report, &mut now, progress) {
         if !by_records(store, &one, report, &mut now) {
             unread.insert(one.number);
         }
@@ -84,61 +84,80 @@ pub(super) fn rebuild<D: Disk>(
     unread
 }
 
-/// Reads the footers of a group. Segments without a sound one go to `bare`.
+/// Takes the rows of all sound footers. Returns the segments without one.
 fn by_footers<D: Disk>(
     store: &mut Store<D>,
-    group: Vec<Surveyed>,
-    bare: &mut Vec<Surveyed>,
+    own: Vec<Surveyed>,
     report: &mut RecoveryReport,
     now: &mut Progress,
-) {
+    progress: &mut dyn FnMut(&Progress),
+) -> Vec<Surveyed> {
     let store_id = store.superfile.now().store_id;
-    let (mut asked, mut transfers) = (Vec::new(), Vec::new());
-    for one in group {
+    let (mut listed, mut bare) = (Vec::new(), Vec::new());
+    for one in own {
         // Without a header nothing says that the footer is of the present life: the segment may
         // have been in use again.
-        let trailer = one.header.and(one.footer_of(store_id));
-        let buf = trailer.and_then(|trailer| store.own_buf(trailer.table_len()).ok());
-        match (trailer, buf) {
-            (Some(trailer), Some(buf)) => {
-                let len = index(trailer.table_len());
-                transfers.push(Transfer::read(one.file, trailer.table_at, buf, len));
-                asked.push((one, trailer));
-            }
-            _ => bare.push(one),
+        match one.header.and(one.footer_of(store_id)) {
+            Some(trailer) => listed.push((one, trailer)),
+            None => bare.push(one),
         }
     }
-    let results = store.lane.run_all(transfers);
-    for ((one, trailer), (buf, result)) in asked.into_iter().zip(results) {
-        let footer = buf
-            .filter(|_| result.is_ok())
-            .and_then(|table| Footer::decode(&table, trailer));
-        let Some(footer) = footer else {
-            bare.push(one);
-            continue;
-        };
-        now.bytes += 2 * BLOCK + trailer.table_len();
-        now.records += footer.rows.len() as u64;
-        now.segments_done += 1;
-        report.by_footer += 1;
-        take_rows(store, &one, &trailer, &footer.rows, report);
+    let rows = listed.iter().map(|(_, trailer)| u64::from(trailer.rows));
+    store.index.reserve(rows.sum());
+    let tables = listed.iter().map(|(_, trailer)| trailer.table_len());
+    let records = bare.iter().map(|one| one.size);
+    if tables.chain(records).sum::<u64>() >= MUCH {
+        // A wish: without huge pages this takes longer.
+        let _ = store.arena.populate(&mut |_, _| {});
     }
+    let mut take =
+        |store: &mut Store<D>, one: Surveyed, trailer: &Trailer, table: Option<&[u8]>| match table
+            .and_then(|table| take_rows(store, &one, trailer, table, report))
+        {
+            Some(rows) => {
+                now.bytes += 2 * BLOCK + trailer.table_len();
+                now.records += rows;
+                now.segments_done += 1;
+                report.by_footer += 1;
+                progress(now);
+            }
+            None => bare.push(one),
+        };
+    let mut asks = Vec::with_capacity(listed.len());
+    for (one, trailer) in listed {
+        if trailer.rows == 0 {
+            take(store, one, &trailer, Some(&[]));
+            continue;
+        }
+        asks.push(Ask {
+            file: one.file,
+            at: trailer.table_at,
+            len: trailer.table_len(),
+            what: (one, trailer),
+        });
+    }
+    let mut flow = Flow::new(&Arc::clone(&store.arena), asks);
+    while let Some(((one, trailer), table)) = flow.next(&mut store.lane) {
+        take(store, one, &trailer, table.ok().as_deref());
+    }
+    bare
 }
 
+/// Takes the rows of a table, or none of them when any is unsound. Returns how many.
 fn take_rows<D: Disk>(
     store: &mut Store<D>,
     one: &Surveyed,
     trailer: &Trailer,
-    rows: &[Summary],
+    table: &[u8],
     report: &mut RecoveryReport,
-) {
+) -> Option<u64> {
+    let rows = sound_rows(table, trailer)?;
     if let Some(segment) = store.segments.get_mut(one.number) {
         segment.end = trailer.end;
     }
-    for row in rows {
-        report.records += 1;
-        add(store, &Stored::of(row), report);
-    }
+    let before = report.records;
+    add_all(store, rows, report);
+    Some(report.records - before)
 }
 
 /// Reads a segment record by record and, when all of it could be read, writes the footer that it
@@ -156,13 +175,14 @@ fn by_records<D: Disk>(
     let store_id = store.superfile.now().store_id;
     let epoch = one.header.map(|header| header.epoch);
     let mut scanner = Scanner::new(store_id, one.number, one.size, epoch);
-    let (mut rows, mut unread) = (Vec::new(), false);
-    let (arena, range) = (std::sync::Arc::clone(&store.arena), BLOCK..one.size);
+    let (mut rows, mut unread, mut strange) = (Vec::new(), false, false);
+    let (arena, range) = (Arc::clone(&store.arena), BLOCK..one.size);
     let refused = &mut report.refused;
     let mut each = |verdict: Verdict| match verdict {
         Verdict::Good(summary) => rows.push(summary),
         Verdict::Bad { miss, .. } => {
             unread |= miss == kvtier_proto::Miss::Device;
+            strange = true;
             *refused.entry(miss).or_default() += 1;
         }
     };
@@ -200,22 +220,32 @@ fn by_records<D: Disk>(
         segment.end = rows.iter().map(end_of).max().unwrap_or(BLOCK);
         segment.rows = rows.clone();
     }
-    for row in &rows {
-        report.records += 1;
-        add(store, &Stored::of(row), report);
-    }
-    if one.header.is_some()
-        && !rows.is_empty()
-        && !unread
-        && report.unsynced == 0
-        && !store.is_poisoned()
-    {
+    let found = rows.len();
+    add_all(store, rows.into_iter(), report);
+    // One that holds nothing at all gets its footer too: it was prepared and never used.
+    let listed = !unread && (found > 0 || !strange);
+    if one.header.is_some() && listed && report.unsynced == 0 && !store.is_poisoned() {
         write_footer(store, one);
     }
     if let Some(segment) = store.segments.get_mut(one.number) {
         segment.rows = Vec::new();
     }
     !unread
+}
+
+fn add_all<D: Disk>(
+    store: &mut Store<D>,
+    rows: impl Iterator<Item = Summary>,
+    report: &mut RecoveryReport,
+) {
+    let (mut some, mut hashes) = (Vec::with_capacity(TOGETHER), Vec::with_capacity(TOGETHER));
+    for row in rows {
+        some.push(Stored::of(&row));
+        if some.len() == TOGETHER {
+            add(store, &mut some, &mut hashes, report);
+        }
+    }
+    add(store, &mut some, &mut hashes, report);
 }
 
 fn end_of(row: &Summary) -> u64 {

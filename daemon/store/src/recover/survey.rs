@@ -7,13 +7,12 @@ use std::sync::Arc;
 
 use crate::disk::{Disk, FileId, Found};
 use crate::format::segment::segment_number;
-use crate::format::{BLOCK, SegmentHeader, StoreId, Superblock, Trailer, index};
-use crate::lane::{Lane, Transfer};
-use crate::mem::{Arena, IoBuf};
+use crate::format::{BLOCK, SegmentHeader, StoreId, Superblock, Trailer};
+use crate::lane::Lane;
+use crate::mem::Arena;
 use crate::store::SEGMENTS_MAX;
 
-/// Segments looked at together.
-const TOGETHER: usize = 64;
+use super::flow::{Ask, Flow};
 
 /// What one segment file says of itself.
 #[derive(Debug)]
@@ -78,9 +77,7 @@ pub(crate) fn survey<D: Disk>(
         }
     }
     surveyed.sort_by_key(|one| one.number);
-    for group in surveyed.chunks_mut(TOGETHER) {
-        read_ends(lane, arena, group);
-    }
+    read_ends(lane, arena, &mut surveyed);
     surveyed
 }
 
@@ -92,38 +89,36 @@ pub(crate) fn has_forgotten(now: &Superblock, surveyed: &[Surveyed]) -> bool {
     })
 }
 
-fn read_ends<D: Disk>(lane: &mut Lane<D>, arena: &Arc<Arena>, group: &mut [Surveyed]) {
-    let mut transfers = Vec::new();
-    let mut whose = Vec::new();
-    for (number, one) in group
+fn read_ends<D: Disk>(lane: &mut Lane<D>, arena: &Arc<Arena>, surveyed: &mut [Surveyed]) {
+    let long_enough = surveyed
         .iter()
         .enumerate()
-        .filter(|(_, one)| one.size >= 2 * BLOCK)
-    {
-        for (last, at) in [(false, 0), (true, one.size - BLOCK)] {
-            if let Some(buf) = arena.alloc(index(BLOCK)) {
-                transfers.push(Transfer::read(one.file, at, buf, index(BLOCK)));
-                whose.push((number, last));
-            }
-        }
-    }
-    let results = lane.run_all(transfers);
-    for ((number, last), (buf, result)) in whose.into_iter().zip(results) {
-        let Some(one) = group.get_mut(number) else {
+        .filter(|(_, one)| one.size >= 2 * BLOCK);
+    let asks = long_enough.flat_map(|(number, one)| {
+        let ends = [(false, 0), (true, one.size - BLOCK)];
+        ends.map(|(last, at)| Ask {
+            what: (number, last),
+            file: one.file,
+            at,
+            len: BLOCK,
+        })
+    });
+    let mut flow = Flow::new(arena, asks);
+    while let Some(((number, last), result)) = flow.next(lane) {
+        let Some(one) = surveyed.get_mut(number) else {
             continue;
         };
-        match (buf, result) {
-            (Some(block), Ok(())) => one.note(last, &block),
-            (_, Err(problem)) => {
+        match result {
+            Ok(block) => one.note(last, &block),
+            Err(problem) => {
                 tracing::warn!(segment = one.number, %problem, "end of a segment not read");
             }
-            (None, Ok(())) => {}
         }
     }
 }
 
 impl Surveyed {
-    fn note(&mut self, last: bool, block: &IoBuf) {
+    fn note(&mut self, last: bool, block: &[u8]) {
         let number = self.number;
         if last {
             let trailer = Trailer::decode(block, self.size);

@@ -272,11 +272,12 @@ impl<D: Disk> Store<D> {
                 return;
             }
         }
-        if let Inserted::Replaced(old) = self.index.insert(&stored)
-            && old.pinned
-        {
-            self.pinned_bytes += u64::from(place.len);
-            self.pinned_bytes -= u64::from(old.place.len);
+        if let Inserted::Replaced(old) = self.index.insert(&stored) {
+            self.changed.removed(&old);
+            if old.pinned {
+                self.pinned_bytes += u64::from(place.len);
+                self.pinned_bytes -= u64::from(old.place.len);
+            }
         }
         if let Origin::Put { tag } = origin {
             self.counters.add(Counter::PutsDurable, 1);
@@ -374,7 +375,7 @@ impl<D: Disk> Store<D> {
             segment.rows = Vec::new();
             segment.step(Step::Seal);
         }
-        self.catalog_work.sealed(number);
+        self.changed.sealed(number);
     }
 
     /// Stops all writing for good (L3) and answers everybody who waits for a write.

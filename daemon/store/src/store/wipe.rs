@@ -19,8 +19,8 @@ use crate::format::CleanClose;
 use crate::index::Stored;
 use crate::planted::{Bug, planted};
 
+use super::Store;
 use super::append::{Origin, Queued};
-use super::{Flight, Store};
 
 impl<D: Disk> Store<D> {
     /// Forgets every record of `namespace` that was put before, here and after any restart.
@@ -98,24 +98,6 @@ impl<D: Disk> Store<D> {
         }
     }
 
-    /// Gives the catalog a bounded portion of what it has not heard. True when there is more.
-    pub(super) fn work_on_catalog(&mut self) -> bool {
-        let Some(catalog) = self.catalog.as_mut() else {
-            return false;
-        };
-        let outcome = self.catalog_work.portion(catalog.as_mut(), &self.index);
-        let more = outcome.unwrap_or_else(|problem| {
-            tracing::warn!(%problem, "catalog given up until the next opening");
-            self.counters.add(Counter::CatalogErrors, 1);
-            self.catalog = None;
-            false
-        });
-        more && self
-            .flights
-            .values()
-            .all(|flight| !matches!(flight, Flight::Record(_)))
-    }
-
     /// Closes the catalog and says so in the superblock: only then may the next opening trust it.
     pub(super) fn close_catalog(&mut self) {
         let Some(mut catalog) = self.catalog.take() else {
@@ -123,8 +105,8 @@ impl<D: Disk> Store<D> {
         };
         let stamp = crate::catalog::Stamp::of(self.superfile.now(), &self.index);
         let closed = self
-            .catalog_work
-            .finish(catalog.as_mut(), &self.index)
+            .changed
+            .write(catalog.as_mut(), &self.index)
             .and_then(|()| catalog.close(&stamp));
         drop(catalog);
         let CleanClose { rows, digest } = stamp.close;
