@@ -10,6 +10,7 @@
 mod codecs;
 mod crash;
 mod fio;
+mod index;
 mod limits;
 mod planes;
 mod store;
@@ -56,6 +57,8 @@ enum Suite {
     Codecs(codecs::Options),
     /// The real daemon killed and its power cut, many times: what is lost, what is wrong.
     Crash(crash::Options),
+    /// A million blocks in one store: memory, restart, rebuild beside fio.
+    Index(index::Options),
     /// Blocks of the real daemon: through shared memory and inline beside memcpy, from and to the
     /// device beside fio.
     Planes(planes::Options),
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
         Suite::Store(options) => store::run(options, &cli.common),
         Suite::Codecs(options) => codecs::run(options, &cli.common),
         Suite::Crash(options) => crash::run(options, &cli.common),
+        Suite::Index(options) => index::run(options, &cli.common),
         Suite::Planes(options) => planes::run(options, &cli.common),
     };
     let file = cli.common.json.as_deref();

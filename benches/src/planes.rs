@@ -8,7 +8,7 @@
 //! the device with fio, so that every throughput is a ratio to what memory or device gave in the
 //! same second. Latencies are those of every call of a run.
 
-mod daemon;
+pub(crate) mod daemon;
 mod device;
 
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ use self::daemon::{Daemon, Room};
 use crate::{Common, fio};
 
 /// Tokens of a block; with the model below a block is 2 MiB.
-const BLOCK_TOKENS: u32 = 64;
+pub(crate) const BLOCK_TOKENS: u32 = 64;
 const BLOCK_BYTES: usize = 2 << 20;
 /// Blocks that stay in host memory and are read over and over.
 const RESIDENT: usize = 64;
@@ -88,7 +88,7 @@ pub(crate) fn run(_: &Options, common: &Common) -> Result<Report, Problem> {
 }
 
 /// 16 layers, 8 KV heads of 64 in bfloat16: 32 KiB a token.
-fn model(name: &str, layers: usize, heads: u32, block_tokens: u32) -> ModelDescriptor {
+pub(crate) fn model(name: &str, layers: usize, heads: u32, block_tokens: u32) -> ModelDescriptor {
     let layer = LayerSpec::Attention {
         kv_heads: heads,
         k_dim: 64,
@@ -288,7 +288,7 @@ impl Bed {
 }
 
 /// Block number `number` of those that `series` tells apart.
-fn block_to_save(series: u8, number: u64) -> SaveBlock {
+pub(crate) fn block_to_save(series: u8, number: u64) -> SaveBlock {
     let mut key = [series; 32];
     key[..8].copy_from_slice(&number.to_le_bytes());
     SaveBlock {

@@ -1,6 +1,6 @@
 //! The daemon under measurement: the `kvtierd` of the same build, in a directory of its own.
 //!
-//! Upstairs:   `planes`.
+//! Upstairs:   `planes`; `index` for the build and the configuration.
 //! Downstairs: a child process.
 //!
 //! Invariants kept here
@@ -22,11 +22,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const SEGMENT_MIB: u64 = 256;
 
 /// What one daemon is to have.
-pub(super) struct Room {
+pub(crate) struct Room {
     /// Host memory. Unit: MiB.
-    pub(super) host_mib: usize,
+    pub(crate) host_mib: usize,
     /// Capacity on the device, stored raw, and most operations in flight there. Unit: MiB.
-    pub(super) disk: Option<(u64, usize)>,
+    pub(crate) disk: Option<(u64, usize)>,
 }
 
 /// Runs until dropped.
@@ -36,7 +36,7 @@ pub(super) struct Daemon {
 }
 
 /// Builds the daemon and returns its path. Takes the one beside this program without a cargo.
-pub(super) fn binary() -> Result<PathBuf, Problem> {
+pub(crate) fn binary() -> Result<PathBuf, Problem> {
     let dir = launch::profile_dir()?;
     let binary = dir.join("kvtierd");
     match launch::build(&dir, "kvtier-benches").status() {
@@ -90,7 +90,8 @@ impl Daemon {
     }
 }
 
-fn configuration(home: &Path, room: &Room) -> Result<String, Problem> {
+/// The configuration of a daemon that lives in `home`.
+pub(crate) fn configuration(home: &Path, room: &Room) -> Result<String, Problem> {
     let at = |name: &str| home.join(name).display().to_string();
     let mut text = format!(
         "[server]\nsocket = {:?}\nmetrics = \"127.0.0.1:0\"\n[state]\ndir = {:?}\n\
