@@ -15,6 +15,7 @@
 //!   No bound on the queue of its own: it holds at most what the daemon granted, and the daemon
 //!   bounds leases and staging memory of a session.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -83,11 +84,17 @@ impl Life {
     }
 }
 
+/// Something that the daemon granted and gets back.
+enum Name {
+    Lease(u64),
+    Slot(v1::Slot),
+}
+
 #[derive(Default)]
 struct Waiting {
-    leases: Vec<u64>,
-    slots: Vec<v1::Slot>,
-    /// Names put in so far, and names whose release was answered.
+    /// In the order they were put in: what waits for a number of them waits for those before it.
+    names: VecDeque<Name>,
+    /// Names put in so far.
     queued: u64,
 }
 
@@ -116,19 +123,19 @@ impl Releases {
     }
 
     pub(crate) fn put_slot(&self, slot: v1::Slot) {
-        self.put(|waiting| waiting.slots.push(slot));
+        self.put(Name::Slot(slot));
     }
 
     fn put_lease(&self, lease: u64) {
-        self.put(|waiting| waiting.leases.push(lease));
+        self.put(Name::Lease(lease));
     }
 
-    fn put(&self, push: impl FnOnce(&mut Waiting)) {
+    fn put(&self, name: Name) {
         if self.life.is_lost() {
             return;
         }
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        push(&mut waiting);
+        waiting.names.push_back(name);
         waiting.queued += 1;
         drop(waiting);
         self.some.notify_one();
@@ -137,8 +144,14 @@ impl Releases {
     /// Up to one call's worth of names.
     fn take(&self, session: &Bytes) -> Option<v1::ReleaseRequest> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let leases = tail(&mut waiting.leases, KEYS_PER_CALL_MAX);
-        let slots = tail(&mut waiting.slots, KEYS_PER_CALL_MAX - leases.len());
+        let count = waiting.names.len().min(KEYS_PER_CALL_MAX);
+        let (mut leases, mut slots) = (Vec::new(), Vec::new());
+        for name in waiting.names.drain(..count) {
+            match name {
+                Name::Lease(lease) => leases.push(lease),
+                Name::Slot(slot) => slots.push(slot),
+            }
+        }
         let session = session.clone();
         let some = !(leases.is_empty() && slots.is_empty());
         some.then_some(v1::ReleaseRequest {
@@ -192,10 +205,6 @@ impl Releases {
     }
 }
 
-fn tail<T>(list: &mut Vec<T>, most: usize) -> Vec<T> {
-    list.split_off(list.len().saturating_sub(most))
-}
-
 /// Holds one lease; gives it back when dropped.
 pub(crate) struct LeaseGuard {
     releases: Option<Arc<Releases>>,
@@ -220,5 +229,32 @@ impl Drop for LeaseGuard {
         if let Some(releases) = self.releases.take() {
             releases.put_lease(self.lease);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Goal: whoever waits for what was put in before is not answered for what came later.
+    // Method: more than one call's worth, and later names between the calls.
+    #[test]
+    fn take_gives_names_back_in_the_order_they_were_put_in() {
+        let releases = Releases::new(Life::new());
+        let slot = |number: u64| v1::Slot {
+            generation: number,
+            ..v1::Slot::default()
+        };
+        let many = KEYS_PER_CALL_MAX as u64;
+        (0..many).for_each(|number| releases.put_lease(number));
+        releases.put_slot(slot(7));
+        let take = || releases.take(&Bytes::new()).unwrap();
+        assert_eq!(take().leases, (0..many).collect::<Vec<_>>());
+        (0..many).for_each(|number| releases.put_lease(number));
+        let second = take();
+        assert_eq!(second.slots, [slot(7)]);
+        assert_eq!(second.leases.len() + 1, KEYS_PER_CALL_MAX);
+        assert_eq!(take().leases, [many - 1]);
+        assert!(releases.take(&Bytes::new()).is_none());
     }
 }

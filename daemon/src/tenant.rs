@@ -267,7 +267,11 @@ impl Kept {
                 });
             }
         };
-        let kept: Self = serde_json::from_str(&text).map_err(|problem| damaged(path, problem))?;
+        Self::parse(&text, path)
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Self, TenantError> {
+        let kept: Self = serde_json::from_str(text).map_err(|problem| damaged(path, problem))?;
         let ids: std::collections::BTreeSet<_> =
             kept.namespaces.values().map(|one| one.id).collect();
         let fresh = ids.last().is_none_or(|last| last.0 < kept.next);
@@ -276,6 +280,12 @@ impl Kept {
                 path,
                 "a namespace number appears twice or is out of order",
             ));
+        }
+        let secrets = kept.namespaces.values();
+        let secrets: std::collections::BTreeSet<_> =
+            secrets.map(|one| one.secret.to_ascii_lowercase()).collect();
+        if secrets.len() != kept.namespaces.len() {
+            return Err(damaged(path, "two namespaces have the same secret"));
         }
         Ok(kept)
     }
@@ -304,6 +314,8 @@ impl Kept {
         if self.namespaces.contains_key(name) {
             return Ok(());
         }
+        let full = || damaged(path, "the last namespace number is taken");
+        let next = self.next.checked_add(1).ok_or_else(full)?;
         let secret: [u8; 32] = random(path)?;
         let secret = kvtier_proto::BlockKey(secret).to_hex();
         self.namespaces.insert(
@@ -313,7 +325,7 @@ impl Kept {
                 secret,
             },
         );
-        self.next += 1;
+        self.next = next;
         Ok(())
     }
 
@@ -344,6 +356,20 @@ impl Kept {
             source,
         })
     }
+}
+
+/// What a file of this text says of a namespace of this name, which is given a number when it has
+/// none, and the file after that. For the fuzz target of the file.
+pub(crate) fn kept_in(
+    text: &str,
+    name: &str,
+) -> Result<(NamespaceId, [u8; 32], String), TenantError> {
+    let path = Path::new(FILE);
+    let mut kept = Kept::parse(text, path)?;
+    kept.ensure(name, path)?;
+    let (id, secret) = kept.get(name, path)?;
+    let text = serde_json::to_string(&kept).map_err(|problem| damaged(path, problem))?;
+    Ok((id, secret, text))
 }
 
 fn random<const N: usize>(path: &Path) -> Result<[u8; N], TenantError> {

@@ -48,7 +48,8 @@ impl BlockKey {
     /// Reads 64 hex digits.
     pub fn from_hex(text: &str) -> Option<Self> {
         let mut key = [0u8; 32];
-        if text.len() != 64 || !text.is_ascii() {
+        // Digits only: the parser below would also take a sign.
+        if text.len() != 64 || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
             return None;
         }
         for (at, byte) in key.iter_mut().enumerate() {

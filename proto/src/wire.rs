@@ -47,12 +47,16 @@ impl WireError {
     }
 }
 
+/// Problems that a refusal tells: its text travels in a header of the reply, which has a bound.
+const PROBLEMS_TOLD_MAX: usize = 16;
+
 fn join(problems: &[DescriptorProblem]) -> String {
-    problems
-        .iter()
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join("; ")
+    let told = problems.iter().take(PROBLEMS_TOLD_MAX);
+    let mut told: Vec<String> = told.map(ToString::to_string).collect();
+    if let Some(more) = problems.len().checked_sub(PROBLEMS_TOLD_MAX + 1) {
+        told.push(format!("and {} more", more + 1));
+    }
+    told.join("; ")
 }
 
 /// Reads one key.

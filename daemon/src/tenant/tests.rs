@@ -90,6 +90,32 @@ fn open_refuses_a_damaged_file_and_says_what_to_do() {
     }
 }
 
+// Goal: no file makes two namespaces share a secret, or a number by running out of them (N1).
+#[test]
+fn open_refuses_a_secret_that_is_there_twice_and_a_number_after_the_last() {
+    let dir = tempfile::tempdir().unwrap();
+    let one =
+        |id: u32, secret: &str| format!(r#"{{"id": {id}, "secret": "{}"}}"#, secret.repeat(32));
+    let open = |next: u32, namespaces: &str| {
+        let text = format!(r#"{{"next": {next}, "namespaces": {{{namespaces}}}}}"#);
+        std::fs::write(dir.path().join(FILE), text).unwrap();
+        let opened = Tenants::open(&options(dir.path(), &[spec("red", 10)]));
+        opened.map(|_| ()).map_err(|problem| problem.to_string())
+    };
+    let twice = format!(r#""red": {}, "blue": {}"#, one(1, "5a"), one(2, "5A"));
+    let problem = open(3, &twice).unwrap_err();
+    assert!(problem.contains("the same secret"), "{problem}");
+    let problem = open(u32::MAX, &format!(r#""blue": {}"#, one(7, "5a"))).unwrap_err();
+    assert!(
+        problem.contains("the last namespace number is taken"),
+        "{problem}"
+    );
+    assert_eq!(
+        open(u32::MAX, &format!(r#""red": {}"#, one(7, "5a"))),
+        Ok(())
+    );
+}
+
 // Goal: records of a namespace whose number was forgotten never turn up under another one.
 #[test]
 fn open_without_its_file_hands_out_no_number_that_old_records_may_carry() {

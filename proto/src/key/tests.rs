@@ -75,7 +75,14 @@ fn secret_never_shows_in_debug_output() {
 fn from_hex_refuses_what_is_not_64_hex_digits() {
     let key = BlockKey([0xC3; 32]);
     assert_eq!(BlockKey::from_hex(&key.to_hex()), Some(key));
-    for bad in ["", "c3", &"g".repeat(64), &"c".repeat(63), &"é".repeat(32)] {
+    let signed = "+c".repeat(32);
+    let long = ["g".repeat(64), "c".repeat(63), "é".repeat(32)];
+    for bad in long
+        .iter()
+        .chain([&signed])
+        .map(String::as_str)
+        .chain(["", "c3"])
+    {
         assert_eq!(BlockKey::from_hex(bad), None, "{bad}");
     }
 }

@@ -66,6 +66,20 @@ fn descriptor_from_wire_names_an_empty_layer_and_an_unknown_element() {
     );
 }
 
+// Goal: a refusal fits into the header of the reply that carries it, however much is wrong.
+#[test]
+fn descriptor_with_a_thousand_problems_is_refused_in_few_words() {
+    let layer = v1::layer_spec::Spec::State(v1::StateSpec { bytes: 0 });
+    let layer = v1::LayerSpec { spec: Some(layer) };
+    let wire = v1::ModelDescriptor {
+        layers: vec![layer; LAYERS_MAX],
+        ..v1::ModelDescriptor::from(&small_llama())
+    };
+    let text = ModelDescriptor::try_from(&wire).unwrap_err().to_string();
+    assert!(text.contains("layers[0].bytes is 0"), "{text}");
+    assert!(text.ends_with("; and 1008 more"), "{text}");
+}
+
 proptest! {
     #[test]
     fn descriptor_round_trips_through_its_bytes_on_the_wire(model in any_model()) {

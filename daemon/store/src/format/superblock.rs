@@ -159,6 +159,11 @@ impl Superblock {
                 below: u64_at(row, 4)?,
             })
         });
+        let wiped: Vec<Wiped> = wiped.collect::<Option<_>>()?;
+        // Out of order, a search would overlook a wipe.
+        if !wiped.is_sorted_by(|a, b| a.namespace < b.namespace) {
+            return None;
+        }
         let close = CleanClose {
             rows: u64_at(slot, AT_ROWS)?,
             digest: u64_at(slot, AT_DIGEST)?,
@@ -170,7 +175,7 @@ impl Superblock {
             segment_size: u64_at(slot, AT_SEGMENT_SIZE)?,
             floor: u64_at(slot, AT_FLOOR)?,
             clean: (u32_at(slot, AT_CLEAN)? == 1).then_some(close),
-            wiped: wiped.collect::<Option<_>>()?,
+            wiped,
         })
     }
 

@@ -58,6 +58,23 @@ fn superblock_with_a_flipped_bit_or_cut_short_is_refused() {
     assert_eq!(Superblock::decode(&[]), None);
 }
 
+// Goal: no wipe is overlooked by a search in rows that are out of order, or twice the same.
+#[test]
+fn superblock_whose_wipes_are_out_of_order_is_refused() {
+    let rows = |namespaces: [u32; 3]| {
+        let row = |number| Wiped {
+            namespace: NamespaceId(number),
+            below: 5,
+        };
+        let wiped = namespaces.map(row).to_vec();
+        encoded(&Superblock { wiped, ..sample() })
+    };
+    assert!(Superblock::decode(&rows([1, 2, 9])).is_some());
+    for bad in [[1, 9, 2], [2, 2, 3], [1, 3, 3]] {
+        assert_eq!(Superblock::decode(&rows(bad)), None, "{bad:?}");
+    }
+}
+
 #[test]
 fn a_wipe_covers_what_was_before_and_nothing_else() {
     let mut now = sample();
