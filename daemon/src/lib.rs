@@ -16,6 +16,7 @@ pub mod health;
 pub mod http;
 pub mod log;
 pub mod metrics;
+mod planted;
 pub mod process;
 pub mod region;
 pub mod restore;
@@ -26,5 +27,6 @@ pub mod session;
     reason = "a room of its own: it copies from memory that clients write"
 )]
 pub mod shm;
+mod sync;
 pub mod tenant;
 pub mod tier;

@@ -16,12 +16,14 @@
 //!       all as granted; anything else is stale and touches nothing.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use kvtier_store::mem::FreeRuns;
 
 use crate::block::PlannedBlock;
+use crate::planted::{Bug, planted};
 use crate::shm::SharedMemory;
+use crate::sync::{Mutex, MutexGuard};
 use crate::tier::save::Payload;
 
 /// Slots start at multiples of this, so that a client's copies are aligned. Unit: bytes.
@@ -130,6 +132,10 @@ impl Staging {
             && granted.block.id.key.as_bytes() == key;
         if !same {
             return Err(StaleSlot);
+        }
+        if planted(Bug::TakeInTwoSteps) {
+            drop(slots);
+            slots = self.lock();
         }
         let granted = slots.granted.remove(&at).ok_or(StaleSlot)?;
         let (block, room) = (granted.block, granted.room);

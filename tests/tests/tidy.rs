@@ -29,13 +29,13 @@ const UNSAFE_ROOMS: [&str; 4] = [
 ];
 
 /// All modules of the daemon from the top. A module uses only those after it.
-const LAYERS: [&str; 16] = [
-    "cli", "process", "http", "server", "session", "region", "tenant", "restore", "tier", "shm",
-    "block", "metrics", "health", "log", "config", "golden",
+const LAYERS: [&str; 19] = [
+    "fuzzing", "cli", "process", "http", "server", "session", "region", "tenant", "restore",
+    "tier", "shm", "block", "metrics", "health", "log", "config", "golden", "planted", "sync",
 ];
 
 /// Packages in the order of their layers; a package uses only those listed with it.
-const PACKAGES: [(&str, &[&str]); 7] = [
+const PACKAGES: [(&str, &[&str]); 8] = [
     ("proto", &[]),
     ("kernels", &["kvtier-proto"]),
     ("daemon/store", &["kvtier-proto"]),
@@ -45,9 +45,14 @@ const PACKAGES: [(&str, &[&str]); 7] = [
     ),
     ("client", &["kvtier-proto"]),
     (
+        "models",
+        &["kvtier-proto", "kvtier-kernels", "kvtier-store"],
+    ),
+    (
         "tests",
         &[
             "kvtier-proto",
+            "kvtier-kernels",
             "kvtier-store",
             "kvtier-client",
             "kvtier-benches",

@@ -14,7 +14,6 @@ mod pins;
 mod thread;
 
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -30,6 +29,7 @@ use super::host::{HostTier, Life};
 use crate::block::BlockId;
 use crate::health::Health;
 use crate::metrics::{DiskState, Metrics};
+use crate::sync::AtomicU64;
 
 /// Commands that wait for the thread. It takes them as fast as it can queue them, so that this
 /// bounds bursts, not throughput.

@@ -31,6 +31,7 @@ pub mod lane;
     reason = "a named room: hands addresses of buffers to the kernel"
 )]
 pub mod ring;
+mod rung;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 

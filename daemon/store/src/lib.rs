@@ -55,6 +55,7 @@ mod scan;
 mod segments;
 mod store;
 mod superblock;
+mod sync;
 pub mod verify;
 
 pub use catalog::{Catalog, CatalogError, SledCatalog};

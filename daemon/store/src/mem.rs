@@ -25,17 +25,19 @@
 
 mod free;
 mod map;
+mod runs;
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{MemfdFlags, SealFlags};
 
 pub use free::FreeRuns;
 use map::Map;
+use runs::Runs;
 
 /// Every buffer starts at a multiple of this. Unit: bytes.
 pub const BUF_ALIGN: usize = 4096;
@@ -98,9 +100,8 @@ pub struct Arena {
     pages: Pages,
     hugetlb: bool,
     huge_bytes: AtomicUsize,
-    free: Mutex<FreeRuns>,
+    runs: Runs,
     on_freed: OnceLock<Box<dyn Fn() + Send + Sync>>,
-    generation: AtomicU64,
     number: u64,
 }
 
@@ -170,9 +171,8 @@ impl Arena {
             pages,
             hugetlb,
             huge_bytes: AtomicUsize::new(if hugetlb { len } else { 0 }),
-            free: Mutex::new(FreeRuns::new(len)),
+            runs: Runs::new(len),
             on_freed: OnceLock::new(),
-            generation: AtomicU64::new(1),
             number: NEXT_ARENA.fetch_add(1, Ordering::Relaxed),
         }))
     }
@@ -226,8 +226,7 @@ impl Arena {
     /// holds it, or `None` when no run does.
     pub fn alloc(self: &Arc<Self>, len: usize) -> Option<IoBuf> {
         let room = len.max(1).checked_next_multiple_of(BUF_ALIGN)?;
-        let at = self.lock().take(room)?;
-        let generation = self.generation.fetch_add(1, Ordering::Relaxed);
+        let (at, generation) = self.runs.take(room)?;
         Some(IoBuf {
             arena: Arc::clone(self),
             at,
@@ -251,12 +250,12 @@ impl Arena {
 
     /// Bytes that no buffer holds. They may lie in several runs.
     pub fn free_bytes(&self) -> usize {
-        self.lock().bytes()
+        self.runs.free().bytes()
     }
 
     /// Largest buffer that could be cut now. Unit: bytes.
     pub fn largest_free(&self) -> usize {
-        self.lock().largest()
+        self.runs.free().largest()
     }
 
     /// Process-wide number of this arena; never reused.
@@ -273,10 +272,6 @@ impl Arena {
     /// Start of the mapping, for registering it with a ring.
     pub fn base(&self) -> *mut u8 {
         self.map.base()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, FreeRuns> {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -347,7 +342,7 @@ impl DerefMut for IoBuf {
 
 impl Drop for IoBuf {
     fn drop(&mut self) {
-        self.arena.lock().give_back(self.at, self.room);
+        self.arena.runs.give_back(self.at, self.room);
         if let Some(call) = self.arena.on_freed.get() {
             call();
         }

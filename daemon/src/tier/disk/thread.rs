@@ -7,7 +7,6 @@
 //!   T4  Every command is answered, or its channel is dropped: nobody waits for ever.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -29,6 +28,7 @@ use crate::block::BlockId;
 use crate::health::{Health, Progress};
 use crate::log::chain;
 use crate::metrics::{CatalogReason, Direction, DiskState, Metrics, Tier};
+use crate::sync::{AtomicU64, Ordering};
 use crate::tier::BlockEvent;
 use crate::tier::host::{HostTier, Life};
 

@@ -18,7 +18,6 @@ use std::collections::VecDeque;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -26,6 +25,7 @@ use std::thread::JoinHandle;
 use rustix::io::Errno;
 
 use super::dir::{Access, Dir};
+use super::rung::Rung;
 use super::{Disk, Done, FileId, Found, Op, OpKind, SubmitError, Wait, Waker};
 
 /// Most worker threads. Each holds one blocking call; sixteen of 1 MiB keep an NVMe device busy.
@@ -54,7 +54,7 @@ enum News {
 /// Wakes a blocked reaper once, however often it is rung before that.
 #[derive(Debug)]
 struct Bell {
-    rung: AtomicBool,
+    rung: Rung,
     news: Sender<News>,
 }
 
@@ -98,7 +98,7 @@ impl FileLane {
             }
         }
         let bell = Arc::new(Bell {
-            rung: AtomicBool::new(false),
+            rung: Rung::new(),
             news: sender,
         });
         Ok(Self {
@@ -125,7 +125,8 @@ impl FileLane {
                 done.push(one);
             }
             News::Wake => {
-                self.bell.rung.store(false, Ordering::SeqCst);
+                // The noise is taken already: it is this news.
+                self.bell.rung.answer(|| {});
                 self.woken = true;
             }
         }
@@ -223,9 +224,9 @@ impl Disk for FileLane {
     fn waker(&self) -> Waker {
         let bell = Arc::clone(&self.bell);
         Waker::new(move || {
-            if !bell.rung.swap(true, Ordering::SeqCst) {
+            bell.rung.ring(|| {
                 let _ = bell.news.send(News::Wake);
-            }
+            });
         })
     }
 

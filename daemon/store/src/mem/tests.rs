@@ -13,7 +13,7 @@ fn arena(len: usize) -> Arc<Arena> {
 }
 
 fn runs(arena: &Arena) -> usize {
-    arena.lock().count()
+    arena.runs.free().count()
 }
 
 fn map_again(arena: &Arena, prot: ProtFlags) -> rustix::io::Result<*mut std::ffi::c_void> {

@@ -7,15 +7,16 @@
 //! written anywhere when a ring is closed with the bell still armed.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
+
+use crate::disk::rung::Rung;
 
 /// Rung by anybody, answered by the lane.
 #[derive(Debug)]
 pub(super) struct Bell {
     fd: OwnedFd,
-    rung: AtomicBool,
+    rung: Rung,
 }
 
 impl Bell {
@@ -23,7 +24,7 @@ impl Bell {
         let fd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(Self {
             fd,
-            rung: AtomicBool::new(false),
+            rung: Rung::new(),
         })
     }
 
@@ -33,16 +34,17 @@ impl Bell {
 
     /// Makes the descriptor readable; once is enough until it is answered.
     pub(super) fn ring(&self) {
-        if !self.rung.swap(true, Ordering::SeqCst) {
+        self.rung.ring(|| {
             // Cannot fail: the counter holds 2^64 - 2 rings and each answer empties it.
             let _ = rustix::io::write(&self.fd, &1_u64.to_ne_bytes());
-        }
+        });
     }
 
-    /// Silences the bell. In this order: a ring between the two lines is part of this answer.
+    /// Silences the bell.
     pub(super) fn answer(&self) {
-        let _ = rustix::io::read(&self.fd, &mut [0_u8; 8]);
-        self.rung.store(false, Ordering::SeqCst);
+        self.rung.answer(|| {
+            let _ = rustix::io::read(&self.fd, &mut [0_u8; 8]);
+        });
     }
 
     /// Blocks until the bell is rung, without a ring, and answers it.
