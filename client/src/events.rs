@@ -81,7 +81,7 @@ impl Events {
 }
 
 /// `None` for an event of a later protocol.
-fn read(event: &v1::BlockEvent) -> Result<Option<BlockEvent>, Error> {
+pub(crate) fn read(event: &v1::BlockEvent) -> Result<Option<BlockEvent>, Error> {
     use v1::block_event::Event;
     let change = match event.event {
         Some(Event::Stored(tier)) => BlockChange::Stored(Tier::from_wire(WATCH, tier)?),

@@ -54,6 +54,8 @@ mod connect;
 mod descriptor;
 mod error;
 mod events;
+#[doc(hidden)]
+pub mod fuzzing;
 mod hints;
 mod inline;
 mod layouts;

@@ -251,7 +251,10 @@ async fn first_event(
     }
 }
 
-fn identify(opened: &v1::SessionOpened, ours: LayoutFingerprint) -> Result<Identity, Error> {
+pub(crate) fn identify(
+    opened: &v1::SessionOpened,
+    ours: LayoutFingerprint,
+) -> Result<Identity, Error> {
     if opened.session.len() != 16 {
         let len = opened.session.len();
         return Err(OPEN.bad_reply(format!("a session id of {len} bytes instead of 16")));
@@ -283,7 +286,7 @@ fn descriptor_socket(recipe: &Recipe, said: &str) -> Option<PathBuf> {
     Some(chosen.unwrap_or_else(|| PathBuf::from(said)))
 }
 
-fn mappable(grant: &v1::RegionGrant, name: &'static str) -> Result<usize, Error> {
+pub(crate) fn mappable(grant: &v1::RegionGrant, name: &'static str) -> Result<usize, Error> {
     let len = usize::try_from(grant.bytes).ok();
     let len = len.filter(|len| isize::try_from(*len).is_ok());
     len.ok_or_else(|| Error::region(name, format!("{} bytes cannot be mapped", grant.bytes)))

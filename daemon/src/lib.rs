@@ -10,6 +10,8 @@
 pub mod block;
 pub mod cli;
 pub mod config;
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(test)]
 mod golden;
 pub mod health;

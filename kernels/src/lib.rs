@@ -32,6 +32,8 @@
 #![deny(missing_docs, rustdoc::broken_intra_doc_links)]
 
 pub mod codec;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod paged;
 pub mod planes;
 pub mod shape;

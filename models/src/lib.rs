@@ -41,8 +41,7 @@ pub mod sync {
 pub mod log {
     /// An error and its causes.
     pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-        let next = |error: &&(dyn std::error::Error + 'static)| error.source();
-        let causes = std::iter::successors(Some(error), next);
+        let causes = std::iter::successors(Some(error), |error| error.source());
         let causes: Vec<String> = causes.map(ToString::to_string).collect();
         causes.join(": ")
     }

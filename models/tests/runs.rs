@@ -9,7 +9,11 @@ use loom::sync::Arc;
 use loom::thread;
 
 #[path = "../../daemon/store/src/mem/free.rs"]
-#[allow(dead_code, reason = "the model takes and gives back, no more")]
+#[allow(
+    dead_code,
+    unreachable_pub,
+    reason = "the model takes and gives back, no more"
+)]
 mod free;
 #[path = "../../daemon/store/src/mem/runs.rs"]
 mod runs;

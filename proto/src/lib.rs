@@ -15,6 +15,8 @@
 
 pub mod descriptor;
 pub mod element;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod key;
 pub mod layout;
 pub mod limits;

@@ -83,7 +83,7 @@ impl Tickets {
         Ok(ticket)
     }
 
-    fn redeem(&self, ticket: &[u8], uid: u32) -> Option<OwnedFd> {
+    pub(crate) fn redeem(&self, ticket: &[u8], uid: u32) -> Option<OwnedFd> {
         let ticket = Token::from_slice(ticket)?;
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let mine = waiting.get(&ticket)?.uid == uid;

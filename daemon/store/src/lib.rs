@@ -40,6 +40,8 @@ pub mod catalog;
 pub mod disk;
 mod events;
 pub mod format;
+#[doc(hidden)]
+pub mod fuzzing;
 mod image;
 mod index;
 mod lane;

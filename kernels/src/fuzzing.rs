@@ -1,0 +1,183 @@
+//! Bodies of the fuzz targets: what a codec makes of any stored and of any raw bytes.
+//!
+//! Upstairs:   `fuzz/` and `tests/tests/corpus.rs`, see `kvtier_proto::fuzzing`.
+//! Downstairs: the codecs of the registry.
+//!
+//! An input begins with 6 bytes: level, element type, tokens (2 bytes) and width (2 bytes), each
+//! taken modulo what there is; the part's bytes follow.
+
+use kvtier_proto::element::Element;
+use kvtier_proto::fuzzing::Target;
+
+use crate::codec::header::{Form, HEADER_BYTES, Header};
+use crate::codec::registry::Registry;
+use crate::codec::{Codec, DecodeError};
+use crate::shape::PartShape;
+
+/// Targets of this package. What a part takes when it is whole comes on top of its few bytes.
+pub const TARGETS: [Target; 2] = [
+    Target::new("codec_decode", decode, decode_seeds).allocating(8 * PART_MAX),
+    Target::new("codec_encode", encode, encode_seeds).allocating(8 * PART_MAX),
+];
+
+/// Largest part that is looked at. Unit: bytes.
+const PART_MAX: usize = 1 << 20;
+/// Bytes of an input before the part's.
+const LEAD: usize = 6;
+const ELEMENTS: [Element; 6] = [
+    Element::Bf16,
+    Element::F16,
+    Element::F32,
+    Element::F8E4m3,
+    Element::F8E5m2,
+    Element::U8,
+];
+
+/// Calls `check` with the codec and shape that the input begins with, and its rest.
+fn with(data: &[u8], check: impl FnOnce(&dyn Codec, &PartShape, &[u8])) {
+    let Some((lead, rest)) = data.split_first_chunk::<LEAD>() else {
+        return;
+    };
+    let [level, element, t0, t1, w0, w1] = *lead;
+    let tokens = 1 + u32::from(u16::from_le_bytes([t0, t1])) % 2048;
+    let width = 1 + u32::from(u16::from_le_bytes([w0, w1])) % 4096;
+    let element = ELEMENTS.iter().cycle().nth(element.into());
+    let registry = Registry::builtin();
+    let codec = registry
+        .iter()
+        .nth(usize::from(level) % registry.iter().count());
+    let shape = element.and_then(|element| PartShape::new(*element, tokens, width).ok());
+    if let (Some(codec), Some(shape)) = (codec, shape)
+        && shape.raw_bytes() <= PART_MAX
+        && rest.len() <= 2 * PART_MAX
+    {
+        check(codec, &shape, rest);
+    }
+}
+
+fn decode(data: &[u8]) {
+    with(data, |codec, shape, stored| {
+        decode_one(codec, shape, stored);
+        if let Some(mended) = mended(codec, shape, stored) {
+            let out = decode_one(codec, shape, &mended);
+            assert!(out.is_some(), "its checksum is right, and it is refused");
+        }
+    });
+}
+
+/// What is decoded is what its encoder had been given: it encodes and decodes to itself (K3).
+fn decode_one(codec: &dyn Codec, shape: &PartShape, stored: &[u8]) -> Option<Vec<u8>> {
+    let mut out = vec![0xA5; shape.raw_bytes()];
+    if let Err(problem) = codec.decode(shape, stored, &mut out) {
+        assert!(problem.miss().is_damage() || matches!(problem, DecodeError::TableVersion { .. }));
+        assert!(!problem.to_string().is_empty());
+        return None;
+    }
+    let mut twice = vec![0x5A; shape.raw_bytes()];
+    assert!(codec.decode(shape, stored, &mut twice).is_ok());
+    assert!(out == twice, "two decodings differ");
+    round_trip(codec, shape, &out);
+    let mut short = vec![0; out.len() - 1];
+    assert!(codec.decode(shape, stored, &mut short).is_err());
+    Some(out)
+}
+
+/// The same stored bytes behind the header that belongs there, checksum included; `None` when the
+/// stream itself is refused.
+fn mended(codec: &dyn Codec, shape: &PartShape, stored: &[u8]) -> Option<Vec<u8>> {
+    let (lead, body) = stored.split_first_chunk::<HEADER_BYTES>()?;
+    let mut header = Header {
+        level: codec.level().0,
+        form: match lead.get(1)? & 1 {
+            0 => Form::Stored,
+            _ => Form::Coded,
+        },
+        table_version: codec.table_version(),
+        raw_len: u32::try_from(shape.raw_bytes()).ok()?,
+        raw_crc: 0,
+    };
+    let mut mended = [&header.to_bytes()[..], body].concat();
+    let mut out = vec![0; shape.raw_bytes()];
+    match codec.decode(shape, &mended, &mut out) {
+        Err(DecodeError::Checksum { got, .. }) => header.raw_crc = got,
+        Ok(()) => {}
+        Err(_) => return None,
+    }
+    mended.splice(..HEADER_BYTES, header.to_bytes());
+    Some(mended)
+}
+
+fn encode(data: &[u8]) {
+    with(data, |codec, shape, bytes| {
+        let raw = bytes.iter().copied().cycle().take(shape.raw_bytes());
+        let mut raw: Vec<u8> = raw.collect();
+        raw.resize(shape.raw_bytes(), 0);
+        round_trip(codec, shape, &raw);
+    });
+}
+
+/// Encoded bytes stay within their bound, and are the raw bytes again when decoded (K1, K3).
+fn round_trip(codec: &dyn Codec, shape: &PartShape, raw: &[u8]) {
+    let max = codec.stored_bytes_max(shape);
+    assert!(max <= raw.len() + HEADER_BYTES);
+    let mut stored = vec![0; max];
+    let len = codec.encode(shape, raw, &mut stored);
+    let Ok(len) = len else {
+        panic!("{} does not encode {shape:?}: {len:?}", codec.name());
+    };
+    assert!(len <= max);
+    let mut back = vec![0xA5; raw.len()];
+    let stored = stored.get(..len).unwrap_or_default();
+    let decoded = codec.decode(shape, stored, &mut back);
+    assert!(decoded.is_ok(), "{decoded:?}");
+    assert!(!codec.exact() || back == raw, "other bytes came back");
+}
+
+/// Level, element, tokens and width as an input says them.
+fn lead(level: u8, element: u8, tokens: u16, width: u16) -> Vec<u8> {
+    let ([t0, t1], [w0, w1]) = ((tokens - 1).to_le_bytes(), (width - 1).to_le_bytes());
+    vec![level, element, t0, t1, w0, w1]
+}
+
+/// Values as activations have them: small, of either sign, with equal high bytes.
+fn values(len: usize) -> Vec<u8> {
+    let value = |at: usize| {
+        let [low, ..] = (at.wrapping_mul(0x9E37_79B9) >> 7).to_le_bytes();
+        if at % 2 == 0 { low } else { 0x3C + (low & 3) }
+    };
+    (0..len).map(value).collect()
+}
+
+fn encode_seeds() -> Vec<Vec<u8>> {
+    let of = |level, element, tokens, width, bytes: &[u8]| {
+        [lead(level, element, tokens, width), bytes.to_vec()].concat()
+    };
+    vec![
+        of(0, 0, 16, 8, &[1, 2, 3]),
+        of(1, 0, 64, 32, &values(256)),
+        of(1, 5, 1, 100, b"opaque bytes"),
+        of(1, 2, 16, 512, &values(1000)),
+        of(1, 3, 2048, 256, &[]),
+    ]
+}
+
+fn decode_seeds() -> Vec<Vec<u8>> {
+    let registry = Registry::builtin();
+    let mut seeds = Vec::new();
+    for (level, codec) in (0..).zip(registry.iter()) {
+        for (at, element) in (0..).zip(ELEMENTS) {
+            let (tokens, width) = (16, 24);
+            let Ok(shape) = PartShape::new(element, tokens.into(), width.into()) else {
+                continue;
+            };
+            let mut stored = vec![0; codec.stored_bytes_max(&shape)];
+            let raw = values(shape.raw_bytes());
+            let len = codec.encode(&shape, &raw, &mut stored).unwrap_or_default();
+            stored.truncate(len);
+            seeds.push([lead(level, at, tokens, width), stored].concat());
+        }
+    }
+    // More than one chunk, of two planes each.
+    seeds.push([lead(1, 0, 2048, 72), vec![0; 40]].concat());
+    seeds
+}
