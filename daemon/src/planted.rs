@@ -13,6 +13,8 @@ pub(crate) enum Bug {
     PublishAcrossWipe,
     /// A block that was handed out again counts as returned.
     ReturnWhileLent,
+    /// A session that has ended takes a lease.
+    LeaseAfterEnd,
     /// A slot is looked at, and taken later.
     TakeInTwoSteps,
 }

@@ -9,8 +9,7 @@
 //!   E3  A token is 128 random bits and is good only for the user it was given to.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use kvtier_proto::ModelDescriptor;
@@ -19,8 +18,10 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::block::{HostBlock, Layouts};
 use crate::config::LimitsConfig;
+use crate::planted::{Bug, planted};
 use crate::region::{SlotName, Staging, StaleSlot, TakenSlot};
 use crate::restore::run::Reader;
+use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
 use crate::tenant::{Peer, Tenant};
 use crate::tier::host::HostTier;
 
@@ -188,7 +189,8 @@ impl Session {
     /// Keeps a block for the client until it releases the lease or goes away.
     pub fn lease(&self, block: Arc<HostBlock>) -> Result<u64, TooMany> {
         let mut held = self.held();
-        if held.ended || held.leases.len() >= self.leases_max {
+        let ended = held.ended && !planted(Bug::LeaseAfterEnd);
+        if ended || held.leases.len() >= self.leases_max {
             return Err(TooMany {
                 what: "leases in one session",
                 max: self.leases_max,

@@ -19,15 +19,22 @@ use shuttle::{Config, FailurePersistence, Runner};
 #[path = "../../daemon/src"]
 mod daemon {
     pub mod block;
+    pub mod config;
     pub mod health;
+    pub mod log;
     pub mod metrics;
     pub mod region;
+    pub mod restore;
+    pub mod session;
     pub mod shm;
+    pub mod tenant;
     pub mod tier;
 }
 pub mod planted;
 
-pub use daemon::{block, health, metrics, region, shm, tier};
+pub use daemon::{
+    block, config, health, log, metrics, region, restore, session, shm, tenant, tier,
+};
 
 use planted::Bug;
 
@@ -35,16 +42,6 @@ use planted::Bug;
 pub mod sync {
     pub use shuttle::sync::atomic::{AtomicU64, Ordering};
     pub use shuttle::sync::{Mutex, MutexGuard};
-}
-
-/// What the sources take from the daemon's log.
-pub mod log {
-    /// An error and its causes.
-    pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-        let causes = std::iter::successors(Some(error), |error| error.source());
-        let causes: Vec<String> = causes.map(ToString::to_string).collect();
-        causes.join(": ")
-    }
 }
 
 /// Orders of events that are tried at random, and as many again that change threads at few places:

@@ -11,6 +11,7 @@ use std::cell::Cell;
 pub enum Bug {
     PublishAcrossWipe,
     ReturnWhileLent,
+    LeaseAfterEnd,
     TakeInTwoSteps,
 }
 
