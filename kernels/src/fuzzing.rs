@@ -143,7 +143,11 @@ fn lead(level: u8, element: u8, tokens: u16, width: u16) -> Vec<u8> {
 fn values(len: usize) -> Vec<u8> {
     let value = |at: usize| {
         let [low, ..] = (at.wrapping_mul(0x9E37_79B9) >> 7).to_le_bytes();
-        if at % 2 == 0 { low } else { 0x3C + (low & 3) }
+        if at.is_multiple_of(2) {
+            low
+        } else {
+            0x3C + (low & 3)
+        }
     };
     (0..len).map(value).collect()
 }

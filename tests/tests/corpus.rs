@@ -1,10 +1,10 @@
 //! Every fuzz target over its committed corpus, and over thousands of changes to it.
 //!
-//! Upstairs:   `cargo test`. `fuzz/run` runs the same bodies under libFuzzer, for as long as wanted.
+//! Upstairs:   `cargo test`. `fuzz/run` runs the same bodies under libFuzzer for as long as wanted.
 //! Downstairs: the `fuzzing` module of every package.
 //!
-//! Without a nightly compiler, `KVTIER_TEST_CHANGES=100` makes a hundred times as many changes, from
-//! other seeds: that is what a fuzzer without eyes can do.
+//! Without a nightly compiler, `KVTIER_TEST_CHANGES=100` makes a hundred times as many changes,
+//! from other seeds: that is what a fuzzer without eyes can do.
 //!
 //! `KVTIER_TEST_REGENERATE=1` writes the seeds of every target into `fuzz/corpus`; what a fuzzer
 //! found stays there beside them.

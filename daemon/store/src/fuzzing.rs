@@ -4,8 +4,9 @@
 //! Downstairs: `format`, `read`, `scan`, `catalog`.
 //!
 //! `head` has the record's head room, `image` whole records, `ends` what stands at both ends of a
-//! segment and of a store, `walk` the scan of a segment, `open` a whole store. The offsets of checksums are written here
-//! once more, as docs/FORMAT.md gives them: a decoder that moved one would not be reached.
+//! segment and of a store, `walk` the scan of a segment, `open` a whole store. The offsets of
+//! checksums are written here once more, as docs/FORMAT.md gives them: a decoder that moved one
+//! would not be reached.
 
 mod disk;
 mod ends;
