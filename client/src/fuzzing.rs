@@ -198,21 +198,7 @@ fn reply_seeds() -> Vec<Vec<u8>> {
         miss: 2,
         notes: vec!["a note".into()],
     };
-    let opened = v1::SessionOpened {
-        session: vec![1; 16].into(),
-        namespace_id: 1,
-        namespace_name: "default".into(),
-        key_secret: vec![2; 32].into(),
-        layout_fingerprint: model().fingerprint().0.to_vec().into(),
-        arena: Some(v1::RegionGrant {
-            region: 0,
-            bytes: 4096,
-            ticket: vec![3; 16].into(),
-        }),
-        daemon_version: "0.1.0".into(),
-        descriptor_socket: "/run/kvtier/kvtierd.sock.fd".into(),
-        durable: true,
-    };
+    let opened = opened_seed();
     let event = v1::BlockEvent {
         key: vec![4; 32].into(),
         event: Some(v1::block_event::Event::Removed(1)),
@@ -226,8 +212,26 @@ fn reply_seeds() -> Vec<Vec<u8>> {
         event.encode_to_vec(),
         status(Status::Miss(14)).encode_to_vec(),
     ];
-    let seed = |(which, message): (u8, Vec<u8>)| [vec![which], message].concat();
+    let seed = |(which, message): (u8, _)| [vec![which], message].concat();
     (0..).zip(messages).map(seed).collect()
+}
+
+fn opened_seed() -> v1::SessionOpened {
+    v1::SessionOpened {
+        session: vec![1; 16].into(),
+        namespace_id: 1,
+        namespace_name: "default".into(),
+        key_secret: vec![2; 32].into(),
+        layout_fingerprint: model().fingerprint().0.to_vec().into(),
+        arena: Some(v1::RegionGrant {
+            region: 0,
+            bytes: 4096,
+            ticket: vec![3; 16].into(),
+        }),
+        daemon_version: "0.1.0".into(),
+        descriptor_socket: "/run/kvtier/kvtierd.sock.fd".into(),
+        durable: true,
+    }
 }
 
 fn slot_seeds() -> Vec<Vec<u8>> {
