@@ -12,7 +12,7 @@ use kvtier_proto::{BlockKey, LayoutFingerprint, NamespaceId};
 
 use super::disk::Memory;
 use super::{EPOCH, STORE, arena, record, seal, seal_image, summary};
-use crate::catalog::{ROW_KEY_LEN, ROW_LEN, Stamp, Sum, read_row, row_key, row_of};
+use crate::catalog::{Piece, ROW_LEN, Stamp, Sum, read_row, row_of};
 use crate::disk::Wait;
 use crate::format::record::MAGIC;
 use crate::format::segment::{Footer, SEGMENT_SIZE_MIN, footer_len, segment_name};
@@ -43,11 +43,7 @@ impl Catalog for Rows {
         Ok(())
     }
 
-    fn put(&mut self, _rows: &[Stored]) -> Result<(), CatalogError> {
-        Ok(())
-    }
-
-    fn remove(&mut self, _keys: &[(NamespaceId, BlockKey)]) -> Result<(), CatalogError> {
+    fn put(&mut self, _piece: &Piece<'_>) -> Result<(), CatalogError> {
         Ok(())
     }
 
@@ -226,11 +222,7 @@ impl<'a> Input<'a> {
     }
 
     fn files(&self) -> (Memory, Option<Vec<Stored>>) {
-        let rows = self.rows.chunks_exact(ROW_KEY_LEN + ROW_LEN);
-        let rows = rows.filter_map(|row| {
-            let (key, row) = row.split_at(ROW_KEY_LEN);
-            read_row(key, row)
-        });
+        let rows = self.rows.chunks_exact(ROW_LEN).filter_map(read_row);
         let rows: Vec<Stored> = rows.collect();
         let segment = self.segment();
         let mut disk = Memory::default();
@@ -339,14 +331,7 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
     };
     let mut footer = vec![0; index(footer_len(2))];
     Footer::encode(&mut footer, &trailer, &rows);
-    let catalog = rows.iter().flat_map(|row| {
-        let stored = Stored::of(row);
-        [
-            &row_key(stored.namespace, &stored.key)[..],
-            &row_of(&stored),
-        ]
-        .concat()
-    });
+    let catalog = rows.iter().flat_map(|row| row_of(&Stored::of(row)));
     let catalog: Vec<u8> = catalog.collect();
     let of = |flags: u8, slot: &[u8], rows: &[u8], end: &[u8]| {
         let mut seed = vec![flags];
