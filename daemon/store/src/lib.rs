@@ -70,7 +70,9 @@ pub use recover::{
     Distrust, DistrustReason, IndexSource, OpenError, Progress, RecoveryReport, SuperblockFound,
 };
 pub use segments::{Candidate, Life, choose_victim};
-pub use store::{Refused, SEGMENTS_MAX, SEGMENTS_MIN, Store, StoreOptions, WRITE_ERRORS_MAX};
+pub use store::{
+    Forgotten, Refused, SEGMENTS_MAX, SEGMENTS_MIN, Store, StoreOptions, WRITE_ERRORS_MAX,
+};
 
 #[cfg(test)]
 mod campaign;

@@ -25,6 +25,8 @@ mod heads;
 mod reclaim;
 mod wipe;
 
+pub use wipe::Forgotten;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -319,6 +321,11 @@ impl<D: Disk> Store<D> {
             );
         }
         same
+    }
+
+    /// Identity of the store: it stays as long as its superblock does. Not for tenants.
+    pub fn id(&self) -> StoreId {
+        self.superfile.now().store_id
     }
 
     /// How the device does.

@@ -181,13 +181,18 @@ impl Superblock {
 
     /// True when a record of `namespace` with `sequence` was wiped.
     pub fn is_wiped(&self, namespace: NamespaceId, sequence: u64) -> bool {
-        let below = self
+        sequence < self.wiped_below(namespace)
+    }
+
+    /// Records of `namespace` with a lower sequence were wiped.
+    pub fn wiped_below(&self, namespace: NamespaceId) -> u64 {
+        let row = self
             .wiped
-            .binary_search_by_key(&namespace, |row| row.namespace)
-            .ok()
+            .binary_search_by_key(&namespace, |row| row.namespace);
+        row.ok()
             .and_then(|at| self.wiped.get(at))
-            .map_or(0, |row| row.below);
-        sequence < below.max(self.floor)
+            .map_or(0, |row| row.below)
+            .max(self.floor)
     }
 
     /// Remembers that every record of `namespace` below `sequence` is gone.
@@ -202,8 +207,9 @@ impl Superblock {
                 }
             }
             Err(_) if self.wiped.len() >= WIPED_MAX => {
-                self.wiped.clear();
-                self.floor = sequence;
+                // A wipe that is repeated may be older than others in the table.
+                let rows = self.wiped.drain(..).map(|row| row.below);
+                self.floor = rows.fold(self.floor.max(sequence), u64::max);
             }
             Err(at) => self.wiped.insert(
                 at,

@@ -22,6 +22,15 @@ use crate::planted::{Bug, planted};
 use super::Store;
 use super::append::{Origin, Queued};
 
+/// What a namespace forgot in this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Forgotten {
+    /// Records of it with a lower sequence are gone.
+    pub below: u64,
+    /// Blocks that went.
+    pub blocks: u64,
+}
+
 impl<D: Disk> Store<D> {
     /// Forgets every record of `namespace` that was put before, here and after any restart.
     /// Blocks for two syncs of the superblock; returns how many blocks went.
@@ -33,7 +42,22 @@ impl<D: Disk> Store<D> {
         namespace: NamespaceId,
         events: &mut Vec<Event>,
     ) -> Result<u64, WipeError> {
-        let below = self.next_sequence;
+        let gone = self.forget_namespace(namespace, None, events);
+        self.keep_wipes(namespace, events)?;
+        Ok(gone.blocks)
+    }
+
+    /// First half of [`Store::wipe`]: forgets in this process. A restart brings back what was
+    /// forgotten, unless [`Store::keep_wipes`] comes first. `below` repeats a wipe of an earlier
+    /// process: what was put since then stays.
+    pub fn forget_namespace(
+        &mut self,
+        namespace: NamespaceId,
+        below: Option<u64>,
+        events: &mut Vec<Event>,
+    ) -> Forgotten {
+        let all = below.is_none();
+        let below = below.unwrap_or(self.next_sequence).min(self.next_sequence);
         self.superfile.change(|now| now.wipe(namespace, below));
         let gone: Vec<Stored> = self
             .index
@@ -47,12 +71,26 @@ impl<D: Disk> Store<D> {
         for stored in &gone {
             self.forget(stored.namespace, &stored.key);
         }
-        self.drop_queued(namespace, events);
+        if all {
+            self.drop_queued(namespace, events);
+        }
+        Forgotten {
+            below,
+            blocks: gone.len() as u64,
+        }
+    }
+
+    /// Second half of [`Store::wipe`]: makes durable what was forgotten. Blocks for two syncs.
+    pub fn keep_wipes(
+        &mut self,
+        namespace: NamespaceId,
+        events: &mut Vec<Event>,
+    ) -> Result<(), WipeError> {
         if self.poisoned.is_some() {
             return Err(WipeError::Poisoned { namespace });
         }
         if planted(Bug::WipeUnwritten) {
-            return Ok(gone.len() as u64);
+            return Ok(());
         }
         if let Err(failed) = self.superfile.write(&mut self.lane) {
             if failed.sync_failed {
@@ -64,7 +102,12 @@ impl<D: Disk> Store<D> {
             return Err(WipeError::Superblock { namespace, source });
         }
         self.counters.add(Counter::Wipes, 1);
-        Ok(gone.len() as u64)
+        Ok(())
+    }
+
+    /// Sequence below which every record of `namespace` counts as wiped.
+    pub fn wiped_below(&self, namespace: NamespaceId) -> u64 {
+        self.superfile.now().wiped_below(namespace)
     }
 
     /// Records without a sequence would get one above the wipe: they go now.

@@ -36,6 +36,33 @@ fn a_wipe_outlives_crashes_and_damage_to_either_slot() {
     }
 }
 
+// Goal: a wipe that was not made durable can be repeated by a later process, and takes exactly what
+// it took the first time.
+#[test]
+fn a_wipe_repeated_by_its_sequence_leaves_what_was_put_since() {
+    let mut store = Fixture::new();
+    store.put_all(0..5);
+    let forgotten = store.store.forget_namespace(NS, None, &mut Vec::new());
+    assert_eq!(forgotten.blocks, 5);
+    assert!((0..5).all(|number| !store.hits(number)), "at once");
+    store.put_all(5..10);
+    let mut store = Fixture::reopened(store.store.abandon().crash(1));
+    assert!(store.store.wiped_below(NS) < forgotten.below);
+    assert!(
+        (0..10).all(|number| store.hits(number)),
+        "nothing was durable"
+    );
+    let again = store
+        .store
+        .forget_namespace(NS, Some(forgotten.below), &mut Vec::new());
+    assert_eq!(again, forgotten);
+    store.store.keep_wipes(NS, &mut Vec::new()).unwrap();
+    let mut store = Fixture::reopened(store.store.abandon().crash(1));
+    assert_eq!(store.store.wiped_below(NS), forgotten.below);
+    assert!((0..5).all(|number| !store.hits(number)));
+    assert!((5..10).all(|number| store.hits(number)));
+}
+
 #[test]
 fn without_a_sound_slot_every_record_is_stale_and_the_store_works() {
     let mut store = Fixture::new();

@@ -100,3 +100,19 @@ fn one_wipe_too_many_raises_the_floor_for_everybody() {
     assert!(!now.is_wiped(NamespaceId(3), 50));
     assert_eq!(Superblock::decode(&encoded(&now)), Some(now));
 }
+
+// A wipe that a device had missed comes with the sequence of its own time.
+#[test]
+fn a_wipe_repeated_late_never_lowers_what_others_are_wiped_below() {
+    let mut now = Superblock {
+        wiped: Vec::new(),
+        floor: 20,
+        ..sample()
+    };
+    for number in 0..u32::try_from(WIPED_MAX).unwrap() {
+        now.wipe(NamespaceId(number), 100);
+    }
+    now.wipe(NamespaceId(1 << 20), 50);
+    assert_eq!(now.wiped_below(NamespaceId(3)), 100);
+    assert_eq!(now.wiped_below(NamespaceId(1 << 20)), 100);
+}
