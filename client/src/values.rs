@@ -224,6 +224,8 @@ pub struct Variant {
     pub pinned: bool,
     /// Segment and offset on the disk tier; empty elsewhere.
     pub place: String,
+    /// Number of the device on the disk tier.
+    pub device: Option<u32>,
 }
 
 impl Variant {
@@ -250,6 +252,7 @@ impl Variant {
             parent,
             pinned: wire.pinned,
             place: wire.place,
+            device: wire.device,
         })
     }
 }

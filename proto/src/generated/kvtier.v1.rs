@@ -733,6 +733,9 @@ pub struct VariantInfo {
     /// Segment and offset on the disk tier.
     #[prost(string, tag = "11")]
     pub place: ::prost::alloc::string::String,
+    /// Disk tier: number of the device, as metrics label it.
+    #[prost(uint32, optional, tag = "12")]
+    pub device: ::core::option::Option<u32>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WipeRequest {
@@ -742,10 +745,14 @@ pub struct WipeRequest {
     #[prost(string, tag = "2")]
     pub namespace_name: ::prost::alloc::string::String,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WipeReply {
     #[prost(uint64, tag = "1")]
     pub blocks: u64,
+    /// Operators only: devices that are out of service, by number and path. Each takes the wipe before
+    /// it serves again; until then its bytes are where they were.
+    #[prost(string, repeated, tag = "2")]
+    pub waiting: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StatsRequest {}
@@ -785,6 +792,23 @@ pub struct TierStats {
     /// Disk tier: io_uring or pread, and why.
     #[prost(string, tag = "7")]
     pub lane: ::prost::alloc::string::String,
+    /// Disk tier, one entry for each device: its number, as metrics label it.
+    #[prost(uint32, optional, tag = "8")]
+    pub device: ::core::option::Option<u32>,
+    /// Disk tier: why the device is out of service.
+    #[prost(string, tag = "9")]
+    pub problem: ::prost::alloc::string::String,
+    /// Disk tier: what the device has done since the start, and writes and syncs that it failed.
+    #[prost(uint64, tag = "10")]
+    pub read_bytes: u64,
+    #[prost(uint64, tag = "11")]
+    pub written_bytes: u64,
+    #[prost(uint64, tag = "12")]
+    pub reads: u64,
+    #[prost(uint64, tag = "13")]
+    pub writes: u64,
+    #[prost(uint64, tag = "14")]
+    pub errors: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NamespaceStats {

@@ -401,7 +401,8 @@ impl v1::kvtier_server::Kvtier for Service {
         self.0.enter("wipe").await?;
         let blocks = std::mem::take(&mut self.0.store().blocks).len();
         let blocks = u64::try_from(blocks).unwrap();
-        Ok(Response::new(v1::WipeReply { blocks }))
+        let waiting = Vec::new();
+        Ok(Response::new(v1::WipeReply { blocks, waiting }))
     }
 
     async fn watch_events(
