@@ -30,9 +30,9 @@ use serde::Serialize;
 pub use document::{page, sample};
 pub use problem::{ConfigProblem, ConfigProblems, Origin};
 pub use tables::{
-    DiskConfig, DiskLevel, HOST_QUOTA_MIN, HostConfig, HugePages, Lane, LimitsConfig, LogConfig,
-    LogFormat, NAMESPACES_MAX, NamespaceConfig, OperatorConfig, SEGMENTS_MIN, SOCKET_PATH_MAX,
-    ServerConfig, StateConfig,
+    DISKS_MAX, DiskConfig, DiskLevel, HOST_QUOTA_MIN, HostConfig, HugePages, Lane, LimitsConfig,
+    LogConfig, LogFormat, NAMESPACES_MAX, NamespaceConfig, OperatorConfig, SEGMENTS_MIN,
+    SOCKET_PATH_MAX, ServerConfig, StateConfig,
 };
 
 use layers::Tree;
@@ -149,7 +149,7 @@ pub struct Config {
     pub state: StateConfig,
     /// Host memory that holds blocks.
     pub host: HostConfig,
-    /// Devices that hold blocks: none or one.
+    /// Devices that hold blocks, or none.
     #[serde(rename = "disk", skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskConfig>,
     /// Tenants, at least one.

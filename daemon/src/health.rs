@@ -12,9 +12,10 @@
 //!   E1  The state only moves forward.
 //!   E2  A failure that was reported stays: the process is not well until it is restarted.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use strum::{EnumIter, FromRepr, IntoStaticStr};
@@ -59,6 +60,7 @@ pub struct Health {
     done: AtomicU64,
     total: AtomicU64,
     failure: OnceLock<String>,
+    troubles: Mutex<BTreeMap<String, String>>,
     since: Instant,
 }
 
@@ -76,6 +78,7 @@ impl Health {
             done: AtomicU64::new(0),
             total: AtomicU64::new(0),
             failure: OnceLock::new(),
+            troubles: Mutex::default(),
             since: Instant::now(),
         }
     }
@@ -108,6 +111,20 @@ impl Health {
     /// Reports what only a restart can mend; the first report is kept (E2).
     pub fn fail(&self, reason: impl Into<String>) {
         let _ = self.failure.set(reason.into());
+    }
+
+    /// Reports what is wrong with a part that the process goes on without, or that nothing is any
+    /// more. It is shown; nothing is to be restarted for it.
+    pub fn trouble(&self, part: impl ToString, what: Option<String>) {
+        let mut troubles = self.troubles();
+        match what {
+            Some(what) => troubles.insert(part.to_string(), what),
+            None => troubles.remove(&part.to_string()),
+        };
+    }
+
+    fn troubles(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
+        self.troubles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What was reported to [`Health::fail`].
@@ -143,6 +160,9 @@ impl fmt::Display for Health {
         let Progress { done, total } = self.progress();
         if state == State::Recovering && total > 0 {
             write!(f, ": {done} of {total} segments")?;
+        }
+        for (part, what) in self.troubles().iter() {
+            write!(f, "; {part} {what}")?;
         }
         Ok(())
     }
@@ -188,6 +208,23 @@ mod tests {
             health.ready(),
             Err(String::from("recovering: 3 of 9 segments"))
         );
+    }
+
+    // Goal: what is wrong with one device of several is seen, and restarts nothing.
+    #[test]
+    fn troubles_are_shown_while_they_last_and_make_nobody_unwell() {
+        let health = Health::new();
+        health.enter(State::Serving);
+        health.trouble("disk 1", Some("is slow".into()));
+        health.trouble("disk 0", Some("takes no writes".into()));
+        assert_eq!(
+            health.to_string(),
+            "serving; disk 0 takes no writes; disk 1 is slow"
+        );
+        assert_eq!((health.live(), health.ready()), (Ok(()), Ok(())));
+        health.trouble("disk 1", None);
+        health.trouble("disk 7", None);
+        assert_eq!(health.to_string(), "serving; disk 0 takes no writes");
     }
 
     #[test]

@@ -16,6 +16,7 @@ pub mod fuzzing;
 mod golden;
 pub mod health;
 pub mod http;
+mod keep;
 pub mod log;
 pub mod metrics;
 mod planted;

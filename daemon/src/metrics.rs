@@ -14,15 +14,18 @@ mod document;
 mod family;
 mod labels;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use kvtier_proto::Miss;
+use prometheus::proto::{LabelPair, MetricFamily};
 use prometheus::{Counter, Gauge, Histogram, IntCounter, IntGauge, Registry, TextEncoder};
 use strum::IntoEnumIterator;
 
 pub use document::page;
 pub use family::{Declaration, Family, Label, Labels};
 pub use labels::{
-    Acknowledge, CatalogReason, Code, Damage, Direction, DiskState, Found, Method, Rung, Saved,
-    SessionOutcome, Stage, Tier, Version,
+    Acknowledge, CatalogReason, Code, Damage, Device, Direction, DiskState, Found, Method, Rung,
+    Saved, SessionOutcome, Stage, Tier, Version,
 };
 
 /// Declares the struct, its constructor and what the documents say, from one list.
@@ -36,6 +39,7 @@ macro_rules! metrics {
         #[derive(Debug)]
         pub struct $struct {
             registry: Registry,
+            devices: AtomicUsize,
             $(
                 #[doc = concat!("`", $name, "`:")]
                 $(#[doc = $doc])+
@@ -47,7 +51,7 @@ macro_rules! metrics {
             fn declared() -> Self {
                 let registry = Registry::new();
                 $(let $field = Family::declare(&registry, $name, &help(&[$($doc),+]));)+
-                Self { registry, $($field),+ }
+                Self { registry, devices: AtomicUsize::new(1), $($field),+ }
             }
 
             /// What the documents say of every metric, in the order declared.
@@ -91,14 +95,21 @@ metrics! {
         encode_seconds: Rung, Counter = "kvtier_encode_seconds_total";
         /// Time that decoders ran, on one core each.
         decode_seconds: Rung, Counter = "kvtier_decode_seconds_total";
-        /// Bytes that the device moved, padding included.
-        disk_bytes: Direction, IntCounter = "kvtier_disk_bytes_total";
-        /// Reads that the device delivered, and records that it made durable.
-        disk_ops: Direction, IntCounter = "kvtier_disk_ops_total";
-        /// Writes and syncs that the device failed. A failed read counts as a miss for `device`.
-        disk_errors: (), IntCounter = "kvtier_disk_errors_total";
-        /// 1 for the state that the device is in, 0 for the others. All 0 without a disk tier.
-        disk_state: DiskState, IntGauge = "kvtier_disk_state";
+        /// Bytes that a device moved, padding included. Devices are numbered as their `[[disk]]`
+        /// tables stand in the configuration, from 0.
+        disk_bytes: (Device, Direction), IntCounter = "kvtier_disk_bytes_total";
+        /// Reads that a device delivered, and records that it made durable.
+        disk_ops: (Device, Direction), IntCounter = "kvtier_disk_ops_total";
+        /// Writes and syncs that a device failed. A failed read counts as a miss for `device`.
+        disk_errors: Device, IntCounter = "kvtier_disk_errors_total";
+        /// 1 for the state that a device is in, 0 for the others. All 0 without a disk tier.
+        disk_state: (Device, DiskState), IntGauge = "kvtier_disk_state";
+        /// Bytes that the segments of a device take.
+        disk_used: Device, IntGauge = "kvtier_disk_used_bytes";
+        /// Bytes that the segments of a device may take.
+        disk_capacity: Device, IntGauge = "kvtier_disk_capacity_bytes";
+        /// Blocks on a device that can be restored.
+        disk_blocks: Device, IntGauge = "kvtier_disk_blocks";
         /// Blocks that made room for others.
         evicted_blocks: Tier, IntCounter = "kvtier_evicted_blocks_total";
         /// Bytes that blocks take.
@@ -145,22 +156,43 @@ impl Metrics {
         metrics
     }
 
-    /// Says which state the device is in.
-    pub fn set_disk_state(&self, state: DiskState) {
+    /// Shows the series of the first `count` devices and of no other; at least one.
+    pub fn set_devices(&self, count: usize) {
+        self.devices.store(count.max(1), Ordering::Relaxed);
+    }
+
+    /// Says which state a device is in.
+    pub fn set_disk_state(&self, device: Device, state: DiskState) {
         for one in DiskState::iter() {
-            self.disk_state.of(one).set(i64::from(one == state));
+            let is = i64::from(one == state);
+            self.disk_state.of((device, one)).set(is);
         }
+    }
+
+    /// Every series that is shown.
+    fn gather(&self) -> Vec<MetricFamily> {
+        let devices = self.devices.load(Ordering::Relaxed);
+        let is_there = |pair: &LabelPair| {
+            pair.name() != Device::NAME || pair.value().parse().is_ok_and(|n: usize| n < devices)
+        };
+        let mut families = self.registry.gather();
+        for family in &mut families {
+            let mut series = family.take_metric();
+            series.retain(|one| one.get_label().iter().all(is_there));
+            family.set_metric(series);
+        }
+        families
     }
 
     /// Everything in the Prometheus text format.
     pub fn render(&self) -> Result<String, prometheus::Error> {
-        TextEncoder::new().encode_to_string(&self.registry.gather())
+        TextEncoder::new().encode_to_string(&self.gather())
     }
 
     /// Every series with its value, named as `render` names it. Histograms give their count and
     /// their sum.
     pub fn counters(&self) -> Vec<(String, f64)> {
-        let families = self.registry.gather();
+        let families = self.gather();
         let mut counters = Vec::new();
         for family in &families {
             for metric in family.get_metric() {

@@ -12,11 +12,10 @@
 //! Nothing is bound before what it would serve is there, except the HTTP endpoint: operators watch
 //! a recovery through it.
 
+mod directories;
 mod end;
 mod listen;
 
-use std::fs::File;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -30,17 +29,18 @@ use kvtier_store::mem::{Arena, Pages};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 
-use crate::config::{Config, DiskConfig, HugePages, Lane};
+use crate::config::{Config, HugePages, Lane};
 use crate::health::{Health, State};
 use crate::log::chain;
-use crate::metrics::Metrics;
+use crate::metrics::{Device, Label, Metrics};
 use crate::server::{Drain, SAVES_MAX, Service, Shared, descriptors};
 use crate::session::Sessions;
 use crate::tenant::{TenantOptions, TenantSpec, Tenants};
 use crate::tier::Tiers;
 use crate::tier::disk::{DiskOptions, DiskTier};
-use crate::tier::host::HostTier;
 use crate::tier::scratch::Scratch;
+
+use directories::Directories;
 
 /// Why the daemon did not start or did not end in order.
 #[derive(Debug, thiserror::Error)]
@@ -91,7 +91,8 @@ async fn serve(config: Config) -> Result<(), Failed> {
     let (health, metrics) = (Arc::new(Health::new()), Arc::new(Metrics::new()));
     let (drain, mut drained) = watch::channel(Drain::No);
     let stop = Stop::listen(drain.clone())?;
-    let _locks = lock_directories(&config)?;
+    let mut directories = Directories::prepare(&config)?;
+    let _locks = std::mem::take(&mut directories.locks);
 
     let shared_late: Arc<std::sync::OnceLock<Arc<Shared>>> = Arc::default();
     let gauge = {
@@ -108,7 +109,7 @@ async fn serve(config: Config) -> Result<(), Failed> {
     let scratch = Scratch::create(scratch_bytes(&config), pages)
         .map_err(|problem| failed(format!("cannot reserve scratch memory: {problem}")))?;
     populate(&tenants, &scratch).await?;
-    let disk = open_disk(&config, &tenants, &scratch, &health, &metrics).await?;
+    let disk = open_disks(&config, directories, &tenants, &scratch, &health, &metrics).await?;
     let level = config
         .disks
         .first()
@@ -253,13 +254,14 @@ fn open_tenants(config: &Config, pages: Pages) -> Result<Tenants, Failed> {
     };
     let specs: Vec<_> = config.namespaces.iter().map(spec).collect();
     let server = &config.server;
+    let disks: Vec<_> = config.disks.iter().map(|one| one.path.as_path()).collect();
     let options = TenantOptions {
         state_dir: &config.state.dir,
         specs: &specs,
         tcp_namespace: server.tcp.and(server.tcp_namespace.as_deref()),
         operators: config.operator.uids.as_deref().unwrap_or_default(),
         pages,
-        disk: config.disks.first().map(|disk| disk.path.as_path()),
+        disks: &disks,
     };
     Tenants::open(&options).map_err(|problem| failed(chain(&problem)))
 }
@@ -299,32 +301,27 @@ fn touch(arena: &Arena) -> std::io::Result<()> {
     Ok(())
 }
 
-async fn open_disk(
+async fn open_disks(
     config: &Config,
+    directories: Directories,
     tenants: &Tenants,
     scratch: &Scratch,
     health: &Arc<Health>,
     metrics: &Arc<Metrics>,
 ) -> Result<Option<DiskTier>, Failed> {
-    let Some(disk) = config.disks.first() else {
+    if config.disks.is_empty() {
         tracing::warn!("no [[disk]] is configured: blocks do not survive a restart");
         return Ok(None);
-    };
+    }
     health.enter(State::Recovering);
     let mut arenas = vec![Arc::clone(scratch.arena())];
     arenas.extend(tenants.all().map(|tenant| Arc::clone(tenant.host.arena())));
-    let hosts = tenants.all().map(|tenant| Arc::clone(&tenant.host));
-    let options = disk_options(disk, arenas, hosts.collect());
-    let opened = DiskTier::open(options, Arc::clone(health), Arc::clone(metrics)).await;
-    opened.map(Some).map_err(failed)
-}
-
-fn disk_options(
-    disk: &DiskConfig,
-    arenas: Vec<Arc<Arena>>,
-    hosts: Vec<Arc<HostTier>>,
-) -> DiskOptions {
-    DiskOptions {
+    let hosts: Vec<_> = tenants.all().map(|one| Arc::clone(&one.host)).collect();
+    let numbers = <Device as Label>::all();
+    let unusable = directories.unusable.into_iter();
+    let devices = config.disks.iter().zip(numbers).zip(unusable);
+    let devices = devices.map(|((disk, device), unusable)| DiskOptions {
+        device,
         path: disk.path.clone(),
         capacity: disk.capacity,
         segment_size: disk.segment_size,
@@ -334,43 +331,18 @@ fn disk_options(
             Lane::IoUring => LaneKind::IoUring,
             Lane::Pread => LaneKind::Pread,
         },
-        arenas,
-        hosts,
-    }
+        arenas: arenas.clone(),
+        hosts: hosts.clone(),
+        unusable,
+    });
+    let (health, metrics) = (Arc::clone(health), Arc::clone(metrics));
+    let opened = DiskTier::open(devices.collect(), directories.ledger, health, metrics).await;
+    opened.map(Some).map_err(failed)
 }
 
 fn scratch_bytes(config: &Config) -> usize {
     let share = config.host.capacity.get() / SCRATCH_SHARE;
     usize::try_from(share.max(SCRATCH_MIN)).unwrap_or(usize::MAX)
-}
-
-/// Makes the daemon's directories and locks them, so that no second daemon works in them.
-fn lock_directories(config: &Config) -> Result<Vec<File>, Failed> {
-    let disks = config.disks.iter().map(|disk| disk.path.as_path());
-    [config.state.dir.as_path()]
-        .into_iter()
-        .chain(disks)
-        .map(lock)
-        .collect()
-}
-
-fn lock(dir: &Path) -> Result<File, Failed> {
-    use std::os::unix::fs::DirBuilderExt;
-    let say = |problem: std::io::Error| failed(format!("cannot use {}: {problem}", dir.display()));
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(say)?;
-    let file = File::create(dir.join("lock")).map_err(say)?;
-    let how = rustix::fs::FlockOperation::NonBlockingLockExclusive;
-    rustix::fs::flock(&file, how).map_err(|_| {
-        failed(format!(
-            "{} is in use by another daemon (its lock is held)",
-            dir.display()
-        ))
-    })?;
-    Ok(file)
 }
 
 fn notify(states: &[sd_notify::NotifyState<'_>]) {

@@ -34,7 +34,7 @@ use crate::health::Health;
 use crate::metrics::{Found, Method, Metrics, Tier};
 use crate::session::{Session, Sessions};
 use crate::tenant::{Peer, Tenants};
-use crate::tier::Tiers;
+use crate::tier::{Located, Tiers};
 use counted::Counted;
 use descriptors::Tickets;
 
@@ -334,7 +334,7 @@ async fn lookup(
         .await;
     for place in &found {
         match place {
-            Ok(tier) => shared.metrics.lookups.of((*tier, Found::Hit)).inc(),
+            Ok(at) => shared.metrics.lookups.of((at.tier(), Found::Hit)).inc(),
             Err(miss) => {
                 let last = if shared.tiers.disk().is_some() {
                     Tier::Disk
@@ -349,7 +349,10 @@ async fn lookup(
     let prefix = found.iter().take_while(|place| place.is_ok()).count();
     Ok(v1::LookupReply {
         prefix_blocks: convert::count(prefix),
-        blocks: found.into_iter().map(convert::status).collect(),
+        blocks: found
+            .into_iter()
+            .map(|place| convert::status(place.map(Located::tier)))
+            .collect(),
     })
 }
 
@@ -376,6 +379,10 @@ async fn prefetch(
     let keys = keys_from_wire("keys", &asked.keys).map_err(convert::invalid)?;
     let (host, kind) = (&session.tenant.host, kind(asked.kind)?);
     let found = shared.tiers.locate(host, kind, &keys, true).await;
+    let found: Vec<_> = found
+        .into_iter()
+        .map(|place| place.map(Located::tier))
+        .collect();
     let resident = found
         .iter()
         .take_while(|place| **place == Ok(Tier::Host))

@@ -14,8 +14,6 @@
 //!   N2  The secret is written before the first key is derived from it, and never logged.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -26,6 +24,7 @@ use rand::TryRngCore;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::keep;
 use crate::tier::host::HostTier;
 
 const FILE: &str = "namespaces.json";
@@ -122,8 +121,8 @@ pub struct TenantOptions<'a> {
     pub operators: &'a [u32],
     /// What host memory is made of.
     pub pages: Pages,
-    /// Directory of the disk tier, whose records may carry numbers.
-    pub disk: Option<&'a Path>,
+    /// Directories of the disk tier, whose records may carry numbers.
+    pub disks: &'a [&'a Path],
 }
 
 /// What the configuration says of one namespace.
@@ -201,7 +200,7 @@ impl Tenants {
     /// Reads or makes numbers and secrets in the state directory, and reserves host memory.
     pub fn open(options: &TenantOptions<'_>) -> Result<Self, TenantError> {
         let file = options.state_dir.join(FILE);
-        let mut kept = Kept::read(&file, options.disk)?;
+        let mut kept = Kept::read(&file, options.disks)?;
         let (mut by_name, mut by_uid) = (BTreeMap::new(), HashMap::new());
         for spec in options.specs {
             kept.ensure(&spec.name, &file)?;
@@ -254,11 +253,11 @@ impl Tenants {
 }
 
 impl Kept {
-    fn read(path: &Path, disk: Option<&Path>) -> Result<Self, TenantError> {
+    fn read(path: &Path, disks: &[&Path]) -> Result<Self, TenantError> {
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
             Err(problem) if problem.kind() == std::io::ErrorKind::NotFound => {
-                return Self::fresh(path, disk);
+                return Self::fresh(path, disks);
             }
             Err(source) => {
                 return Err(TenantError::File {
@@ -292,13 +291,13 @@ impl Kept {
 
     /// Nothing is known of any namespace. Records that lie on the disk all the same were written
     /// under numbers that must not be handed out again.
-    fn fresh(path: &Path, disk: Option<&Path>) -> Result<Self, TenantError> {
-        let records = |dir: &Path| {
+    fn fresh(path: &Path, disks: &[&Path]) -> Result<Self, TenantError> {
+        let records = |dir: &&Path| {
             let mut files = std::fs::read_dir(dir).into_iter().flatten().flatten();
             files.any(|file| file.file_name().to_str().and_then(segment_number).is_some())
         };
         let mut next = 1;
-        if disk.is_some_and(records) {
+        if disks.iter().any(records) {
             tracing::warn!(
                 file = %path.display(),
                 "numbers and secrets of namespaces are gone; blocks stored under them are out of \
@@ -339,19 +338,11 @@ impl Kept {
         Ok((one.id, secret.0))
     }
 
-    /// Replaces the file whole: written aside, synced, renamed, directory synced (N2).
+    /// Replaces the file (N2).
     fn write(&self, path: &Path) -> Result<(), TenantError> {
-        let replace = || -> std::io::Result<()> {
-            let aside = path.with_extension("json.new");
-            let mut options = std::fs::OpenOptions::new();
-            options.write(true).create(true).truncate(true).mode(0o600);
-            let mut file = options.open(&aside)?;
-            file.write_all(&serde_json::to_vec_pretty(self)?)?;
-            file.sync_all()?;
-            std::fs::rename(&aside, path)?;
-            std::fs::File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
-        };
-        replace().map_err(|source| TenantError::File {
+        let text = serde_json::to_vec_pretty(self).map_err(std::io::Error::from);
+        let written = text.and_then(|text| keep::replace(path, &text));
+        written.map_err(|source| TenantError::File {
             path: path.to_owned(),
             source,
         })

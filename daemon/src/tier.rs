@@ -1,7 +1,7 @@
 //! The tier manager: blocks in host memory and on disk, and every way between the two.
 //!
 //! Upstairs:   `restore` asks for blocks, the server's calls save, pin, prefetch and explain.
-//! Downstairs: `host` (arenas), `disk` (the store's thread), `codec` (CPU work).
+//! Downstairs: `host` (arenas), `disk` (the stores' threads), `codec` (CPU work).
 //!
 //! ```text
 //!   save:  payload -> host arena (accepted) -> encode -> scratch -> store (durable)
@@ -30,14 +30,15 @@ use std::time::Duration;
 
 use kvtier_kernels::Registry;
 use kvtier_proto::{BlockKey, LayoutFingerprint, Level, Miss, PayloadKind};
+use kvtier_store::DeviceState;
 use kvtier_store::mem::IoBuf;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
 
 use crate::block::{BlockId, HostBlock};
 use crate::metrics::Metrics;
-pub use crate::metrics::Tier;
-use disk::DiskTier;
+pub use crate::metrics::{Device, Tier};
+use disk::{DiskTier, OnDisk, Wiped};
 use host::{HostTier, Life};
 use scratch::Scratch;
 
@@ -50,6 +51,25 @@ pub struct BlockEvent {
     pub tier: Tier,
     /// `None`: it is there now. Otherwise why it left.
     pub removed: Option<Miss>,
+}
+
+/// Where a block was found, for the plan of a restore.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Located {
+    /// In host memory.
+    Host,
+    /// On a device, which does like this.
+    Disk(Device, DeviceState),
+}
+
+impl Located {
+    /// The tier.
+    pub fn tier(self) -> Tier {
+        match self {
+            Self::Host => Tier::Host,
+            Self::Disk(..) => Tier::Disk,
+        }
+    }
 }
 
 /// How a load ended, for everybody who waits for it.
@@ -118,11 +138,11 @@ impl Tiers {
         kind: PayloadKind,
         keys: &[BlockKey],
         prefix_only: bool,
-    ) -> Vec<Result<Tier, Miss>> {
+    ) -> Vec<Result<Located, Miss>> {
         let names: Vec<_> = keys.iter().map(|key| (kind, *key)).collect();
         let mut found = host.each(&names, |directory, name| {
             if directory.contains(name) {
-                Ok(Tier::Host)
+                Ok(Located::Host)
             } else {
                 Err(Miss::Absent)
             }
@@ -137,10 +157,12 @@ impl Tiers {
                 kind,
                 key: *key,
             });
-            let stored = disk.find(ids.collect()).await;
-            for (at, stored) in missing.into_iter().zip(stored) {
-                if let (Some(place), Some(_)) = (found.get_mut(at), stored) {
-                    *place = Ok(Tier::Disk);
+            let ids: Vec<BlockId> = ids.collect();
+            let stored = disk.find(ids.clone()).await;
+            for ((at, id), stored) in missing.into_iter().zip(&ids).zip(stored) {
+                if let Some(place) = found.get_mut(at) {
+                    let located = |one: OnDisk| Located::Disk(one.device, one.state);
+                    *place = stored.map(located).ok_or_else(|| disk.why_not(id));
                 }
             }
         }
@@ -181,10 +203,11 @@ impl Tiers {
     /// keep their bytes until they are released; nothing else can be reached.
     ///
     /// # Errors
-    /// The disk tier could not make it durable; nothing is served from it meanwhile.
-    pub async fn wipe(&self, host: &HostTier) -> Result<u64, String> {
+    /// A device, or the state directory, did not take it; nothing that was saved before is served
+    /// meanwhile.
+    pub async fn wipe(&self, host: &HostTier) -> Result<Wiped, String> {
         let gone = host.clear();
-        let mut blocks = gone.len() as u64;
+        let blocks = gone.len() as u64;
         for block in gone {
             host.announce(BlockEvent {
                 key: block.id().key,
@@ -192,10 +215,12 @@ impl Tiers {
                 removed: Some(Miss::Evicted),
             });
         }
-        if let Some(disk) = &self.disk {
-            blocks = blocks.max(disk.wipe(host.namespace()).await?);
-        }
-        Ok(blocks)
+        let mut wiped = match &self.disk {
+            Some(disk) => disk.wipe(host.namespace()).await?,
+            None => Wiped::default(),
+        };
+        wiped.blocks = wiped.blocks.max(blocks);
+        Ok(wiped)
     }
 
     /// Waits until every write that has started is durable or has failed. Returns how many

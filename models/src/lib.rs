@@ -24,6 +24,7 @@ mod daemon {
     pub mod block;
     pub mod config;
     pub mod health;
+    pub mod keep;
     pub mod log;
     pub mod metrics;
     pub mod region;
@@ -36,7 +37,7 @@ mod daemon {
 pub mod planted;
 
 pub use daemon::{
-    block, config, health, log, metrics, region, restore, session, shm, tenant, tier,
+    block, config, health, keep, log, metrics, region, restore, session, shm, tenant, tier,
 };
 
 use planted::Bug;

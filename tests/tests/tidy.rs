@@ -29,9 +29,10 @@ const UNSAFE_ROOMS: [&str; 4] = [
 ];
 
 /// All modules of the daemon from the top. A module uses only those after it.
-const LAYERS: [&str; 19] = [
+const LAYERS: [&str; 20] = [
     "fuzzing", "cli", "process", "http", "server", "session", "region", "tenant", "restore",
-    "tier", "shm", "block", "metrics", "health", "log", "config", "golden", "planted", "sync",
+    "tier", "shm", "block", "metrics", "health", "log", "config", "keep", "golden", "planted",
+    "sync",
 ];
 
 /// Packages in the order of their layers; a package uses only those listed with it.

@@ -252,12 +252,21 @@ impl Daemon {
     /// Rules of the fault lane (`kvtier_store::disk::fault`). The lane is there when the file was
     /// there at the start; from then on a change counts at once.
     pub fn inject(&self, rules: &str) {
-        let dir = self.disk_dir();
-        std::fs::create_dir_all(&dir).unwrap();
+        self.inject_into(&self.disk_dir(), rules);
+    }
+
+    /// The same for one of several disks.
+    pub fn inject_into(&self, dir: &Path, rules: &str) {
+        std::fs::create_dir_all(dir).unwrap();
         // By another name first: a lane never sees half of it.
         let (new, now) = (dir.join("faults.new"), dir.join("faults"));
         std::fs::write(&new, rules).unwrap();
         std::fs::rename(new, now).unwrap();
+    }
+
+    /// Folders of all disks.
+    pub fn disk_dirs(&self) -> Vec<PathBuf> {
+        self.options.disk_dirs_in(self.home.path())
     }
 
     /// Folder of the catalog.

@@ -30,6 +30,7 @@ pub struct Options {
     namespaces: Vec<Namespace>,
     tcp: Option<(SocketAddr, String)>,
     disk_dir: Option<PathBuf>,
+    disks: usize,
     state_dir: Option<PathBuf>,
     restores_per_session: u32,
     leases_per_session: u32,
@@ -49,6 +50,7 @@ impl Default for Options {
             namespaces: Vec::new(),
             tcp: None,
             disk_dir: None,
+            disks: 1,
             state_dir: None,
             restores_per_session: 64,
             leases_per_session: 65_536,
@@ -78,6 +80,13 @@ impl Options {
     #[must_use]
     pub fn without_disk(mut self) -> Self {
         self.disk_bytes = None;
+        self
+    }
+
+    /// Several disks, each of the capacity that one has.
+    #[must_use]
+    pub fn disks(mut self, count: usize) -> Self {
+        self.disks = count;
         self
     }
 
@@ -175,6 +184,17 @@ impl Options {
         self.disk_dir.clone().unwrap_or_else(|| home.join("disk"))
     }
 
+    /// Folders of the segments of all disks: the first one's, and beside it the others'.
+    pub fn disk_dirs_in(&self, home: &Path) -> Vec<PathBuf> {
+        let first = self.disk_dir_in(home);
+        let beside = |number: usize| {
+            let name = first.file_name().unwrap_or_default().to_string_lossy();
+            first.with_file_name(format!("{name}-{number}"))
+        };
+        let rest: Vec<_> = (1..self.disks).map(beside).collect();
+        std::iter::once(first).chain(rest).collect()
+    }
+
     /// The configuration file.
     pub fn to_toml(&self, home: &Path) -> String {
         let mut toml = String::new();
@@ -193,11 +213,12 @@ impl Options {
         line(format!("[host]\ncapacity = {}", quoted(self.host_bytes)));
         // Many daemons start side by side: none takes from the pool of large pages.
         line("hugepages = \"off\"".into());
-        if let Some(capacity) = self.disk_bytes {
-            line(format!(
-                "[[disk]]\npath = {}",
-                path(&self.disk_dir_in(home))
-            ));
+        let disks = self.disk_bytes.map(|capacity| {
+            let dirs = self.disk_dirs_in(home).into_iter();
+            dirs.map(move |dir| (dir, capacity))
+        });
+        for (dir, capacity) in disks.into_iter().flatten() {
+            line(format!("[[disk]]\npath = {}", path(&dir)));
             line(format!("capacity = {}", quoted(capacity)));
             line(format!("segment_size = {}", quoted(self.segment_bytes)));
             line(format!(

@@ -21,7 +21,7 @@ impl Scrape {
     }
 
     /// The value of a series, named as the text names it: `kvtier_leases`,
-    /// `kvtier_disk_bytes_total{direction="read"}`. A series that is not there is a defect.
+    /// `kvtier_miss_total{reason="device"}`. A series that is not there is a defect.
     pub fn get(&self, series: &str) -> f64 {
         let value = self.0.get(series);
         *value.unwrap_or_else(|| panic!("no series {series}; there are {:?}", self.0.keys()))

@@ -5,6 +5,7 @@
 
 use kvtier_proto::v1::{
     ExplainReply, ExplainRequest, MissReason, NamespaceStats, PayloadKind, StatsRequest, Tier,
+    VariantInfo,
 };
 use kvtier_proto::{BlockKey, Miss};
 use serde_json::{Value, json};
@@ -84,7 +85,7 @@ fn answer(key: &BlockKey, namespace_id: u32, reply: &ExplainReply) -> Answer {
             one.tokens.to_string(),
             one.leases.to_string(),
             String::from(if one.pinned { "yes" } else { "no" }),
-            one.place.clone(),
+            place(one),
         ]);
     }
     text += &section("Variants", &rows);
@@ -95,6 +96,13 @@ fn answer(key: &BlockKey, namespace_id: u32, reply: &ExplainReply) -> Answer {
         text += &format!("\n{}\n", crate::log::clean(note));
     }
     Answer::new(to_json(key, namespace_id, miss, reply), text)
+}
+
+fn place(one: &VariantInfo) -> String {
+    match one.device {
+        Some(number) => format!("disk {number} {}", one.place),
+        None => one.place.clone(),
+    }
 }
 
 fn parents(reply: &ExplainReply) -> Vec<String> {
@@ -148,7 +156,7 @@ fn to_json(key: &BlockKey, namespace: u32, miss: Option<Miss>, reply: &ExplainRe
             "kind": kind(one.kind), "tier": tier(one.tier), "level": one.level,
             "level_name": one.level_name, "stored_bytes": one.stored_bytes,
             "raw_bytes": one.raw_bytes, "tokens": one.tokens, "leases": one.leases,
-            "pinned": one.pinned, "place": one.place,
+            "pinned": one.pinned, "place": one.place, "device": one.device,
             "parent": BlockKey::from_slice(&one.parent).map(|key| key.to_hex()),
         })
     });
@@ -164,8 +172,6 @@ fn to_json(key: &BlockKey, namespace: u32, miss: Option<Miss>, reply: &ExplainRe
 
 #[cfg(test)]
 mod tests {
-    use kvtier_proto::v1::VariantInfo;
-
     use super::*;
 
     fn namespace(id: u32, name: &str) -> NamespaceStats {
@@ -198,6 +204,7 @@ mod tests {
                 level: 8,
                 level_name: String::from("zstd"),
                 place: String::from("segment 4 at 8192"),
+                device: Some(2),
                 parent: vec![7; 32].into(),
                 ..VariantInfo::default()
             }],
@@ -209,7 +216,13 @@ mod tests {
                 .text
                 .starts_with("block abababab in namespace 1: would hit\n")
         );
-        for part in ["kv", "disk", "8 zstd", "segment 4 at 8192", "parent 0707"] {
+        for part in [
+            "kv",
+            "disk",
+            "8 zstd",
+            "disk 2 segment 4 at 8192",
+            "parent 0707",
+        ] {
             assert!(answer.text.contains(part), "{part} not in {}", answer.text);
         }
         assert_eq!(answer.json["hit"], true);

@@ -72,10 +72,16 @@ pub(super) async fn wipe(args: &WipeArgs) -> Result<Answer, CliError> {
     };
     let reply = client.wipe(request).await;
     waiting.finish_and_clear();
-    let blocks = reply?.into_inner().blocks;
+    let reply = reply?.into_inner();
+    let blocks = reply.blocks;
+    let mut text = format!("wiped: {blocks} blocks of namespace {name} are forgotten");
+    for disk in &reply.waiting {
+        let disk = crate::log::clean(disk);
+        text += &format!("\n{disk} is out of service and takes the wipe before it serves again");
+    }
     Ok(Answer::new(
-        json!({ "namespace": name, "blocks": blocks }),
-        format!("wiped: {blocks} blocks of namespace {name} are forgotten"),
+        json!({ "namespace": name, "blocks": blocks, "waiting": reply.waiting }),
+        text,
     ))
 }
 

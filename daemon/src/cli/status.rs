@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use kvtier_proto::v1::{Counter, StatsReply, StatsRequest};
+use kvtier_proto::v1::{Counter, StatsReply, StatsRequest, TierStats};
 use serde_json::{Value, json};
 
 use super::Target;
@@ -58,7 +58,7 @@ fn tiers(stats: &StatsReply) -> String {
     ]);
     for tier in &stats.tiers {
         rows.add_row([
-            tier.name.clone(),
+            tier_name(tier),
             tier.state.clone(),
             tier.blocks.to_string(),
             size(tier.used_bytes),
@@ -67,7 +67,40 @@ fn tiers(stats: &StatsReply) -> String {
             tier.lane.clone(),
         ]);
     }
-    section("Tiers", &rows)
+    let mut text = section("Tiers", &rows);
+    for tier in stats.tiers.iter().filter(|tier| !tier.problem.is_empty()) {
+        let (name, problem) = (tier_name(tier), crate::log::clean(&tier.problem));
+        let _ = writeln!(text, "{name} IS OUT OF SERVICE: {problem}");
+    }
+    text + &devices(stats)
+}
+
+fn tier_name(tier: &TierStats) -> String {
+    match tier.device {
+        Some(number) => format!("disk {number}: {}", tier.name),
+        None => tier.name.clone(),
+    }
+}
+
+/// What each device did.
+fn devices(stats: &StatsReply) -> String {
+    let columns = [
+        "device", ">reads", ">read", ">writes", ">written", ">errors",
+    ];
+    let mut rows = table(&columns);
+    for tier in &stats.tiers {
+        if let Some(number) = tier.device {
+            rows.add_row([
+                number.to_string(),
+                tier.reads.to_string(),
+                size(tier.read_bytes),
+                tier.writes.to_string(),
+                size(tier.written_bytes),
+                tier.errors.to_string(),
+            ]);
+        }
+    }
+    section("Devices", &rows)
 }
 
 fn namespaces(stats: &StatsReply) -> String {
@@ -183,6 +216,9 @@ fn to_json(stats: &StatsReply) -> Value {
         json!({
             "name": one.name, "state": one.state, "blocks": one.blocks, "lane": one.lane,
             "used_bytes": one.used_bytes, "capacity_bytes": one.capacity_bytes,
+            "device": one.device, "problem": one.problem,
+            "read_bytes": one.read_bytes, "written_bytes": one.written_bytes,
+            "reads": one.reads, "writes": one.writes, "errors": one.errors,
         })
     });
     let namespaces = stats.namespaces.iter().map(|one| {
@@ -218,7 +254,7 @@ fn to_json(stats: &StatsReply) -> Value {
 #[cfg(test)]
 mod tests {
     use kvtier_proto::Miss;
-    use kvtier_proto::v1::{NamespaceStats, SessionStats, TierStats};
+    use kvtier_proto::v1::{NamespaceStats, SessionStats};
 
     use super::*;
     use crate::metrics::{Damage, Found, Metrics, Stage, Tier};
@@ -238,14 +274,24 @@ mod tests {
             version: String::from("0.1.0"),
             uptime_s: 61,
             state: String::from("serving"),
-            tiers: vec![TierStats {
-                name: String::from("host"),
-                state: String::from("healthy"),
-                capacity_bytes: 1 << 30,
-                used_bytes: 1 << 29,
-                blocks: 12,
-                ..TierStats::default()
-            }],
+            tiers: vec![
+                TierStats {
+                    name: String::from("host"),
+                    state: String::from("healthy"),
+                    capacity_bytes: 1 << 30,
+                    used_bytes: 1 << 29,
+                    blocks: 12,
+                    ..TierStats::default()
+                },
+                TierStats {
+                    name: String::from("/mnt/b"),
+                    state: String::from("failed"),
+                    device: Some(1),
+                    problem: String::from("it burns"),
+                    reads: 77,
+                    ..TierStats::default()
+                },
+            ],
             namespaces: vec![NamespaceStats {
                 namespace_id: 1,
                 name: String::from("default"),
@@ -284,6 +330,17 @@ mod tests {
         assert!(row("DAMAGED payload_crc").trim_end().ends_with(" 1"));
         assert!(row("host ").contains("50.0 %"));
         assert!(row("bad\\nclient").contains("0 s"));
+    }
+
+    #[test]
+    fn a_device_shows_what_it_did_and_why_it_is_out_of_service() {
+        let Answer { json, text, .. } = answer(&stats(), false);
+        for part in ["disk 1: /mnt/b", "IS OUT OF SERVICE: it burns", " 77 "] {
+            assert!(text.contains(part), "{part} not in {text}");
+        }
+        assert_eq!(json["tiers"][0]["device"], Value::Null);
+        assert_eq!(json["tiers"][1]["device"], 1);
+        assert_eq!(json["tiers"][1]["reads"], 77);
     }
 
     #[test]

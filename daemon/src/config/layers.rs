@@ -168,13 +168,18 @@ impl Tree {
         });
     }
 
-    /// Adds one flag that stands for `table.setting`, or for `namespace.NAME.setting`.
+    /// Adds one flag that stands for `table.setting`, `disk.NUMBER.setting` or
+    /// `namespace.NAME.setting`.
     pub(super) fn flag(&mut self, flag: &str, key: &str, text: &str) {
         let origin = Origin::Flag(flag.to_owned());
         let parts: Vec<&str> = key.split('.').collect();
         match parts.as_slice() {
             [table, setting] if settings_of(table).is_some() => {
                 self.put(table, setting, text, origin);
+            }
+            [DiskConfig::TABLE, number, setting] if self.is_disk(number) => {
+                let value = Written::Text(text.to_owned());
+                self.put_disk(number, setting, Given { value, origin });
             }
             [NamespaceConfig::TABLE, namespace, setting] => {
                 self.put_namespace(namespace, setting, text, origin);
@@ -183,8 +188,8 @@ impl Tree {
                 origin,
                 name: key.to_owned(),
                 accepted: String::from(
-                    "<table>.<setting> or namespace.<name>.<setting>, as docs/CONFIG.md lists \
-                     them",
+                    "<table>.<setting>, disk.<number>.<setting> with numbers from 0 on, or \
+                     namespace.<name>.<setting>, as docs/CONFIG.md lists them",
                 ),
             }),
         }
@@ -205,6 +210,22 @@ impl Tree {
         }
         for entries in &mut self.disks {
             entries.insert(setting.to_owned(), given.clone());
+        }
+    }
+
+    /// True for the number of a disk, or of the one that would come next.
+    fn is_disk(&self, number: &str) -> bool {
+        number.parse().is_ok_and(|at: usize| at <= self.disks.len())
+    }
+
+    /// One setting of the disk with this number; the next one is made.
+    fn put_disk(&mut self, number: &str, setting: &str, given: Given) {
+        let at: usize = number.parse().unwrap_or(usize::MAX);
+        if at == self.disks.len() {
+            self.disks.push(Entries::new());
+        }
+        if let Some(entries) = self.disks.get_mut(at) {
+            entries.insert(setting.to_owned(), given);
         }
     }
 

@@ -22,6 +22,8 @@ pub const NAMESPACES_MAX: usize = 256;
 pub const HOST_QUOTA_MIN: Bytes = Bytes(MIB);
 /// Longest path of a Unix socket that the kernel takes. Unit: bytes.
 pub const SOCKET_PATH_MAX: usize = 107;
+/// Most devices of one daemon. Each has a thread, a ring and a row in every table.
+pub const DISKS_MAX: usize = 16;
 /// Fewest segments of a disk: one is written, one is sealed, and two leave reclaim a choice.
 pub const SEGMENTS_MIN: u64 = 4;
 
@@ -79,8 +81,9 @@ settings! {
 }
 
 settings! {
-    /// A device that holds blocks durably. One `[[disk]]` at most; without it nothing survives
-    /// a restart.
+    /// A device that holds blocks durably; without any nothing survives a restart. With several
+    /// `[[disk]]` tables, up to 16, each block goes to one of them, by their capacities. Disks can
+    /// be added, and taken away with the blocks they hold; the daemon serves with those that work.
     pub struct DiskConfig in "disk" {
         /// Directory of the segments, on the device to use and on a file system of its own.
         path: PathBuf = required(), accepts "the path of a directory that the daemon owns",
@@ -98,7 +101,8 @@ settings! {
         queue_depth: u32 = default(64), accepts "1 to 1024", if |n| (1..=1024).contains(n);
         /// How the device is driven. "auto" takes io_uring and falls back to pread, saying why.
         lane: Lane = default(Lane::Auto), accepts "\"auto\", \"io_uring\" or \"pread\"";
-        /// Codec of stored blocks; both are bit-exact. "raw" costs no CPU, "zstd" less space.
+        /// Codec of stored blocks; both are bit-exact. "raw" costs no CPU, "zstd" less space. The
+        /// same for every disk.
         level: DiskLevel = default(DiskLevel::Zstd), accepts "\"raw\" or \"zstd\"";
     }
 }
@@ -193,6 +197,14 @@ pub enum DiskLevel {
 }
 
 impl DiskLevel {
+    /// As the file says it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Zstd => "zstd",
+        }
+    }
+
     /// The rung of the codec ladder.
     pub const fn level(self) -> Level {
         match self {

@@ -317,7 +317,7 @@ fn tcp_needs_loopback_and_a_namespace_that_exists() {
 }
 
 #[test]
-fn disk_needs_four_segments_and_is_alone() {
+fn disk_needs_four_segments_and_a_line_with_two_brackets() {
     let disk = "[[disk]]\npath = \"/d\"\ncapacity = \"4 MiB\"\nsegment_size = \"1 MiB\"\n";
     assert!(Config::from_toml(disk).is_ok());
     let small = only_problem(&disk.replace("\"4 MiB\"", "4194303"));
@@ -325,16 +325,63 @@ fn disk_needs_four_segments_and_is_alone() {
         small.contains("accepted: 4 MiB or more: 4 segments"),
         "{small}"
     );
-    let two = only_problem(&format!("{disk}{disk}"));
-    assert!(
-        two.contains("disk is 2 tables; accepted: no [[disk]] or one"),
-        "{two}"
-    );
     let single = only_problem("[disk]\npath = \"/d\"");
     assert!(
         single.contains("accepted: settings below a line [[disk]]"),
         "{single}"
     );
+}
+
+#[test]
+fn disks_lie_in_directories_of_their_own_and_share_a_level() {
+    let disk = |path: &str, level: &str| {
+        format!("[[disk]]\npath = \"{path}\"\ncapacity = \"2 GiB\"\nlevel = \"{level}\"\n")
+    };
+    let raw = |path: &str| disk(path, "raw");
+    let many = |count: usize| {
+        (0..count)
+            .map(|at| raw(&format!("/{at}")))
+            .collect::<String>()
+    };
+    assert_eq!(Config::from_toml(&many(16)).unwrap().disks.len(), 16);
+    let most = only_problem(&many(17));
+    assert!(
+        most.contains("disk is 17 tables; accepted: at most 16"),
+        "{most}"
+    );
+    let twice = only_problem(&format!("{}{}", raw("/d"), raw("/d/")));
+    assert!(
+        twice.contains("more than once; accepted: each directory once"),
+        "{twice}"
+    );
+    let levels = only_problem(&format!("{}{}", raw("/d"), disk("/e", "zstd")));
+    assert!(
+        levels.contains("accepted: the same in every [[disk]]"),
+        "{levels}"
+    );
+}
+
+#[test]
+fn one_of_several_disks_is_set_by_its_number() {
+    let sets = [
+        "disk.0.path=/a",
+        "disk.1.path=/b",
+        "disk.capacity=2 GiB",
+        "disk.1.capacity=4 GiB",
+    ];
+    let config = Config::load(&set(&sets), env(&[])).unwrap();
+    let disks: Vec<_> = config
+        .disks
+        .iter()
+        .map(|disk| (disk.path.as_path(), disk.capacity))
+        .collect();
+    let want = [
+        (Path::new("/a"), Bytes::gib(2)),
+        (Path::new("/b"), Bytes::gib(4)),
+    ];
+    assert_eq!(disks, want);
+    let gap = Config::load(&set(&["disk.1.path=/b"]), env(&[])).unwrap_err();
+    assert!(gap.to_string().contains("disk.<number>.<setting>"), "{gap}");
 }
 
 #[test]

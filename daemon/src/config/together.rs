@@ -17,7 +17,7 @@ use super::layers::{Entries, Tree};
 use super::problem::ConfigProblem;
 use super::settings::Reader;
 use super::tables::{
-    DiskConfig, HOST_QUOTA_MIN, HostConfig, LimitsConfig, LogConfig, NAMESPACES_MAX,
+    DISKS_MAX, DiskConfig, HOST_QUOTA_MIN, HostConfig, LimitsConfig, LogConfig, NAMESPACES_MAX,
     NamespaceConfig, OperatorConfig, SEGMENTS_MIN, SOCKET_PATH_MAX, ServerConfig, StateConfig,
 };
 
@@ -221,13 +221,14 @@ fn configured(namespaces: &[Option<NamespaceConfig>]) -> String {
 }
 
 fn check_disks(disks: &[Option<DiskConfig>], problems: &mut Vec<ConfigProblem>) {
-    if disks.len() > 1 {
+    if disks.len() > DISKS_MAX {
         problems.push(together(
             "disk",
             format!("{} tables", disks.len()),
-            "no [[disk]] or one; several devices come with a later version",
+            format!("at most {DISKS_MAX}"),
         ));
     }
+    check_disks_apart(disks, problems);
     for disk in disks.iter().flatten() {
         let least = disk.segment_size.get().saturating_mul(SEGMENTS_MIN);
         if disk.capacity.get() < least {
@@ -237,6 +238,29 @@ fn check_disks(disks: &[Option<DiskConfig>], problems: &mut Vec<ConfigProblem>) 
                 format!("{} or more: {SEGMENTS_MIN} segments", Bytes(least)),
             ));
         }
+    }
+}
+
+/// Two stores in one directory would take each other's files, and what is encoded once must suit
+/// every disk that may have to take it.
+fn check_disks_apart(disks: &[Option<DiskConfig>], problems: &mut Vec<ConfigProblem>) {
+    let mut before: Vec<&DiskConfig> = Vec::new();
+    for disk in disks.iter().flatten() {
+        if before.iter().any(|other| other.path == disk.path) {
+            problems.push(together(
+                "disk.path",
+                format!("{:?} more than once", disk.path.display().to_string()),
+                "each directory once",
+            ));
+        }
+        if let Some(first) = before.first().filter(|first| first.level != disk.level) {
+            problems.push(together(
+                "disk.level",
+                format!("{:?} and {:?}", first.level.as_str(), disk.level.as_str()),
+                "the same in every [[disk]]",
+            ));
+        }
+        before.push(disk);
     }
 }
 

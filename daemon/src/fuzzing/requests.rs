@@ -155,7 +155,7 @@ fn tenants(state_dir: &Path, uid: u32) -> Option<Tenants> {
         tcp_namespace: None,
         operators: &[uid],
         pages: Pages::Small,
-        disk: None,
+        disks: &[],
     };
     Tenants::open(&options).ok()
 }

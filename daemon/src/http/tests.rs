@@ -6,6 +6,7 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::health::State;
+use crate::metrics::Device;
 
 struct Served {
     address: SocketAddr,
@@ -51,7 +52,7 @@ async fn get(address: SocketAddr, path: &str) -> String {
 #[tokio::test]
 async fn metrics_page_is_fresh_and_in_the_prometheus_format() {
     let served = served().await;
-    served.metrics.disk_errors.inc();
+    served.metrics.disk_errors.of(Device::FIRST).inc();
     let answer = get(served.address, "/metrics").await;
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
     assert!(
@@ -59,7 +60,7 @@ async fn metrics_page_is_fresh_and_in_the_prometheus_format() {
         "{answer}"
     );
     assert!(
-        answer.contains("\nkvtier_disk_errors_total 1\n"),
+        answer.contains("\nkvtier_disk_errors_total{device=\"0\"} 1\n"),
         "{answer}"
     );
     assert!(answer.contains("\nkvtier_leases 7\n"), "{answer}");

@@ -64,7 +64,7 @@ fn every_series_exists_at_zero_before_anything_happened() {
         let series: usize = metric
             .labels
             .iter()
-            .map(|(_, values)| values.len())
+            .map(|(name, values)| if *name == "device" { 1 } else { values.len() })
             .product();
         want += series * if metric.kind == "histogram" { 2 } else { 1 };
     }
@@ -94,8 +94,9 @@ fn families_count_in_the_series_of_their_labels() {
     metrics.lookups.of((Tier::Disk, Found::Hit)).inc();
     let name = "kvtier_lookup_total{outcome=\"hit\",tier=\"disk\"}";
     assert_eq!(value(&metrics, name), Some(1.0), "{:?}", metrics.counters());
-    metrics.disk_errors.inc();
-    assert_eq!(value(&metrics, "kvtier_disk_errors_total"), Some(1.0));
+    metrics.disk_errors.of(Device::FIRST).inc();
+    let name = "kvtier_disk_errors_total{device=\"0\"}";
+    assert_eq!(value(&metrics, name), Some(1.0));
     let seconds = metrics.commit_seconds.of(Acknowledge::Durable);
     seconds.observe(0.5);
     let name = "kvtier_commit_seconds_sum{acknowledge=\"durable\"}";
@@ -103,17 +104,43 @@ fn families_count_in_the_series_of_their_labels() {
 }
 
 #[test]
-fn disk_is_in_one_state_at_a_time() {
+fn each_device_is_in_one_state_at_a_time() {
     let metrics = Metrics::new();
-    let now = || {
-        let is = |one: &DiskState| metrics.disk_state.of(*one).get() == 1;
+    let devices = <Device as Label>::all();
+    let now = |device: Device| {
+        let is = |one: &DiskState| metrics.disk_state.of((device, *one)).get() == 1;
         DiskState::iter().filter(is).collect::<Vec<_>>()
     };
-    assert_eq!(now(), []);
+    assert_eq!(now(devices[1]), []);
     for state in DiskState::iter() {
-        metrics.set_disk_state(state);
-        assert_eq!(now(), [state]);
+        metrics.set_disk_state(devices[1], state);
+        assert_eq!(now(devices[1]), [state]);
     }
+    assert_eq!(now(devices[0]), [], "the other one");
+}
+
+// Goal: as many series as there are devices, and none by a name that nobody bounds.
+#[test]
+fn series_of_devices_are_those_of_the_configured_ones() {
+    let metrics = Metrics::new();
+    let shown = || {
+        let named = |(name, _): &(String, f64)| name.starts_with("kvtier_disk_blocks");
+        metrics.counters().iter().filter(|one| named(one)).count()
+    };
+    assert_eq!(shown(), 1, "without a device the first one is at zero");
+    for (configured, want) in [(0, 1), (1, 1), (3, 3), (16, 16)] {
+        metrics.set_devices(configured);
+        assert_eq!(shown(), want);
+        metrics.render().unwrap();
+    }
+    let devices = <Device as Label>::all();
+    let texts: Vec<String> = devices.iter().map(|one| one.number().to_string()).collect();
+    assert!(
+        devices
+            .iter()
+            .zip(texts)
+            .all(|(device, text)| device.text() == text)
+    );
 }
 
 // Goal: a call that the protocol gains cannot be forgotten here.
@@ -156,6 +183,6 @@ fn rendered_text_has_help_type_and_value_of_every_metric() {
 #[test]
 fn registries_are_apart() {
     let (one, other) = (Metrics::new(), Metrics::new());
-    one.disk_errors.inc();
-    assert_eq!(value(&other, "kvtier_disk_errors_total"), Some(0.0));
+    one.sessions.inc();
+    assert_eq!(value(&other, "kvtier_sessions"), Some(0.0));
 }

@@ -4,12 +4,14 @@
 //! Downstairs: nothing: no I/O, no clock, no hidden state.
 //!
 //! Loading is planned front to back: a reader that can only take a loaded prefix gains from
-//! every block that touches the prefix, and from no other. Recomputing and quality levels have no
-//! part in it yet.
+//! every block that touches the prefix, and from no other. Each block comes with the device that
+//! has it and how that does: nothing is asked of one that has failed. Recomputing, quality levels
+//! and the speed of devices have no part in it yet.
 
 use kvtier_proto::Miss;
+use kvtier_store::DeviceState;
 
-use crate::tier::Tier;
+use crate::tier::Located;
 
 /// What is to happen to the blocks of one restore.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -24,18 +26,24 @@ pub struct Plan {
 
 /// Plans a restore of blocks that were found like this. Without `scattered` nothing after the
 /// first miss is brought: the reader could not use it.
-pub fn plan(found: &[Result<Tier, Miss>], scattered: bool) -> Plan {
+pub fn plan(found: &[Result<Located, Miss>], scattered: bool) -> Plan {
     let mut plan = Plan::default();
     for (index, place) in found.iter().enumerate() {
-        match place {
-            Ok(Tier::Host) => plan.resident.push(index),
-            Ok(Tier::Disk) => plan.load.push(index),
-            Err(miss) => {
-                plan.missed.push((index, *miss));
-                if !scattered {
-                    break;
-                }
+        let miss = match place {
+            Ok(Located::Host) => {
+                plan.resident.push(index);
+                continue;
             }
+            Ok(Located::Disk(_, DeviceState::Failed)) => Miss::Device,
+            Ok(Located::Disk(..)) => {
+                plan.load.push(index);
+                continue;
+            }
+            Err(miss) => *miss,
+        };
+        plan.missed.push((index, miss));
+        if !scattered {
+            break;
         }
     }
     plan
@@ -47,12 +55,23 @@ mod tests {
 
     use super::*;
 
-    fn place() -> impl Strategy<Value = Result<Tier, Miss>> {
+    use crate::metrics::Device;
+
+    fn place() -> impl Strategy<Value = Result<Located, Miss>> {
+        let on = |state| Just(Ok(Located::Disk(Device::FIRST, state)));
         prop_oneof![
-            4 => Just(Ok(Tier::Host)),
-            4 => Just(Ok(Tier::Disk)),
+            4 => Just(Ok(Located::Host)),
+            2 => on(DeviceState::Healthy),
+            1 => on(DeviceState::Slow),
+            1 => on(DeviceState::ReadOnly),
+            1 => on(DeviceState::Failed),
             1 => Just(Err(Miss::Absent)),
         ]
+    }
+
+    fn is_miss(place: &Result<Located, Miss>) -> bool {
+        let failed = |at: Located| at == Located::Disk(Device::FIRST, DeviceState::Failed);
+        place.map_or(true, failed)
     }
 
     proptest! {
@@ -61,7 +80,7 @@ mod tests {
             found in proptest::collection::vec(place(), 0..40), scattered in any::<bool>(),
         ) {
             let plan = plan(&found, scattered);
-            let first_miss = found.iter().position(Result::is_err);
+            let first_miss = found.iter().position(is_miss);
             let end = match first_miss {
                 Some(miss) if !scattered => miss + 1,
                 _ => found.len(),
@@ -70,8 +89,13 @@ mod tests {
             named.extend(plan.missed.iter().map(|(index, _)| *index));
             named.sort_unstable();
             prop_assert_eq!(named, (0..end).collect::<Vec<_>>());
-            prop_assert!(plan.resident.iter().all(|index| found[*index] == Ok(Tier::Host)));
-            prop_assert!(plan.load.iter().all(|index| found[*index] == Ok(Tier::Disk)));
+            let host = |index: &usize| found[*index] == Ok(Located::Host);
+            prop_assert!(plan.resident.iter().all(host));
+            let on_disk = |index: &usize| found[*index].is_ok() && !is_miss(&found[*index]);
+            prop_assert!(plan.load.iter().all(|index| on_disk(index) && !host(index)));
+            for (index, miss) in plan.missed {
+                prop_assert_eq!(found[index].err().unwrap_or(Miss::Device), miss);
+            }
             prop_assert!(plan.load.is_sorted() && plan.resident.is_sorted());
         }
     }

@@ -24,7 +24,7 @@ use super::plan::{Plan, plan};
 use crate::block::{BlockId, HostBlock, Layouts};
 use crate::metrics::Metrics;
 use crate::tier::host::HostTier;
-use crate::tier::{Tier, Tiers};
+use crate::tier::{Located, Tier, Tiers};
 
 /// Most loads of one restore in flight. Enough to fill the device's queue with blocks of a few
 /// MiB; more would only take memory from others.
@@ -175,7 +175,9 @@ impl Restore {
         for (index, miss) in &todo.missed {
             state.miss(*index, *miss, request.scattered);
         }
-        let heard = self.events.send(Event::Plan(found)).await.is_ok();
+        let tiers = found.into_iter().map(|place| place.map(Located::tier));
+        let heard = self.events.send(Event::Plan(tiers.collect())).await;
+        let heard = heard.is_ok();
         if heard && self.lease_residents(&todo, &mut state, begin).await {
             self.load(todo, &mut state, begin, deadline).await;
         }

@@ -8,15 +8,16 @@
 
 use std::sync::Arc;
 
-use kvtier_proto::{Miss, NamespaceId, PayloadKind, key_from_wire, v1};
+use kvtier_proto::{BlockKey, Miss, NamespaceId, PayloadKind, key_from_wire, v1};
 use strum::IntoEnumIterator;
 use tokio::sync::broadcast::error::RecvError;
 use tonic::{Request, Status};
 
 use super::{Drain, Replies, Shared, convert, peer};
 use crate::block::BlockId;
-use crate::metrics::Tier;
+use crate::metrics::{Direction, Metrics, Tier};
 use crate::tenant::{Peer, Tenant};
+use crate::tier::disk::{DiskStatus, Wiped};
 
 fn operator<T>(shared: &Shared, request: &Request<T>) -> Result<Peer, Status> {
     let peer = peer(request)?;
@@ -52,12 +53,20 @@ pub async fn wipe(
             convert::bad_field("namespace_name", &asked.namespace_name, known().join(", "))
         })?)
     };
-    // No refusal: nothing of the namespace is served any more, until a restart brings it back.
-    let blocks = shared.tiers.wipe(&tenant.host).await.map_err(|problem| {
+    // No refusal: nothing of the namespace that was there is served any more.
+    let wiped = shared.tiers.wipe(&tenant.host).await.map_err(|problem| {
         Status::unavailable(format!("the wipe is not durable, repeat it: {problem}"))
     })?;
-    tracing::info!(namespace = tenant.name, blocks, "namespace wiped");
-    Ok(v1::WipeReply { blocks })
+    let Wiped {
+        blocks,
+        mut waiting,
+    } = wiped;
+    tracing::info!(namespace = tenant.name, blocks, ?waiting, "namespace wiped");
+    if asked.namespace_name.is_empty() {
+        // Where the operator keeps disks is not a tenant's business.
+        waiting.clear();
+    }
+    Ok(v1::WipeReply { blocks, waiting })
 }
 
 /// Streams what happens to a namespace's blocks.
@@ -151,20 +160,44 @@ pub async fn explain(
         explain_kind(shared, &tenant, id, &mut reply).await;
     }
     if reply.variants.is_empty() {
-        reply.miss = convert::miss(Miss::Absent);
-        reply.notes.push(
-            "no tier has a block of this key in this namespace: it was never saved, or made room \
-             for others, or its record was damaged (kvtier_corrupt_total, and the log)"
-                .to_owned(),
-        );
-        if shared.tiers.disk().is_none() {
-            reply
-                .notes
-                .push("there is no disk tier: blocks do not survive a restart".to_owned());
-        }
+        explain_miss(shared, tenant.id, key, &mut reply);
     }
     Ok(reply)
 }
+
+fn explain_miss(
+    shared: &Shared,
+    namespace: NamespaceId,
+    key: BlockKey,
+    reply: &mut v1::ExplainReply,
+) {
+    let Some(disk) = shared.tiers.disk() else {
+        reply.miss = convert::miss(Miss::Absent);
+        reply.notes.push(NOWHERE.to_owned());
+        let alone = "there is no disk tier: blocks do not survive a restart";
+        reply.notes.push(alone.to_owned());
+        return;
+    };
+    // What KV would miss for: most blocks are nothing else.
+    let kind = PayloadKind::Kv;
+    let miss = disk.why_not(&BlockId {
+        namespace,
+        kind,
+        key,
+    });
+    reply.miss = convert::miss(miss);
+    reply.notes.push(match miss {
+        Miss::Device => OUT.to_owned(),
+        _ => NOWHERE.to_owned(),
+    });
+}
+
+/// Why a block is nowhere.
+const NOWHERE: &str = "no tier has a block of this key in this namespace: it was never saved, or \
+    made room for others, or its record was damaged (kvtier_corrupt_total, and the log)";
+/// Why nobody knows.
+const OUT: &str = "the disk that a block of this key belongs to is out of service, and no other \
+    tier has it: it may be there, or may never have been saved (status says which disk and why)";
 
 async fn explain_kind(shared: &Shared, tenant: &Tenant, id: BlockId, reply: &mut v1::ExplainReply) {
     let wire_kind = v1::PayloadKind::from(id.kind) as i32;
@@ -185,6 +218,7 @@ async fn explain_kind(shared: &Shared, tenant: &Tenant, id: BlockId, reply: &mut
                 .pinned_until
                 .is_some_and(|until| until > std::time::Instant::now()),
             place: format!("arena offset {}", block.arena_offset()),
+            device: None,
         });
         if shared.tiers.is_writing(&tenant.host, id) {
             reply
@@ -216,6 +250,7 @@ async fn explain_kind(shared: &Shared, tenant: &Tenant, id: BlockId, reply: &mut
                 "segment {} offset {}",
                 stored.place.segment, stored.place.offset
             ),
+            device: Some(stored.device.number()),
         });
     }
 }
@@ -229,16 +264,8 @@ pub async fn stats(
     let sessions = shared.sessions.all();
     let mut tiers = vec![host_stats(shared)];
     if let Some(disk) = shared.tiers.disk() {
-        let status = disk.status();
-        tiers.push(v1::TierStats {
-            tier: v1::Tier::Disk as i32,
-            name: status.path.clone(),
-            capacity_bytes: status.capacity_bytes,
-            used_bytes: status.used_bytes,
-            blocks: status.blocks,
-            state: status.state.as_str().into(),
-            lane: status.lane.clone(),
-        });
+        let devices = disk.status().into_iter();
+        tiers.extend(devices.map(|status| disk_stats(&shared.metrics, status)));
     }
     let namespaces = shared.tenants.all().map(|tenant| v1::NamespaceStats {
         namespace_id: tenant.id.0,
@@ -284,6 +311,27 @@ pub async fn stats(
     })
 }
 
+fn disk_stats(metrics: &Metrics, status: DiskStatus) -> v1::TierStats {
+    let device = status.device;
+    let (read, write) = ((device, Direction::Read), (device, Direction::Write));
+    v1::TierStats {
+        tier: v1::Tier::Disk as i32,
+        name: status.path,
+        capacity_bytes: status.capacity_bytes,
+        used_bytes: status.used_bytes,
+        blocks: status.blocks,
+        state: status.state.as_str().into(),
+        lane: status.lane,
+        device: Some(device.number()),
+        problem: status.problem,
+        read_bytes: metrics.disk_bytes.of(read).get(),
+        written_bytes: metrics.disk_bytes.of(write).get(),
+        reads: metrics.disk_ops.of(read).get(),
+        writes: metrics.disk_ops.of(write).get(),
+        errors: metrics.disk_errors.of(device).get(),
+    }
+}
+
 fn host_stats(shared: &Shared) -> v1::TierStats {
     let sum = |of: fn(&Tenant) -> usize| shared.tenants.all().map(|one| of(one) as u64).sum();
     let pages = shared
@@ -299,6 +347,7 @@ fn host_stats(shared: &Shared) -> v1::TierStats {
         blocks: sum(|tenant| tenant.host.len()),
         state: "healthy".into(),
         lane: pages.map(|kind| kind.to_string()).unwrap_or_default(),
+        ..v1::TierStats::default()
     }
 }
 
@@ -318,19 +367,7 @@ impl Shared {
             .set(signed(host.capacity_bytes));
         metrics.tier_blocks.of(Tier::Host).set(signed(host.blocks));
         if let Some(disk) = self.tiers.disk() {
-            let status = disk.status();
-            metrics
-                .tier_used
-                .of(Tier::Disk)
-                .set(signed(status.used_bytes));
-            metrics
-                .tier_capacity
-                .of(Tier::Disk)
-                .set(signed(status.capacity_bytes));
-            metrics
-                .tier_blocks
-                .of(Tier::Disk)
-                .set(signed(status.blocks));
+            self.gauge_disks(&disk.status());
         }
         let sessions = self.sessions.all();
         metrics.sessions.of(()).set(signed(sessions.len() as u64));
@@ -338,6 +375,23 @@ impl Shared {
         metrics.leases.of(()).set(signed(leases));
         let bytes = sessions.iter().map(|session| session.region_bytes()).sum();
         metrics.region_bytes.of(()).set(signed(bytes));
+    }
+
+    fn gauge_disks(&self, devices: &[DiskStatus]) {
+        let metrics = &self.metrics;
+        let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        let sum = |of: fn(&DiskStatus) -> u64| signed(devices.iter().map(of).sum());
+        let (used, capacity) = (sum(|one| one.used_bytes), sum(|one| one.capacity_bytes));
+        metrics.tier_used.of(Tier::Disk).set(used);
+        metrics.tier_capacity.of(Tier::Disk).set(capacity);
+        let blocks = sum(|one| one.blocks);
+        metrics.tier_blocks.of(Tier::Disk).set(blocks);
+        for one in devices {
+            let (used, capacity) = (&metrics.disk_used, &metrics.disk_capacity);
+            used.of(one.device).set(signed(one.used_bytes));
+            capacity.of(one.device).set(signed(one.capacity_bytes));
+            metrics.disk_blocks.of(one.device).set(signed(one.blocks));
+        }
     }
 }
 

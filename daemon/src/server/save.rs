@@ -11,8 +11,9 @@ use tonic::{Request, Status};
 
 use super::{Shared, convert, kind};
 use crate::block::{BlockFacts, BlockId, PlannedBlock};
-use crate::metrics::{Acknowledge, Saved, Tier};
+use crate::metrics::{Acknowledge, Saved};
 use crate::session::Session;
+use crate::tier::Located;
 use crate::tier::save::{Payload, SaveFailed};
 
 /// Reserves staging slots for blocks that are not stored yet.
@@ -82,8 +83,8 @@ async fn present(
         for (place, durable) in found.into_iter().zip(durable) {
             let durable = match place {
                 Err(_) => None,
-                Ok(Tier::Disk) => Some(true),
-                Ok(Tier::Host) => Some(durable),
+                Ok(Located::Disk(..)) => Some(true),
+                Ok(Located::Host) => Some(durable),
             };
             if let Some(place) = present.get_mut(at) {
                 *place = durable.map(|durable| match durable {

@@ -55,7 +55,7 @@ fn named(state: &Path, name: &str) -> Arc<Tenant> {
         tcp_namespace: None,
         operators: &[],
         pages: Pages::Small,
-        disk: None,
+        disks: &[],
     };
     let tenants = Tenants::open(&options).unwrap();
     Arc::clone(tenants.named(name).unwrap())

@@ -18,7 +18,7 @@ fn options<'a>(state_dir: &'a Path, specs: &'a [TenantSpec]) -> TenantOptions<'a
         tcp_namespace: None,
         operators: &[],
         pages: Pages::Small,
-        disk: None,
+        disks: &[],
     }
 }
 
@@ -123,7 +123,7 @@ fn open_without_its_file_hands_out_no_number_that_old_records_may_carry() {
     let specs = [spec("red", 10), spec("blue", 20)];
     let open = || {
         let options = TenantOptions {
-            disk: Some(disk.path()),
+            disks: &[disk.path()],
             ..options(dir.path(), &specs)
         };
         let tenants = Tenants::open(&options).unwrap();

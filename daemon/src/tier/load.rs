@@ -12,11 +12,11 @@ use std::sync::Arc;
 
 use kvtier_proto::{BlockLayout, Level, Miss};
 use kvtier_store::mem::IoBuf;
-use kvtier_store::{Record, Stored, Unverified};
+use kvtier_store::{Record, Unverified};
 use tokio::sync::{AcquireError, watch};
 use tokio::task::{JoinError, JoinSet};
 
-use super::disk::DiskTier;
+use super::disk::{DiskTier, OnDisk};
 use super::host::HostTier;
 use super::scratch::Line;
 use super::{BlockEvent, Loaded, Tier, Tiers, codec};
@@ -130,7 +130,7 @@ impl Tiers {
             .into_iter()
             .next()
             .flatten()
-            .ok_or(Miss::Absent)?;
+            .ok_or_else(|| disk.why_not(&id))?;
         // Sound, and of another layout: nothing is read, and nothing is wrong with the record.
         if !stored.has_layout(&layouts.fingerprint()) {
             return Err(Miss::WrongLayout);
@@ -163,7 +163,7 @@ impl Tiers {
         disk: &DiskTier,
         layouts: &Arc<Layouts>,
         id: BlockId,
-        stored: &Stored,
+        stored: &OnDisk,
     ) -> Result<HostBlock, Miss> {
         if stored.level == Level::RAW {
             self.load_raw(host, disk, layouts, id, stored).await
@@ -182,21 +182,21 @@ impl Tiers {
         host: &HostTier,
         disk: &DiskTier,
         id: BlockId,
-        stored: &Stored,
+        stored: &OnDisk,
         miss: Miss,
     ) {
         let damage = Damage::of(miss);
         if damage.is_none() && miss != Miss::Unsupported {
             return;
         }
-        if !disk.condemn(id, stored.place, miss).await {
+        if !disk.condemn(id, stored, miss).await {
             return;
         }
         if let Some(damage) = damage {
             self.metrics.corrupt.of(damage).inc();
             tracing::error!(
                 key = %id.key, namespace = %id.namespace, reason = miss.as_str(),
-                segment = stored.place.segment, offset = stored.place.offset,
+                device = stored.device.number(), segment = stored.place.segment, offset = stored.place.offset,
                 "a stored record is damaged; the block is a miss"
             );
         }
@@ -214,7 +214,7 @@ impl Tiers {
         disk: &DiskTier,
         layouts: &Arc<Layouts>,
         id: BlockId,
-        stored: &Stored,
+        stored: &OnDisk,
     ) -> Result<HostBlock, Miss> {
         let room = self.room(host, stored.place.len as usize).await;
         let buf = room.ok_or(Miss::NoSpace)?;
@@ -240,7 +240,7 @@ impl Tiers {
         disk: &DiskTier,
         layouts: &Arc<Layouts>,
         id: BlockId,
-        stored: &Stored,
+        stored: &OnDisk,
     ) -> Result<HostBlock, Miss> {
         let mut reserved = None;
         loop {
@@ -309,10 +309,12 @@ pub(super) async fn get_found(
     disk: &DiskTier,
     id: BlockId,
     layouts: &Layouts,
-    stored: &Stored,
+    stored: &OnDisk,
     buf: IoBuf,
 ) -> Result<Unverified, Miss> {
-    let unverified = disk.get(id, layouts.fingerprint(), buf).await?;
+    let unverified = disk
+        .get(id, layouts.fingerprint(), buf, stored.device)
+        .await?;
     if unverified.place() == stored.place {
         Ok(unverified)
     } else {

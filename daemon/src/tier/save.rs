@@ -205,7 +205,7 @@ impl Tiers {
         let stored = u64::from(image.layout().image_len);
         let put = disk.put(image, host.lives(), life).await;
         match put {
-            Ok(()) => {
+            Ok(_) => {
                 self.metrics.saved_bytes.of(Stage::Stored).inc_by(stored);
                 true
             }

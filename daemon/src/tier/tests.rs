@@ -11,7 +11,7 @@ use kvtier_store::disk::lane::LaneKind;
 use kvtier_store::mem::Pages;
 use tokio::time::timeout;
 
-use super::disk::DiskOptions;
+use super::disk::{DiskOptions, Ledger};
 use super::*;
 use crate::block::{BlockFacts, Layouts, PlannedBlock};
 use crate::health::Health;
@@ -72,6 +72,7 @@ impl Fixture {
     async fn new(dir: &Path, level: Level, hosts: &[&Arc<HostTier>]) -> Self {
         let metrics = Arc::new(Metrics::new());
         let options = DiskOptions {
+            device: Device::FIRST,
             path: dir.to_owned(),
             capacity: Bytes(4 * SEGMENT),
             segment_size: Bytes(SEGMENT),
@@ -79,9 +80,12 @@ impl Fixture {
             lane: LaneKind::Pread,
             arenas: Vec::new(),
             hosts: hosts.iter().map(|host| Arc::clone(host)).collect(),
+            unusable: None,
         };
         let (health, counted) = (Arc::new(Health::new()), Arc::clone(&metrics));
-        let disk = DiskTier::open(options, health, counted).await.unwrap();
+        let ledger = Ledger::open(dir).unwrap();
+        let disk = DiskTier::open(vec![options], ledger, health, counted);
+        let disk = disk.await.unwrap();
         let scratch = Scratch::create(64 << 10, Pages::Small).unwrap();
         Self {
             tiers: Tiers::new(Some(disk), level, scratch, Arc::clone(&metrics)),

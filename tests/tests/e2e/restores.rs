@@ -13,7 +13,7 @@ use kvtier_tests::harness::{Daemon, Options, blocks, eventually, run};
 
 use super::LIMIT;
 
-const READ: &str = "kvtier_disk_bytes_total{direction=\"read\"}";
+const READ: &str = "kvtier_disk_bytes_total{device=\"0\",direction=\"read\"}";
 
 /// Waits until no lease is held.
 async fn no_leases(daemon: &Daemon) {

@@ -14,6 +14,7 @@
 
 mod damage;
 mod device;
+mod disks;
 mod files;
 mod kill;
 mod lane;

@@ -1,7 +1,7 @@
-//! The disk tier: one thread that owns one store, and a handle that anybody may use.
+//! One device: the thread that owns its store, and the handle that anybody may use.
 //!
-//! Upstairs:   `tier::save`, `tier::load`, and the calls that explain, pin and wipe.
-//! Downstairs: `kvtier_store::Store`, whose step machine runs on the thread and nowhere else.
+//! Upstairs:   `DiskTier`, which has one of these for each device that opened.
+//! Downstairs: `thread`, where the store's step machine runs, and nowhere else.
 //!
 //! Commands go in through a bounded channel, answers come back through one-shot channels. The
 //! thread sleeps in the kernel until the device finishes something or a command wakes it.
@@ -9,9 +9,6 @@
 //! Invariants kept here
 //!   P3  A record of a life that a wipe has ended is not stored: a put shows the life its bytes
 //!       belong to, and is checked on the same thread that wipes, each time it is tried.
-
-mod pins;
-mod thread;
 
 use std::path::PathBuf;
 use std::sync::mpsc::SyncSender;
@@ -22,23 +19,26 @@ use kvtier_proto::{Bytes, LayoutFingerprint, Miss, NamespaceId};
 use kvtier_store::disk::Waker;
 use kvtier_store::disk::lane::LaneKind;
 use kvtier_store::mem::{Arena, IoBuf};
-use kvtier_store::{DeviceState, Place, RecordImage, Stored, Unverified};
+use kvtier_store::{DeviceState, Forgotten, Place, RecordImage, StoreId, Stored, Unverified};
 use tokio::sync::oneshot;
 
-use super::host::{HostTier, Life};
+use super::roll::Roll;
+use super::thread;
 use crate::block::BlockId;
-use crate::health::Health;
-use crate::metrics::{DiskState, Metrics};
+use crate::metrics::Device;
 use crate::sync::AtomicU64;
+use crate::tier::host::{HostTier, Life};
 
 /// Commands that wait for the thread. It takes them as fast as it can queue them, so that this
 /// bounds bursts, not throughput.
 const COMMANDS_WAITING: usize = 1024;
 
-/// How a disk tier is made.
+/// How one device of the disk tier is made.
 #[derive(Debug, Clone)]
 pub struct DiskOptions {
-    /// Directory of the segments; exists.
+    /// Its number.
+    pub device: Device,
+    /// Directory of the segments; exists, unless the device is out of service.
     pub path: PathBuf,
     /// Space for segments.
     pub capacity: Bytes,
@@ -52,17 +52,23 @@ pub struct DiskOptions {
     pub arenas: Vec<Arc<Arena>>,
     /// Namespaces that are told what leaves the device to make room.
     pub hosts: Vec<Arc<HostTier>>,
+    /// Why the directory is not to be opened, when it is not.
+    pub unusable: Option<String>,
 }
 
-/// What the disk tier is and holds, for status and metrics.
+/// What one device is, holds and did, for status and metrics.
 #[derive(Debug, Clone)]
 pub struct DiskStatus {
+    /// Its number.
+    pub device: Device,
     /// Directory.
     pub path: String,
     /// Lane, and what it does without.
     pub lane: String,
     /// How the device does.
     pub state: DeviceState,
+    /// Why it is out of service; empty when it is not.
+    pub problem: String,
     /// Space it may use. Unit: bytes.
     pub capacity_bytes: u64,
     /// Space its segments take. Unit: bytes.
@@ -71,7 +77,29 @@ pub struct DiskStatus {
     pub blocks: u64,
 }
 
-enum Command {
+impl DiskStatus {
+    /// A device of which nothing is known but how it is to be made.
+    pub(super) fn new(options: &DiskOptions) -> Self {
+        Self {
+            device: options.device,
+            path: options.path.display().to_string(),
+            lane: String::new(),
+            state: DeviceState::Healthy,
+            problem: String::new(),
+            capacity_bytes: options.capacity.get(),
+            used_bytes: 0,
+            blocks: 0,
+        }
+    }
+
+    /// The device is out of service.
+    pub(super) fn fail(&mut self, problem: impl Into<String>) {
+        self.state = DeviceState::Failed;
+        self.problem = problem.into();
+    }
+}
+
+pub(super) enum Command {
     Find {
         ids: Vec<BlockId>,
         reply: oneshot::Sender<Vec<Option<Stored>>>,
@@ -99,193 +127,211 @@ enum Command {
         ttl: Option<Duration>,
         reply: oneshot::Sender<Vec<bool>>,
     },
-    Wipe {
+    WipedBelow {
+        namespaces: Vec<NamespaceId>,
+        reply: oneshot::Sender<Vec<u64>>,
+    },
+    Forget {
         namespace: NamespaceId,
-        reply: oneshot::Sender<Result<u64, String>>,
+        below: Option<u64>,
+        reply: oneshot::Sender<Forgotten>,
+    },
+    KeepWipes {
+        namespace: NamespaceId,
+        reply: oneshot::Sender<Result<(), String>>,
     },
     Close {
         reply: oneshot::Sender<()>,
     },
 }
 
-type PutDone = Result<(), String>;
-type GetDone = Result<Unverified, Miss>;
+/// Why a record is not stored.
+#[derive(Debug)]
+pub(super) struct Unstored {
+    /// For the log.
+    pub(super) problem: String,
+    /// The record, when another device may take it.
+    pub(super) image: Option<RecordImage>,
+}
+
+impl Unstored {
+    /// Nobody is to store it.
+    pub(super) fn for_good(problem: impl Into<String>) -> Self {
+        Self {
+            problem: problem.into(),
+            image: None,
+        }
+    }
+}
+
+pub(super) type PutDone = Result<(), Unstored>;
+pub(super) type GetDone = Result<Unverified, Miss>;
+/// What an opened device says of itself: how it is woken, and who it is.
+pub(super) type Opened = Result<(Waker, StoreId), String>;
 
 /// Says that the thread broke, if it does: nothing is served from the device after that.
-struct Alarm {
-    health: Arc<Health>,
-    metrics: Arc<Metrics>,
+pub(super) struct Alarm {
+    pub(super) roll: Arc<Roll>,
+    pub(super) status: Arc<Mutex<DiskStatus>>,
 }
 
 impl Drop for Alarm {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.health
-                .fail("the thread of the disk tier broke; see the log");
-            self.metrics.set_disk_state(DiskState::Failed);
+            let why = "its thread broke; see the log";
+            let device = {
+                let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+                status.fail(why);
+                status.device
+            };
+            self.roll.state(device, DeviceState::Failed, why);
         }
     }
 }
 
 /// See the module.
 #[derive(Debug)]
-pub struct DiskTier {
+pub(super) struct Handle {
     commands: SyncSender<Command>,
     waker: Waker,
     status: Arc<Mutex<DiskStatus>>,
+    pub(super) id: StoreId,
 }
 
-impl DiskTier {
-    /// Starts the thread, opens the store and waits until its index is whole. Progress of a
-    /// recovery shows in `health`.
+/// A device that is being opened.
+pub(super) struct Opening {
+    commands: SyncSender<Command>,
+    status: Arc<Mutex<DiskStatus>>,
+    opened: oneshot::Receiver<Opened>,
+}
+
+impl Opening {
+    /// Starts the thread, which opens the store. Progress of a recovery shows in `roll`.
+    pub(super) fn start(options: DiskOptions, roll: Arc<Roll>) -> Result<Self, String> {
+        let (commands, receiver) = std::sync::mpsc::sync_channel(COMMANDS_WAITING);
+        let (opened, wait) = oneshot::channel();
+        let status = Arc::new(Mutex::new(DiskStatus::new(&options)));
+        let told = Arc::clone(&status);
+        std::thread::Builder::new()
+            .name(format!("kvtier-disk-{}", options.device.position()))
+            .spawn(move || {
+                let status = told;
+                let alarm = Alarm { roll, status };
+                thread::main(options, receiver, &alarm, opened);
+            })
+            .map_err(|problem| format!("cannot start the disk thread: {problem}"))?;
+        Ok(Self {
+            commands,
+            status,
+            opened: wait,
+        })
+    }
+
+    /// Waits until the index is whole.
     ///
     /// # Errors
     /// The directory cannot be used, or the options are out of bounds. Damage is no error.
-    pub async fn open(
-        options: DiskOptions,
-        health: Arc<Health>,
-        metrics: Arc<Metrics>,
-    ) -> Result<Self, String> {
-        let (commands, receiver) = std::sync::mpsc::sync_channel(COMMANDS_WAITING);
-        let (opened, wait) = oneshot::channel();
-        std::thread::Builder::new()
-            .name("kvtier-disk".into())
-            .spawn(move || {
-                let alarm = Alarm { health, metrics };
-                thread::main(options, receiver, &alarm.health, &alarm.metrics, opened);
-            })
-            .map_err(|problem| format!("cannot start the disk thread: {problem}"))?;
+    pub(super) async fn done(self) -> Result<Handle, String> {
         let gone = |_| "the disk thread ended while it opened the store".to_owned();
-        let (waker, status) = wait.await.map_err(gone)??;
-        Ok(Self {
-            commands,
+        let (waker, id) = self.opened.await.map_err(gone)??;
+        Ok(Handle {
+            commands: self.commands,
             waker,
-            status,
-        })
-    }
-
-    /// Where each block lies, in order.
-    pub async fn find(&self, ids: Vec<BlockId>) -> Vec<Option<Stored>> {
-        let nowhere = vec![None; ids.len()];
-        self.ask(|reply| Command::Find { ids, reply })
-            .await
-            .unwrap_or(nowhere)
-    }
-
-    /// Appends a record. Returns when it is durable.
-    ///
-    /// # Errors
-    /// Why it is not stored, for the log. The block stays where it was.
-    pub async fn put(
-        &self,
-        image: RecordImage,
-        lives: Arc<AtomicU64>,
-        life: Life,
-    ) -> Result<(), String> {
-        let done = self
-            .ask(|reply| Command::Put {
-                image,
-                lives,
-                life,
-                reply,
-            })
-            .await;
-        done.unwrap_or_else(|| Err("the disk thread has ended".into()))
-    }
-
-    /// Reads a record into `buf`, which is at least as long as the place says.
-    pub async fn get(
-        &self,
-        id: BlockId,
-        layout: LayoutFingerprint,
-        buf: IoBuf,
-    ) -> Result<Unverified, Miss> {
-        let done = self
-            .ask(|reply| Command::Get {
-                id,
-                layout,
-                buf,
-                reply,
-            })
-            .await;
-        done.unwrap_or(Err(Miss::Device))
-    }
-
-    /// Takes a record that cannot be served out of the index. False when it stays, because the
-    /// device as a whole has failed and nothing is known of the record.
-    pub async fn condemn(&self, id: BlockId, place: Place, miss: Miss) -> bool {
-        self.ask(|reply| Command::Condemn {
+            status: self.status,
             id,
-            place,
-            miss,
-            reply,
         })
-        .await
-        .unwrap_or(false)
+    }
+}
+
+impl Handle {
+    /// What it is, holds and did.
+    pub(super) fn status(&self) -> DiskStatus {
+        self.lock().clone()
     }
 
-    /// Keeps blocks when their segments are recycled; `None` ends that. Says which exist.
-    pub async fn pin(&self, ids: Vec<BlockId>, ttl: Option<Duration>) -> Vec<bool> {
-        let none = vec![false; ids.len()];
-        self.ask(|reply| Command::Pin { ids, ttl, reply })
-            .await
-            .unwrap_or(none)
+    /// How the device does.
+    pub(super) fn state(&self) -> DeviceState {
+        self.lock().state
     }
 
-    /// Forgets a namespace, durably. Returns how many blocks went.
-    ///
-    /// # Errors
-    /// The device did not take it; nothing of the namespace is served meanwhile.
-    pub async fn wipe(&self, namespace: NamespaceId) -> Result<u64, String> {
-        let done = self.ask(|reply| Command::Wipe { namespace, reply }).await;
-        done.unwrap_or_else(|| Err("the disk thread has ended".into()))
+    fn lock(&self) -> std::sync::MutexGuard<'_, DiskStatus> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes everything durable, closes the store in order and ends the thread.
-    pub async fn close(&self) {
-        self.ask(|reply| Command::Close { reply })
-            .await
-            .unwrap_or(());
-    }
-
-    /// What it is and holds.
-    pub fn status(&self) -> DiskStatus {
-        self.status
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-
-    /// Sends a command and waits for its answer. `None` when the thread has ended.
-    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
+    /// Sends a command. Its answer comes through what is returned, which breaks when the thread
+    /// has ended.
+    pub(super) async fn send<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> oneshot::Receiver<T> {
         let (reply, answer) = oneshot::channel();
         let mut command = command(reply);
         // The channel is bounded and its other end never waits for us: full means a burst.
         while let Err(refused) = self.commands.try_send(command) {
             match refused {
                 std::sync::mpsc::TrySendError::Full(back) => command = back,
-                std::sync::mpsc::TrySendError::Disconnected(_) => return None,
+                std::sync::mpsc::TrySendError::Disconnected(_) => return answer,
             }
             self.waker.wake();
             tokio::time::sleep(Duration::from_micros(200)).await;
         }
         self.waker.wake();
-        answer.await.ok()
+        answer
+    }
+
+    /// Sends a command and waits for its answer. `None` when the thread has ended.
+    pub(super) async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Option<T> {
+        self.send(command).await.await.ok()
+    }
+
+    /// Appends a record. Returns when it is durable.
+    pub(super) async fn put(
+        &self,
+        image: RecordImage,
+        lives: Arc<AtomicU64>,
+        life: Life,
+    ) -> PutDone {
+        let done = self.ask(|reply| Command::Put {
+            image,
+            lives,
+            life,
+            reply,
+        });
+        let ended = || Err(Unstored::for_good("the disk thread has ended"));
+        done.await.unwrap_or_else(ended)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::health::Health;
+    use crate::metrics::{DiskState, Metrics};
 
-    // Goal: /healthz and the metric turn bad when the thread is gone, and stay so.
+    // Goal: /healthz, metric and status turn bad when the thread is gone, and stay so.
     #[test]
-    fn a_thread_that_breaks_is_told_to_health_and_metrics() {
+    fn a_thread_that_breaks_is_told_to_health_metrics_and_status() {
         let (health, metrics) = (Arc::new(Health::new()), Arc::new(Metrics::new()));
+        let roll = Arc::new(Roll::new(1, Arc::clone(&health), Arc::clone(&metrics)));
+        let options = DiskOptions {
+            device: Device::FIRST,
+            path: PathBuf::new(),
+            capacity: Bytes(0),
+            segment_size: Bytes(0),
+            queue_depth: 1,
+            lane: LaneKind::Pread,
+            arenas: Vec::new(),
+            hosts: Vec::new(),
+            unusable: None,
+        };
+        let status = Arc::new(Mutex::new(DiskStatus::new(&options)));
         let run = |breaks: bool| {
-            let (health, metrics) = (Arc::clone(&health), Arc::clone(&metrics));
+            let (roll, status) = (Arc::clone(&roll), Arc::clone(&status));
             let thread = std::thread::spawn(move || {
-                let _alarm = Alarm { health, metrics };
+                let _alarm = Alarm { roll, status };
                 assert!(!breaks, "this thread breaks on purpose");
             });
             thread.join().is_err()
@@ -294,7 +340,9 @@ mod tests {
         assert_eq!(health.live(), Ok(()));
         assert!(run(true));
         let why = health.live().unwrap_err();
-        assert!(why.contains("disk tier broke"), "{why}");
-        assert_eq!(metrics.disk_state.of(DiskState::Failed).get(), 1);
+        assert!(why.contains("its thread broke"), "{why}");
+        let failed = (Device::FIRST, DiskState::Failed);
+        assert_eq!(metrics.disk_state.of(failed).get(), 1);
+        assert_eq!(status.lock().unwrap().state, DeviceState::Failed);
     }
 }

@@ -1,6 +1,6 @@
 //! The disk thread: commands in, steps of the store, events out.
 //!
-//! Upstairs:   `DiskTier` sends commands.
+//! Upstairs:   `device` sends commands.
 //! Downstairs: `kvtier_store`.
 //!
 //! Invariants kept here
@@ -8,13 +8,13 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::mpsc::{Receiver, TryRecvError};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use kvtier_proto::{BlockKey, Miss, NamespaceId, PayloadKind};
 use kvtier_store::catalog::SledCatalog;
 use kvtier_store::disk::lane::open_lane;
-use kvtier_store::disk::{Disk, Wait, Waker};
+use kvtier_store::disk::{Disk, Wait};
 use kvtier_store::{
     Counter, DeviceState, DistrustReason, Event, IndexSource, PutError, RecordImage,
     RecoveryReport, Store, StoreOptions, Want,
@@ -22,17 +22,17 @@ use kvtier_store::{
 use rand::TryRngCore;
 use tokio::sync::oneshot;
 
+use super::device::{Alarm, Command, DiskOptions, DiskStatus, GetDone, Opened, PutDone, Unstored};
 use super::pins::Pins;
-use super::{Command, DiskOptions, DiskStatus, GetDone, PutDone};
+use super::roll::Roll;
 use crate::block::BlockId;
-use crate::health::{Health, Progress};
+use crate::health::Progress;
 use crate::log::chain;
-use crate::metrics::{CatalogReason, Direction, DiskState, Metrics, Tier};
+use crate::metrics::{CatalogReason, Device, Direction, Metrics, Tier};
 use crate::sync::{AtomicU64, Ordering};
 use crate::tier::BlockEvent;
 use crate::tier::host::{HostTier, Life};
 
-type Opened = oneshot::Sender<Result<(Waker, Arc<Mutex<DiskStatus>>), String>>;
 type AnyStore = Store<Box<dyn Disk + Send>>;
 
 /// Directory of the catalog, beside the segments.
@@ -44,27 +44,29 @@ const COMMANDS_AT_ONCE: usize = 256;
 pub(super) fn main(
     options: DiskOptions,
     commands: Receiver<Command>,
-    health: &Health,
-    metrics: &Metrics,
-    opened: Opened,
+    alarm: &Alarm,
+    opened: oneshot::Sender<Opened>,
 ) {
-    let (store, status) = match open(&options, health, metrics) {
+    let (store, lane) = match open(&options, &alarm.roll) {
         Ok(opened) => opened,
         Err(problem) => return drop(opened.send(Err(problem))),
     };
-    let status = Arc::new(Mutex::new(status));
-    let waker = store.disk().waker();
-    let served = Served::new(store, health, metrics, Arc::clone(&status), &options.hosts);
-    if opened.send(Ok((waker, status))).is_ok() {
+    let (waker, id) = (store.disk().waker(), store.id());
+    let mut served = Served::new(
+        store,
+        &alarm.roll,
+        Arc::clone(&alarm.status),
+        &options.hosts,
+    );
+    served.status().lane = lane;
+    served.report();
+    if opened.send(Ok((waker, id))).is_ok() {
         served.run(&commands);
     }
 }
 
-fn open(
-    options: &DiskOptions,
-    health: &Health,
-    metrics: &Metrics,
-) -> Result<(AnyStore, DiskStatus), String> {
+/// The store, and what drives its device.
+fn open(options: &DiskOptions, roll: &Roll) -> Result<(AnyStore, String), String> {
     let path = options.path.display().to_string();
     let say = |what: &str, problem: &dyn std::fmt::Display| format!("{what} {path}: {problem}");
     let mut id = [0; 16];
@@ -91,34 +93,25 @@ fn open(
         tracing::warn!(path, without, "the lane does without something");
         about = format!("{about}; {without}");
     }
+    #[cfg(test)]
+    let disk = super::faulty::on(&options.path, lane.disk);
+    #[cfg(not(test))]
+    let disk = lane.disk;
     let mut store = StoreOptions::new(options.capacity.get(), id);
     store.segment_size = options.segment_size.get();
     let catalog = SledCatalog::new(options.path.join(CATALOG));
     let begin = Instant::now();
-    let (store, report) = Store::open(lane.disk, store, Some(Box::new(catalog)), &mut |progress| {
+    let (store, report) = Store::open(disk, store, Some(Box::new(catalog)), &mut |progress| {
         let (done, total) = (progress.segments_done, progress.segments_total);
-        health.recovered(Progress { done, total });
+        roll.recovered(options.device, Progress { done, total });
     })
     .map_err(|problem| say("cannot open the store in", &chain(&problem)))?;
     let seconds = begin.elapsed().as_secs_f64();
-    tell(&report, &path, seconds, metrics);
-    let status = DiskStatus {
-        path,
-        lane: about,
-        state: store.state(),
-        capacity_bytes: options.capacity.get(),
-        used_bytes: 0,
-        blocks: report.blocks,
-    };
-    Ok((store, status))
+    tell(&report, &path, seconds, &roll.metrics);
+    Ok((store, about))
 }
 
 fn tell(report: &RecoveryReport, path: &str, seconds: f64, metrics: &Metrics) {
-    metrics.recovery_seconds.of(()).set(seconds);
-    metrics
-        .recovered_blocks
-        .of(())
-        .set(i64::try_from(report.blocks).unwrap_or(i64::MAX));
     let source = match &report.source {
         IndexSource::Catalog => "catalog".to_owned(),
         IndexSource::Segments => "segments".to_owned(),
@@ -155,9 +148,11 @@ struct Put {
 
 struct Served<'a> {
     store: AnyStore,
-    health: &'a Health,
-    metrics: &'a Metrics,
+    device: Device,
+    roll: &'a Roll,
     status: Arc<Mutex<DiskStatus>>,
+    /// The state that was reported last.
+    told: Option<DeviceState>,
     answers: Answers<'a>,
     /// In the order they came. The store's queue may have no room for them.
     puts: VecDeque<Put>,
@@ -168,6 +163,7 @@ struct Served<'a> {
 
 /// Who waits for what the store reports.
 struct Answers<'a> {
+    device: Device,
     metrics: &'a Metrics,
     puts: HashMap<u64, oneshot::Sender<PutDone>>,
     gets: HashMap<u64, oneshot::Sender<GetDone>>,
@@ -177,21 +173,23 @@ struct Answers<'a> {
 impl<'a> Served<'a> {
     fn new(
         store: AnyStore,
-        health: &'a Health,
-        metrics: &'a Metrics,
+        roll: &'a Roll,
         status: Arc<Mutex<DiskStatus>>,
         hosts: &[Arc<HostTier>],
     ) -> Self {
         let hosts = hosts
             .iter()
             .map(|host| (host.namespace(), Arc::clone(host)));
+        let device = status.lock().unwrap_or_else(PoisonError::into_inner).device;
         Self {
             store,
-            health,
-            metrics,
+            device,
+            roll,
             status,
+            told: None,
             answers: Answers {
-                metrics,
+                device,
+                metrics: &roll.metrics,
                 puts: HashMap::new(),
                 gets: HashMap::new(),
                 hosts: hosts.collect(),
@@ -283,13 +281,22 @@ impl<'a> Served<'a> {
             Command::Pin { ids, ttl, reply } => {
                 let _ = reply.send(ids.iter().map(|id| self.pin(id, ttl)).collect());
             }
-            Command::Wipe { namespace, reply } => {
-                let done = self
-                    .store
-                    .wipe(namespace, events)
-                    .map_err(|problem| chain(&problem));
+            Command::WipedBelow { namespaces, reply } => {
+                let below = |one: &NamespaceId| self.store.wiped_below(*one);
+                let _ = reply.send(namespaces.iter().map(below).collect());
+            }
+            Command::Forget {
+                namespace,
+                below,
+                reply,
+            } => {
+                let forgotten = self.store.forget_namespace(namespace, below, events);
                 self.pins.forget(namespace);
-                let _ = reply.send(done);
+                let _ = reply.send(forgotten);
+            }
+            Command::KeepWipes { namespace, reply } => {
+                let kept = self.store.keep_wipes(namespace, events);
+                let _ = reply.send(kept.map_err(|problem| chain(&problem)));
             }
             Command::Close { reply } => drop(reply.send(())),
         }
@@ -306,7 +313,7 @@ impl<'a> Served<'a> {
     fn hand_over_puts(&mut self) {
         while let Some(put) = self.puts.pop_front() {
             if put.lives.load(Ordering::SeqCst) != put.life.0 {
-                let wiped = "the namespace was wiped".to_owned();
+                let wiped = Unstored::for_good("the namespace was wiped");
                 self.answers.put(put.tag, Err(wiped));
                 continue;
             }
@@ -315,7 +322,10 @@ impl<'a> Served<'a> {
                 Err((image, PutError::Busy { .. })) => {
                     return self.puts.push_front(Put { image, ..put });
                 }
-                Err((_, problem)) => self.answers.put(put.tag, Err(chain(&problem))),
+                Err((image, problem)) => {
+                    let refused = unstored(Some(image), &problem);
+                    self.answers.put(put.tag, Err(refused));
+                }
             }
         }
     }
@@ -348,24 +358,35 @@ impl<'a> Served<'a> {
             let before = self.counted.insert(name, now).unwrap_or(0);
             now.saturating_sub(before)
         };
-        let (bytes, ops) = (&self.metrics.disk_bytes, &self.metrics.disk_ops);
-        bytes.of(Direction::Read).inc_by(delta(Counter::BytesRead));
+        let (metrics, device) = (&self.roll.metrics, self.device);
+        let (bytes, ops) = (&metrics.disk_bytes, &metrics.disk_ops);
+        let (read, write) = ((device, Direction::Read), (device, Direction::Write));
+        bytes.of(read).inc_by(delta(Counter::BytesRead));
         bytes
-            .of(Direction::Write)
+            .of(write)
             .inc_by(delta(Counter::BytesWritten) + delta(Counter::BytesForwarded));
-        ops.of(Direction::Read).inc_by(delta(Counter::Reads));
-        ops.of(Direction::Write).inc_by(delta(Counter::PutsDurable));
+        ops.of(read).inc_by(delta(Counter::Reads));
+        ops.of(write).inc_by(delta(Counter::PutsDurable));
         let errors = delta(Counter::WriteErrors) + delta(Counter::SyncErrors);
-        self.metrics.disk_errors.of(()).inc_by(errors);
+        metrics.disk_errors.of(device).inc_by(errors);
         let (state, usage) = (self.store.state(), self.store.usage());
-        self.metrics.set_disk_state(label(state));
-        if state == DeviceState::Failed {
-            self.health.fail("the device of the disk tier failed");
+        let failed = "its lane failed; see the log";
+        {
+            let mut status = self.status();
+            status.state = state;
+            if state == DeviceState::Failed && status.problem.is_empty() {
+                failed.clone_into(&mut status.problem);
+            }
+            status.blocks = usage.blocks;
+            status.used_bytes = usage.segments * usage.segment_size;
         }
-        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
-        status.state = state;
-        status.blocks = usage.blocks;
-        status.used_bytes = usage.segments * usage.segment_size;
+        if self.told.replace(state) != Some(state) {
+            self.roll.state(device, state, failed);
+        }
+    }
+
+    fn status(&self) -> MutexGuard<'_, DiskStatus> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn close(mut self, reply: Option<oneshot::Sender<()>>) {
@@ -394,8 +415,9 @@ impl Answers<'_> {
     fn settle(&mut self, events: &mut Vec<Event>) {
         for event in events.drain(..) {
             match event {
-                Event::Put { tag, result, .. } => {
-                    self.put(tag, result.map(|_| ()).map_err(|problem| chain(&problem)));
+                Event::Put { tag, image, result } => {
+                    let refused = |problem| unstored(image, &problem);
+                    self.put(tag, result.map(|_| ()).map_err(refused));
                 }
                 Event::Got { tag, result } => {
                     if let Some(reply) = self.gets.remove(&tag) {
@@ -408,7 +430,10 @@ impl Answers<'_> {
                     kind,
                     ..
                 } => self.evicted(namespace, key, kind),
-                Event::Device(state) => tracing::warn!(state = state.as_str(), "device state"),
+                Event::Device(state) => {
+                    let (device, state) = (self.device.number(), state.as_str());
+                    tracing::warn!(device, state, "device state");
+                }
             }
         }
     }
@@ -431,13 +456,12 @@ impl Answers<'_> {
     }
 }
 
-fn label(state: DeviceState) -> DiskState {
-    match state {
-        DeviceState::Healthy => DiskState::Healthy,
-        DeviceState::Full => DiskState::Full,
-        DeviceState::Slow => DiskState::Slow,
-        DeviceState::ReadOnly => DiskState::ReadOnly,
-        DeviceState::Failed => DiskState::Failed,
+/// Why a record is not stored. A wiped one is nobody's to store, any other may go elsewhere.
+fn unstored(image: Option<RecordImage>, problem: &PutError) -> Unstored {
+    let wiped = matches!(problem, PutError::Wiped { .. });
+    Unstored {
+        problem: chain(problem),
+        image: image.filter(|_| !wiped),
     }
 }
 

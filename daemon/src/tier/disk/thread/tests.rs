@@ -1,6 +1,6 @@
 //! Tests of the disk thread, driven step by step.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kvtier_proto::{BlockKey, Bytes, LayoutFingerprint, Level};
@@ -25,14 +25,21 @@ fn store(dir: &Path) -> AnyStore {
 }
 
 fn status() -> Arc<Mutex<DiskStatus>> {
-    Arc::new(Mutex::new(DiskStatus {
-        path: String::new(),
-        lane: String::new(),
-        state: DeviceState::Healthy,
-        capacity_bytes: Bytes::mib(8).get(),
-        used_bytes: 0,
-        blocks: 0,
-    }))
+    Arc::new(Mutex::new(DiskStatus::new(&DiskOptions {
+        device: Device::FIRST,
+        path: PathBuf::new(),
+        capacity: Bytes::mib(8),
+        segment_size: Bytes(SEGMENT),
+        queue_depth: 8,
+        lane: LaneKind::Pread,
+        arenas: Vec::new(),
+        hosts: Vec::new(),
+        unusable: None,
+    })))
+}
+
+fn roll() -> Roll {
+    Roll::new(1, Arc::default(), Arc::default())
 }
 
 fn id(number: u8) -> BlockId {
@@ -75,15 +82,9 @@ struct Driven<'a> {
 }
 
 impl<'a> Driven<'a> {
-    fn new(dir: &Path, metrics: &'a Metrics) -> Self {
+    fn new(dir: &Path, roll: &'a Roll) -> Self {
         Self {
-            served: Served::new(
-                store(dir),
-                Box::leak(Box::default()),
-                metrics,
-                status(),
-                &[],
-            ),
+            served: Served::new(store(dir), roll, status(), &[]),
             arena: Arena::create("test", 8 << 20, Share::Private).unwrap(),
             lives: Arc::default(),
             events: Vec::new(),
@@ -105,12 +106,20 @@ impl<'a> Driven<'a> {
     }
 
     fn wipe(&mut self) {
-        let (reply, mut done) = oneshot::channel();
         let namespace = NamespaceId(1);
         self.lives.fetch_add(1, Ordering::SeqCst);
-        let wipe = Command::Wipe { namespace, reply };
-        self.served.command(wipe, &mut self.events);
-        done.try_recv().unwrap().unwrap();
+        let (reply, mut forgotten) = oneshot::channel();
+        let forget = Command::Forget {
+            namespace,
+            below: None,
+            reply,
+        };
+        self.served.command(forget, &mut self.events);
+        forgotten.try_recv().unwrap();
+        let (reply, mut kept) = oneshot::channel();
+        let keep = Command::KeepWipes { namespace, reply };
+        self.served.command(keep, &mut self.events);
+        kept.try_recv().unwrap().unwrap();
     }
 
     fn step_until(&mut self, done: &mut oneshot::Receiver<PutDone>) -> PutDone {
@@ -132,32 +141,32 @@ impl<'a> Driven<'a> {
 #[test]
 fn a_put_that_waited_for_the_queue_does_not_outlive_a_wipe() {
     let dir = tempfile::tempdir().unwrap();
-    let metrics = Metrics::new();
-    let mut driven = Driven::new(dir.path(), &metrics);
+    let roll = roll();
+    let mut driven = Driven::new(dir.path(), &roll);
     let (mut first, mut second) = (driven.put(1, 5000), driven.put(2, 5000));
     assert_eq!(driven.served.puts.len(), 1, "the second waits");
     driven.wipe();
     let mut later = driven.put(3, 5000);
     assert!(driven.step_until(&mut first).is_err());
     assert!(driven.step_until(&mut second).is_err());
-    assert_eq!(driven.step_until(&mut later), Ok(()), "of the new life");
+    assert!(driven.step_until(&mut later).is_ok(), "of the new life");
     let here = |driven: &Driven<'_>| [1, 2, 3].map(|key| driven.served.peek(&id(key)).is_some());
     assert_eq!(here(&driven), [false, false, true]);
     driven.served.close(None);
-    let driven = Driven::new(dir.path(), &metrics);
+    let driven = Driven::new(dir.path(), &roll);
     assert_eq!(here(&driven), [false, false, true], "after a restart");
 }
 
 #[test]
 fn puts_that_waited_for_the_queue_are_taken_in_order_and_before_the_end() {
     let dir = tempfile::tempdir().unwrap();
-    let metrics = Metrics::new();
-    let mut driven = Driven::new(dir.path(), &metrics);
+    let roll = roll();
+    let mut driven = Driven::new(dir.path(), &roll);
     let mut waiting: Vec<_> = (1..6).map(|number| driven.put(number, 5000)).collect();
     assert_eq!(driven.served.puts.len(), 4);
     driven.served.close(None);
     for done in &mut waiting {
-        assert_eq!(done.try_recv(), Ok(Ok(())));
+        assert!(matches!(done.try_recv(), Ok(Ok(()))));
     }
 }
 
@@ -165,11 +174,11 @@ fn puts_that_waited_for_the_queue_are_taken_in_order_and_before_the_end() {
 #[test]
 fn a_pin_beyond_half_of_the_device_is_refused_and_not_remembered() {
     let dir = tempfile::tempdir().unwrap();
-    let metrics = Metrics::new();
-    let mut driven = Driven::new(dir.path(), &metrics);
+    let roll = roll();
+    let mut driven = Driven::new(dir.path(), &roll);
     for number in 1..=5 {
         let mut done = driven.put(number, 900 << 10);
-        assert_eq!(driven.step_until(&mut done), Ok(()));
+        assert!(driven.step_until(&mut done).is_ok());
     }
     let hour = Some(Duration::from_secs(3600));
     let pinned = [1, 2, 3, 4, 5, 6].map(|number| driven.served.pin(&id(number), hour));
