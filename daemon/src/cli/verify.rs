@@ -23,10 +23,10 @@ use kvtier_store::format::superblock::{SLOT_LEN, SLOTS};
 use kvtier_store::verify::{RecordRow, Report, SegmentRow, Severity, VerifyProgress};
 use serde_json::{Value, json};
 
-use super::EXIT_BAD_NEWS;
 use super::connect::CliError;
 use super::inspect::files::Folder;
 use super::output::{Answer, section, size, table};
+use super::{EXIT_BAD_NEWS, EXIT_FAILED};
 
 /// Operations in flight while reading: enough to keep a device busy with large reads.
 const DEPTH: usize = 16;
@@ -46,32 +46,57 @@ are damaged; 2 it could not be done; 3 the store is lost: a daemon would start o
 changed or repaired."
 )]
 pub(super) struct Args {
-    /// Directory of the disk tier (disk.path)
-    dir: PathBuf,
+    /// Directory of a disk (disk.path); with several, each is verified and the worst one decides
+    #[arg(required = true)]
+    dirs: Vec<PathBuf>,
     /// Show every record with its verdict, not only the damaged ones
     #[arg(long)]
     records: bool,
 }
 
 pub(super) fn run(args: &Args) -> Result<Answer, CliError> {
+    if let [dir] = args.dirs.as_slice() {
+        return verify(dir, args.records);
+    }
+    let (mut disks, mut text, mut code) = (Vec::new(), String::new(), 0);
+    for dir in &args.dirs {
+        let shown = dir.display().to_string();
+        let mut answer = verify(dir, args.records).unwrap_or_else(|error| Answer {
+            code: EXIT_FAILED,
+            ..Answer::new(json!({ "error": error.to_string() }), error.to_string())
+        });
+        text += &format!("{shown}\n{}\n\n", answer.text.trim_end());
+        code = code.max(answer.code);
+        if let Some(fields) = answer.json.as_object_mut() {
+            fields.insert("dir".to_owned(), json!(shown));
+        }
+        disks.push(answer.json);
+    }
+    Ok(Answer {
+        code,
+        ..Answer::new(json!({ "disks": disks }), text)
+    })
+}
+
+fn verify(dir: &Path, every_record: bool) -> Result<Answer, CliError> {
     // Says what is wrong with the directory when it holds no store.
-    Folder::open(&args.dir)?;
-    let _lock = lock(&args.dir)?;
+    Folder::open(dir)?;
+    let _lock = lock(dir)?;
     let failed = |what: &dyn std::fmt::Display| {
-        CliError::Usage(format!("{} cannot be verified: {what}", args.dir.display()))
+        CliError::Usage(format!("{} cannot be verified: {what}", dir.display()))
     };
     crate::process::allow_open_files();
-    let disk = FileLane::open_to_read(&args.dir, DEPTH).map_err(|error| failed(&error))?;
+    let disk = FileLane::open_to_read(dir, DEPTH).map_err(|error| failed(&error))?;
     let bar = bar();
     let mut records = Vec::new();
     let report =
         kvtier_store::verify::run_each(disk, &mut |progress| show(&bar, progress), &mut |row| {
-            records.extend(Some(*row).filter(|_| args.records))
+            records.extend(Some(*row).filter(|_| every_record))
         });
     bar.finish_and_clear();
     let report = report.map_err(|error| failed(&crate::log::chain(&error)))?;
     let mut answer = answer(&report);
-    if args.records {
+    if every_record {
         answer.text += &verdicts(&records);
         let verdicts = records.iter().map(verdict).collect();
         if let Some(fields) = answer.json.as_object_mut() {

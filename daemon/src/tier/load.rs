@@ -196,7 +196,8 @@ impl Tiers {
             self.metrics.corrupt.of(damage).inc();
             tracing::error!(
                 key = %id.key, namespace = %id.namespace, reason = miss.as_str(),
-                device = stored.device.number(), segment = stored.place.segment, offset = stored.place.offset,
+                device = stored.device.number(), segment = stored.place.segment,
+                offset = stored.place.offset,
                 "a stored record is damaged; the block is a miss"
             );
         }

@@ -6,7 +6,7 @@ use super::*;
 
 fn verify(dir: &Path) -> Result<Answer, CliError> {
     run(&Args {
-        dir: dir.to_owned(),
+        dirs: vec![dir.to_owned()],
         records: false,
     })
 }
@@ -105,7 +105,7 @@ fn verify_lists_every_record_when_asked() {
     stores::with_blocks(dir.path(), 4);
     stores::scribble(dir.path(), stores::SEGMENT, 2 * 4096 + 100, 1);
     let args = Args {
-        dir: dir.path().to_owned(),
+        dirs: vec![dir.path().to_owned()],
         records: true,
     };
     let answer = run(&args).unwrap();
@@ -153,6 +153,33 @@ fn verify_refuses_a_directory_that_a_daemon_holds() {
     );
     drop(held);
     assert!(verify(dir.path()).is_ok());
+}
+
+// Goal: one look at all disks of a daemon, of which the worst decides, and none hides another.
+#[test]
+fn verify_of_several_disks_says_which_is_which_and_ends_as_the_worst() {
+    let home = tempfile::tempdir().unwrap();
+    let dirs = ["sound", "damaged", "no-store"].map(|name| home.path().join(name));
+    dirs.iter()
+        .for_each(|dir| std::fs::create_dir(dir).unwrap());
+    stores::with_blocks(&dirs[0], 3);
+    stores::with_blocks(&dirs[1], 3);
+    stores::scribble(&dirs[1], stores::SEGMENT, 4096 + 4096 + 100, 8);
+    let verify = |count: usize| {
+        run(&Args {
+            dirs: dirs[..count].to_vec(),
+            records: false,
+        })
+        .unwrap()
+    };
+    let two = verify(2);
+    assert_eq!(two.code, 1, "{}", two.text);
+    assert_eq!(two.json["disks"][0]["severity"], "sound");
+    assert_eq!(two.json["disks"][1]["severity"], "damaged");
+    assert_eq!(two.json["disks"][1]["dir"], dirs[1].display().to_string());
+    let three = verify(3);
+    assert_eq!(three.code, 2, "{}", three.text);
+    assert!(three.text.contains("is not a disk tier"), "{}", three.text);
 }
 
 #[test]

@@ -281,6 +281,16 @@ impl<'a> Served<'a> {
             Command::Pin { ids, ttl, reply } => {
                 let _ = reply.send(ids.iter().map(|id| self.pin(id, ttl)).collect());
             }
+            wipe @ (Command::WipedBelow { .. }
+            | Command::Forget { .. }
+            | Command::KeepWipes { .. }) => self.wipe(wipe, events),
+            Command::Close { reply } => drop(reply.send(())),
+        }
+    }
+
+    /// The steps of a wipe.
+    fn wipe(&mut self, command: Command, events: &mut Vec<Event>) {
+        match command {
             Command::WipedBelow { namespaces, reply } => {
                 let below = |one: &NamespaceId| self.store.wiped_below(*one);
                 let _ = reply.send(namespaces.iter().map(below).collect());
@@ -298,7 +308,7 @@ impl<'a> Served<'a> {
                 let kept = self.store.keep_wipes(namespace, events);
                 let _ = reply.send(kept.map_err(|problem| chain(&problem)));
             }
-            Command::Close { reply } => drop(reply.send(())),
+            _ => {}
         }
     }
 
