@@ -43,7 +43,7 @@ fn tenant() -> Arc<Tenant> {
         tcp_namespace: None,
         operators: &[],
         pages: Pages::Small,
-        disk: None,
+        disks: &[],
     };
     let tenants = Tenants::open(&options).unwrap();
     tenants.of(Peer::Unix { uid: 7, pid: 1 }).unwrap()
