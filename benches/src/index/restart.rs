@@ -147,6 +147,8 @@ impl Bed {
                 self.saved.push(key);
             }
             drop(session);
+            // The session's goodbye goes out while this runtime runs: the daemon need not wait.
+            tokio::time::sleep(Duration::from_millis(50)).await;
             let stop = life.end(end)?;
             if round > 0 {
                 measured.first_hit.push(first_hit);
