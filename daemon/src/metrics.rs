@@ -110,6 +110,14 @@ metrics! {
         disk_capacity: Device, IntGauge = "kvtier_disk_capacity_bytes";
         /// Blocks on a device that can be restored.
         disk_blocks: Device, IntGauge = "kvtier_disk_blocks";
+        /// Bytes that the scrub of a device read.
+        scrub_bytes: Device, IntCounter = "kvtier_scrub_bytes_total";
+        /// Damaged records that the scrub found. Each counts in `kvtier_corrupt_total` as well.
+        scrub_bad: Device, IntCounter = "kvtier_scrub_bad_total";
+        /// Part of a device that the scrub under way has been through, 0 when none is.
+        scrub_position: Device, Gauge = "kvtier_scrub_position_ratio";
+        /// When the scrub was last through all of a device, in seconds since 1970; 0 before that.
+        scrub_ended: Device, Gauge = "kvtier_scrub_ended_seconds";
         /// Blocks that made room for others.
         evicted_blocks: Tier, IntCounter = "kvtier_evicted_blocks_total";
         /// Bytes that blocks take.

@@ -37,7 +37,7 @@ use crate::server::{Drain, SAVES_MAX, Service, Shared, descriptors};
 use crate::session::Sessions;
 use crate::tenant::{TenantOptions, TenantSpec, Tenants};
 use crate::tier::Tiers;
-use crate::tier::disk::{DiskOptions, DiskTier};
+use crate::tier::disk::{DiskOptions, DiskTier, ScrubOptions};
 use crate::tier::scratch::Scratch;
 
 use directories::Directories;
@@ -330,6 +330,10 @@ async fn open_disks(
             Lane::Auto => LaneKind::Auto,
             Lane::IoUring => LaneKind::IoUring,
             Lane::Pread => LaneKind::Pread,
+        },
+        scrub: ScrubOptions {
+            rate: disk.scrub_rate,
+            every: Duration::from_secs(3600 * u64::from(disk.scrub_every_h)),
         },
         arenas: arenas.clone(),
         hosts: hosts.clone(),

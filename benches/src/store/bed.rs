@@ -310,7 +310,8 @@ impl Bed {
                     bufs.push_back(image.into_buf());
                     way.flying -= 1;
                 }
-                Event::Evicted { .. } | Event::Device(_) => {}
+                Event::Evicted { .. } | Event::Device(_) | Event::Scrub(_) | Event::Scrubbed(_) => {
+                }
             }
         }
         Ok(())

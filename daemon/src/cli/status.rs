@@ -188,11 +188,14 @@ fn summary(counted: &Counted<'_>) -> String {
         rows.add_row([format!("blocks restored from {tier}"), blocks.to_string()]);
     }
     rows.add_row(["stored bytes of raw bytes", &percent(stored, raw)]);
+    let scrubbed = counted.sum("kvtier_scrub_bytes_total", "");
+    rows.add_row([String::from("scrubbed"), scrub(counted, scrubbed)]);
     for (metric, what) in [
         ("kvtier_save_blocks_total", "saves"),
         ("kvtier_miss_total", "misses"),
         ("kvtier_evicted_blocks_total", "evicted"),
         ("kvtier_corrupt_total", "DAMAGED"),
+        ("kvtier_scrub_bad_total", "FOUND DAMAGED BY SCRUB"),
         ("kvtier_disk_errors_total", "DEVICE ERRORS"),
     ] {
         for (labels, value) in counted.series(metric).filter(|(_, value)| *value != 0.0) {
@@ -201,6 +204,33 @@ fn summary(counted: &Counted<'_>) -> String {
         }
     }
     format!("\n{rows}\n")
+}
+
+/// How much the scrub has read, how far it is, and when it was last through.
+fn scrub(counted: &Counted<'_>, bytes: f64) -> String {
+    let mut text = size(whole(bytes));
+    let of = |metric| {
+        let each = counted.series(metric).map(|(_, value)| value);
+        each.filter(|value| *value > 0.0).reduce(f64::min)
+    };
+    // Of several devices the one that is behind the others.
+    if let Some(position) = of("kvtier_scrub_position_ratio") {
+        let _ = write!(text, ", now at {}", percent(position, 1.0));
+    }
+    if let Some(ended) = of("kvtier_scrub_ended_seconds") {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let ago = now.unwrap_or_default().as_secs_f64() - ended;
+        let _ = write!(text, ", all of it {} ago", duration(whole(ago)));
+    }
+    text
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a float that is too large or negative becomes the nearest number"
+)]
+fn whole(value: f64) -> u64 {
+    value as u64
 }
 
 fn all_counters(counters: &[Counter]) -> String {

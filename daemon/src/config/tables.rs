@@ -101,6 +101,15 @@ settings! {
         queue_depth: u32 = default(64), accepts "1 to 1024", if |n| (1..=1024).contains(n);
         /// How the device is driven. "auto" takes io_uring and falls back to pread, saying why.
         lane: Lane = default(Lane::Auto), accepts "\"auto\", \"io_uring\" or \"pread\"";
+        /// How fast stored blocks are read and checked in the background, to find damage before it
+        /// costs a restore. Unit: bytes a second, written "16 MiB"; "0 B" is never. Beside restores
+        /// and saves it gets less.
+        scrub_rate: Bytes = default(Bytes::mib(16)), accepts "0 B, or 64 KiB to 64 GiB",
+            if |rate| rate.get() == 0 || (64 * KIB..=64 * GIB).contains(&rate.get());
+        /// From the end of one such pass to the beginning of the next. Unit: hours. The first
+        /// begins ten minutes after a start.
+        scrub_every_h: u32 = default(168), accepts "1 to 8760",
+            if |hours| (1..=8760).contains(hours);
         /// Codec of stored blocks; both are bit-exact. "raw" costs no CPU, "zstd" less space. The
         /// same for every disk.
         level: DiskLevel = default(DiskLevel::Zstd), accepts "\"raw\" or \"zstd\"";

@@ -6,7 +6,8 @@ use super::*;
 use crate::golden;
 
 /// How a name may end, with what it then counts.
-const UNITS: [&str; 9] = [
+const UNITS: [&str; 10] = [
+    "_ratio",
     "_total",
     "_bytes",
     "_seconds",

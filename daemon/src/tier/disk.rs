@@ -17,6 +17,7 @@
 //!   P3  A wipe is forgotten by every device in service, then in the ledger, then in every
 //!       superblock, and only then answered. A device that was away takes it before it serves.
 
+mod answers;
 mod device;
 #[cfg(test)]
 mod faulty;
@@ -25,6 +26,7 @@ mod open;
 mod pins;
 mod place;
 mod roll;
+mod scrub;
 mod thread;
 
 use std::ops::Deref;
@@ -45,6 +47,7 @@ use crate::sync::AtomicU64;
 pub use device::{DiskOptions, DiskStatus};
 pub use ledger::{Ledger, LedgerError, Seen};
 pub use open::is_apart;
+pub use scrub::ScrubOptions;
 
 use device::{Command, Handle, Unstored};
 use place::Share;

@@ -11,7 +11,7 @@ use kvtier_store::disk::lane::LaneKind;
 use kvtier_store::mem::Pages;
 use tokio::time::timeout;
 
-use super::disk::{DiskOptions, Ledger};
+use super::disk::{DiskOptions, Ledger, ScrubOptions};
 use super::*;
 use crate::block::{BlockFacts, Layouts, PlannedBlock};
 use crate::health::Health;
@@ -78,6 +78,7 @@ impl Fixture {
             segment_size: Bytes(SEGMENT),
             queue_depth: 8,
             lane: LaneKind::Pread,
+            scrub: ScrubOptions::OFF,
             arenas: Vec::new(),
             hosts: hosts.iter().map(|host| Arc::clone(host)).collect(),
             unusable: None,

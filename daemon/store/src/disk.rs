@@ -36,7 +36,8 @@ mod rung;
 pub mod sim;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use crate::mem::{Arena, IoBuf};
 
@@ -159,6 +160,8 @@ pub enum Wait {
     No,
     /// Until an operation finishes or the [`Waker`] is used.
     One,
+    /// As `One`, and at most this long.
+    For(Duration),
 }
 
 /// A file that the cold lane found.
@@ -219,6 +222,13 @@ pub trait Disk: fmt::Debug {
 
     /// Name of the lane for logs and status: `io_uring`, `pread` or `sim`.
     fn lane(&self) -> &'static str;
+
+    /// Time since some moment before the disk was opened; never goes back. What is decided by
+    /// time above a disk is decided by this clock, so that a simulated disk decides it.
+    fn now(&self) -> Duration {
+        static START: OnceLock<Instant> = OnceLock::new();
+        START.get_or_init(Instant::now).elapsed()
+    }
 }
 
 impl<D: Disk + ?Sized> Disk for Box<D> {
@@ -276,6 +286,10 @@ impl<D: Disk + ?Sized> Disk for Box<D> {
 
     fn lane(&self) -> &'static str {
         (**self).lane()
+    }
+
+    fn now(&self) -> Duration {
+        (**self).now()
     }
 }
 

@@ -10,6 +10,7 @@ use crate::format::Place;
 use crate::image::RecordImage;
 use crate::mem::IoBuf;
 use crate::read::Unverified;
+use crate::store::{ScrubProgress, ToCheck};
 
 /// Why a record was not stored. `Refused` variants mean that nothing happened.
 #[derive(Debug, thiserror::Error)]
@@ -114,6 +115,11 @@ pub enum Event {
     },
     /// The device changed its state.
     Device(DeviceState),
+    /// A record that the scrub has read: to be checked on some other thread, and the result to be
+    /// told to [`crate::Store::scrubbed`].
+    Scrub(ToCheck),
+    /// The scrub has been through everything.
+    Scrubbed(ScrubProgress),
 }
 
 /// How the device does. The planner and the metrics see it.
@@ -124,7 +130,7 @@ pub enum DeviceState {
     Healthy,
     /// Has less room than configured: evicts and goes on.
     Full,
-    /// Works, but slower than it is worth. No rule sets it yet.
+    /// Works, but each operation takes many times what it took before, or more than a second.
     Slow,
     /// Reads only, until the store is opened again (L3).
     ReadOnly,
@@ -183,6 +189,10 @@ pub enum Counter {
     Wipes,
     /// Creates that the device had no room for.
     CreatesRefused,
+    /// Image bytes that the scrub read.
+    ScrubBytes,
+    /// Records that the scrub found damaged, each twice in a row.
+    ScrubBad,
 }
 
 /// All counters of one store, zero at its opening.

@@ -8,7 +8,9 @@
 //! in a backlog for the next [`Lane::collect`].
 //!
 //! Small transfers that lie behind one another in a file go to the device as one operation
-//! (`merge`): a device moves few large pieces faster than many small ones.
+//! (`merge`): a device moves few large pieces faster than many small ones. Reads go first; what
+//! saves and background work may do beside them is `pace`'s to say, from what `gauge` has seen
+//! of the device. A transfer of theirs may be cut into pieces then, one after the other.
 //!
 //! Invariants kept here
 //!   D2  A transfer succeeds only when every byte moved.
@@ -18,85 +20,26 @@
 //! Not here on purpose: no retry of an error. Interrupted and would-block are not errors: they
 //! are tried again, a bounded number of times.
 
+mod gauge;
 mod merge;
+mod pace;
+mod settle;
+mod transfer;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io::{Error, ErrorKind};
+use std::io::Error;
+use std::time::Duration;
 
-use crate::disk::{Disk, Done, FileId, Op, OpKind, SubmitError, Wait};
+pub(crate) use self::gauge::Slow;
+pub(crate) use self::pace::Class;
+pub(crate) use self::transfer::{Finished, Transfer};
+
+use self::gauge::Gauge;
+use self::pace::{Pace, Turn};
+use self::transfer::Rest;
+use crate::disk::{Disk, Done, Op, OpKind, SubmitError, Wait};
 use crate::mem::IoBuf;
 use crate::planted::{Bug, planted};
-
-/// Most times that one transfer is resumed after an interruption or a short count. A device that
-/// needs more is broken, and the transfer fails.
-const RESUMES_MAX: u32 = 256;
-
-/// What to move. For a sync `at`, `buf_at` and `len` are 0.
-#[derive(Debug)]
-pub(crate) struct Transfer {
-    pub(crate) kind: OpKind,
-    pub(crate) file: FileId,
-    pub(crate) at: u64,
-    pub(crate) buf: Option<IoBuf>,
-    pub(crate) buf_at: usize,
-    pub(crate) len: usize,
-}
-
-impl Transfer {
-    pub(crate) fn read(file: FileId, at: u64, buf: IoBuf, len: usize) -> Self {
-        Self {
-            kind: OpKind::Read,
-            file,
-            at,
-            buf: Some(buf),
-            buf_at: 0,
-            len,
-        }
-    }
-
-    pub(crate) fn write(file: FileId, at: u64, buf: IoBuf, len: usize) -> Self {
-        Self {
-            kind: OpKind::Write,
-            file,
-            at,
-            buf: Some(buf),
-            buf_at: 0,
-            len,
-        }
-    }
-
-    pub(crate) fn sync(file: FileId) -> Self {
-        Self {
-            kind: OpKind::Sync,
-            file,
-            at: 0,
-            buf: None,
-            buf_at: 0,
-            len: 0,
-        }
-    }
-}
-
-/// A transfer that came to its end; the buffer comes home whatever happened.
-#[derive(Debug)]
-pub(crate) struct Finished {
-    pub(crate) user: u64,
-    pub(crate) buf: Option<IoBuf>,
-    pub(crate) result: Result<(), Error>,
-}
-
-/// What is left of a transfer whose piece is with the device.
-#[derive(Debug)]
-struct Rest {
-    kind: OpKind,
-    file: FileId,
-    at: u64,
-    buf_at: usize,
-    len: usize,
-    resumes: u32,
-    /// It is not merged any more: what it was part of did not go well.
-    alone: bool,
-}
 
 /// A disk and the transfers on it.
 #[derive(Debug)]
@@ -104,11 +47,20 @@ pub(crate) struct Lane<D> {
     disk: D,
     next_user: u64,
     rests: BTreeMap<u64, Rest>,
-    outbox: VecDeque<Op>,
+    /// What the disk has not seen, by class.
+    reads: VecDeque<Op>,
+    saves: VecDeque<Op>,
+    background: VecDeque<Op>,
     /// Transfers that went out with another, by the number of that one, in order.
     merged: BTreeMap<u64, Vec<u64>>,
     backlog: Vec<Finished>,
     done: Vec<Done>,
+    pace: Pace,
+    gauge: Gauge,
+    /// When something that is held has its turn.
+    turn_at: Option<Duration>,
+    /// No write is sent any more (L3).
+    poisoned: bool,
     failed: bool,
 }
 
@@ -118,12 +70,24 @@ impl<D: Disk> Lane<D> {
             disk,
             next_user: 1,
             rests: BTreeMap::new(),
-            outbox: VecDeque::new(),
+            reads: VecDeque::new(),
+            saves: VecDeque::new(),
+            background: VecDeque::new(),
             merged: BTreeMap::new(),
             backlog: Vec::new(),
             done: Vec::new(),
+            pace: Pace::default(),
+            gauge: Gauge::default(),
+            turn_at: None,
+            poisoned: false,
             failed: false,
         }
+    }
+
+    /// Saves and background work go like reads from now on.
+    #[cfg(test)]
+    pub(crate) fn never_hold(&mut self) {
+        self.pace.off = true;
     }
 
     /// The disk, for its cold lane.
@@ -137,6 +101,16 @@ impl<D: Disk> Lane<D> {
 
     pub(crate) fn into_disk(self) -> D {
         self.disk
+    }
+
+    /// The disk's clock.
+    pub(crate) fn now(&self) -> Duration {
+        self.disk.now()
+    }
+
+    /// Whether the device is slow now, and what shows it.
+    pub(crate) fn slow(&mut self) -> Option<Slow> {
+        self.gauge.slow(self.disk.now())
     }
 
     /// True when the lane takes nothing any more.
@@ -165,34 +139,54 @@ impl<D: Disk> Lane<D> {
         }
         let Transfer {
             kind,
+            class,
             file,
             at,
             buf,
             buf_at,
             len,
         } = transfer;
-        self.rests.insert(
-            user,
-            Rest {
-                kind,
-                file,
-                at,
-                buf_at,
-                len,
-                resumes: 0,
-                alone: false,
-            },
-        );
-        self.queue(user, buf);
+        let rest = Rest {
+            kind,
+            class,
+            file,
+            at,
+            buf_at,
+            len,
+            sent: 0,
+            resumes: 0,
+            alone: false,
+        };
+        if rest.counts() {
+            self.pace.begin(class);
+        }
+        self.rests.insert(user, rest);
+        if let Some(op) = self.op_of(user, buf) {
+            self.outbox(class).push_back(op);
+        }
         user
     }
 
-    /// Queues what is left of a transfer.
-    fn queue(&mut self, user: u64, buf: Option<IoBuf>) {
-        let Some(rest) = self.rests.get(&user) else {
-            return;
-        };
-        self.outbox.push_back(Op {
+    fn outbox(&mut self, class: Class) -> &mut VecDeque<Op> {
+        match class {
+            Class::Read => &mut self.reads,
+            Class::Save => &mut self.saves,
+            Class::Background => &mut self.background,
+        }
+    }
+
+    fn outbox_ref(&self, class: Class) -> &VecDeque<Op> {
+        match class {
+            Class::Read => &self.reads,
+            Class::Save => &self.saves,
+            Class::Background => &self.background,
+        }
+    }
+
+    /// What is left of a transfer as one operation.
+    fn op_of(&self, user: u64, buf: Option<IoBuf>) -> Option<Op> {
+        let rest = self.rests.get(&user)?;
+        Some(Op {
             user,
             kind: rest.kind,
             file: rest.file,
@@ -201,18 +195,21 @@ impl<D: Disk> Lane<D> {
             buf_at: rest.buf_at,
             len: rest.len,
             more: Vec::new(),
-        });
+        })
     }
 
     /// Appends finished transfers, waiting for one as `wait` says when there is none.
     pub(crate) fn collect(&mut self, wait: Wait, finished: &mut Vec<Finished>) {
-        self.pump();
-        let wait = if self.backlog.is_empty() {
-            wait
-        } else {
-            Wait::No
-        };
-        self.reap(wait);
+        loop {
+            self.pump();
+            let quiet = self.backlog.is_empty();
+            let came_back = self.reap(if quiet { wait } else { Wait::No });
+            // The turn of what was held has come, and nothing else has: nobody is told of that.
+            let turn = self.turn_at.is_some_and(|at| at <= self.disk.now());
+            if !(turn && quiet && !came_back && wait == Wait::One) {
+                break;
+            }
+        }
         finished.append(&mut self.backlog);
         self.pump();
     }
@@ -269,141 +266,123 @@ impl<D: Disk> Lane<D> {
         results
     }
 
-    /// Ends every write and sync that the disk has not seen yet (L3). Reads stay.
+    /// Ends every write and sync that the disk has not seen yet, and sends none any more (L3).
+    /// Reads stay.
     pub(crate) fn drop_unsent_writes(&mut self) {
-        let unsent = std::mem::take(&mut self.outbox);
-        for op in unsent {
-            if op.kind == OpKind::Read {
-                self.outbox.push_back(op);
-            } else {
-                self.finish(op.user, op.buf, Err(Error::other("the log is poisoned")));
+        self.poisoned = true;
+        for class in Class::ALL {
+            for op in std::mem::take(self.outbox(class)) {
+                if op.kind == OpKind::Read {
+                    self.outbox(class).push_back(op);
+                } else {
+                    self.finish(op.user, op.buf, Err(Error::other("the log is poisoned")));
+                }
             }
         }
     }
 
+    /// Hands to the device what may go. Whoever is held asks first: it has no more than its turn,
+    /// and reads could take every place in the queue.
     fn pump(&mut self) {
-        while self.disk.in_flight() < self.disk.depth().max(1)
-            && let Some(op) = self.outbox.pop_front()
-        {
-            let op = self.merge(op);
-            match self.disk.submit(op) {
-                Ok(()) => {}
-                Err((op, SubmitError::Full { .. })) if self.disk.in_flight() > 0 => {
-                    let whole = self.split(op);
-                    whole
-                        .into_iter()
-                        .rev()
-                        .for_each(|op| self.outbox.push_front(op));
-                    return;
+        self.turn_at = None;
+        for class in Class::ALL {
+            while self.pump_one(class) {}
+        }
+    }
+
+    /// True when an operation of `class` went out, or ended on the way.
+    fn pump_one(&mut self, class: Class) -> bool {
+        let depth = self.disk.depth().max(1);
+        let places = match class {
+            Class::Read => depth,
+            // A read that comes now finds a place.
+            Class::Save | Class::Background => (depth - depth / 4).max(1),
+        };
+        if self.disk.in_flight() >= places || self.outbox(class).is_empty() {
+            return false;
+        }
+        let (now, rate) = (self.disk.now(), self.gauge.rate());
+        let most = match self.pace.turn(class, now, rate) {
+            Turn::Go(most) => most,
+            Turn::Full => return false,
+            Turn::At(at) => {
+                self.turn_at = Some(self.turn_at.map_or(at, |before| before.min(at)));
+                return false;
+            }
+        };
+        let Some(op) = self.outbox(class).pop_front() else {
+            return false;
+        };
+        let op = self.shape(class, op, most);
+        let (user, kind, bytes) = (op.user, op.kind, op.total() as u64);
+        match self.disk.submit(op) {
+            Ok(()) => {
+                self.gauge.sent(user, (class, kind, bytes), now);
+                self.pace.sent(class, bytes, now, rate);
+                true
+            }
+            Err((op, SubmitError::Full { .. })) if self.disk.in_flight() > 0 => {
+                let whole = self.split(op);
+                let outbox = self.outbox(class);
+                whole.into_iter().rev().for_each(|op| outbox.push_front(op));
+                false
+            }
+            Err((op, problem)) => {
+                self.failed = true;
+                for op in self.split(op) {
+                    self.finish(op.user, op.buf, Err(Error::other(problem)));
                 }
-                Err((op, problem)) => {
-                    self.failed = true;
-                    for op in self.split(op) {
-                        self.finish(op.user, op.buf, Err(Error::other(problem)));
-                    }
-                }
+                true
             }
         }
     }
 
-    fn reap(&mut self, wait: Wait) {
+    /// The operation for the front of a queue: with its neighbours, or a piece of it.
+    fn shape(&mut self, class: Class, mut op: Op, most: usize) -> Op {
+        op.len = op.len.min(most);
+        if let Some(rest) = self.rests.get_mut(&op.user) {
+            rest.sent = op.len;
+        }
+        self.merge(class, op, most)
+    }
+
+    /// How long a wait may last: not past the turn of what is held, nor past the moment at which
+    /// a device that does not answer counts as slow.
+    fn patience(&self, wait: Wait) -> Wait {
+        let now = self.disk.now();
+        let until = [self.turn_at, self.gauge.look_again(now)]
+            .into_iter()
+            .flatten()
+            .min();
+        match (wait, until.map(|at| at.saturating_sub(now))) {
+            (Wait::One, Some(most)) => Wait::For(most),
+            (Wait::For(asked), Some(most)) => Wait::For(asked.min(most)),
+            (wait, _) => wait,
+        }
+    }
+
+    /// True when an operation came back.
+    fn reap(&mut self, wait: Wait) -> bool {
         let mut done = std::mem::take(&mut self.done);
-        self.disk.reap(wait, &mut done);
+        self.disk.reap(self.patience(wait), &mut done);
+        let (now, came_back) = (self.disk.now(), !done.is_empty());
         for one in done.drain(..) {
+            if let Some(sent) = self.gauge.back(one.user, one.moved.is_ok(), now) {
+                self.pace.back(sent.class, sent.bytes);
+            }
             self.advance(one);
         }
         self.done = done;
+        came_back
     }
 
     fn finish(&mut self, user: u64, buf: Option<IoBuf>, result: Result<(), Error>) {
-        self.rests.remove(&user);
+        if let Some(rest) = self.rests.remove(&user)
+            && rest.counts()
+        {
+            self.pace.end(rest.class, self.disk.now());
+        }
         self.backlog.push(Finished { user, buf, result });
-    }
-
-    /// One operation came back: its transfers end, or what is left of them goes out again.
-    fn advance(&mut self, done: Done) {
-        let Done {
-            user,
-            kind,
-            buf,
-            more,
-            moved,
-        } = done;
-        // A lane keeps memory only when it cannot tell any more what the device does with it.
-        self.failed |= kind != OpKind::Sync && buf.is_none();
-        let Some(followers) = self.merged.remove(&user) else {
-            return self.advance_one(user, buf, moved);
-        };
-        let bufs = buf.into_iter().chain(more.into_iter().map(|run| run.buf));
-        let mut bufs = bufs.map(Some).chain(std::iter::repeat_with(|| None));
-        let (mut left, problem) = match moved {
-            Ok(moved) => (moved, None),
-            Err(problem) => (0, Some(problem)),
-        };
-        for user in std::iter::once(user).chain(followers) {
-            let buf = bufs.next().flatten();
-            let want = self.rests.get(&user).map_or(0, |rest| rest.len);
-            let (here, kept) = (left.min(want), buf.is_none());
-            left -= here;
-            let moved = match &problem {
-                Some(problem) if kept => Err(Error::new(problem.kind(), problem.to_string())),
-                _ => Ok(here),
-            };
-            if here < want && !kept {
-                self.again(user, buf, here);
-            } else {
-                self.advance_one(user, buf, moved);
-            }
-        }
-    }
-
-    fn advance_one(&mut self, user: u64, buf: Option<IoBuf>, moved: Result<usize, Error>) {
-        let Some(rest) = self.rests.get(&user) else {
-            return;
-        };
-        let again = |problem: &Error| {
-            matches!(
-                problem.kind(),
-                ErrorKind::Interrupted | ErrorKind::WouldBlock
-            )
-        };
-        match moved {
-            Ok(moved) if moved > rest.len => {
-                let problem = Error::other(format!("{moved} of {} bytes moved", rest.len));
-                self.finish(user, buf, Err(problem));
-            }
-            Ok(moved) if moved == rest.len || planted(Bug::ShortIsWhole) => {
-                self.finish(user, buf, Ok(()))
-            }
-            Ok(0) => self.finish(user, buf, Err(Error::from(ErrorKind::UnexpectedEof))),
-            Ok(moved) => self.again(user, buf, moved),
-            Err(problem) if again(&problem) && rest.resumes < RESUMES_MAX => {
-                self.again(user, buf, 0);
-            }
-            Err(_) if planted(Bug::WriteErrorIgnored) && rest.kind == OpKind::Write => {
-                self.finish(user, buf, Ok(()));
-            }
-            Err(problem) => self.finish(user, buf, Err(problem)),
-        }
-    }
-
-    /// `moved` bytes of a transfer are there: the rest goes out again, alone.
-    fn again(&mut self, user: u64, buf: Option<IoBuf>, moved: usize) {
-        let Some(rest) = self.rests.get_mut(&user) else {
-            return;
-        };
-        // A piece that ends inside an aligned unit is moved again from that unit's start.
-        let moved = moved - moved % self.disk.align().max(1);
-        rest.resumes += 1;
-        rest.alone = true;
-        rest.at += moved as u64;
-        rest.buf_at += moved;
-        rest.len -= moved;
-        if rest.resumes > RESUMES_MAX {
-            let problem = Error::other("the device moves no more bytes");
-            return self.finish(user, buf, Err(problem));
-        }
-        self.queue(user, buf);
     }
 }
 

@@ -27,7 +27,8 @@
 //!   W1  After an acknowledged wipe no byte of the namespace written before is returned, by this
 //!       process or a later one.
 //!
-//! Not here on purpose: no async runtime, no clock, no randomness, no RPC, no tenant, no codec.
+//! Not here on purpose: no async runtime, no clock but the disk's own, no randomness, no RPC, no
+//! tenant, no codec.
 #![deny(missing_docs)]
 #![deny(unsafe_code)]
 #![deny(
@@ -71,7 +72,8 @@ pub use recover::{
 };
 pub use segments::{Candidate, Life, choose_victim};
 pub use store::{
-    Forgotten, Refused, SEGMENTS_MAX, SEGMENTS_MIN, Store, StoreOptions, WRITE_ERRORS_MAX,
+    Checked, Forgotten, Refused, SEGMENTS_MAX, SEGMENTS_MIN, ScrubProgress, Store, StoreOptions,
+    ToCheck, WRITE_ERRORS_MAX,
 };
 
 #[cfg(test)]

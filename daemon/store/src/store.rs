@@ -20,15 +20,18 @@
 
 mod append;
 mod commit;
+mod condition;
 mod fetch;
 mod heads;
 mod reclaim;
+mod scrub;
 mod wipe;
 
 pub use wipe::Forgotten;
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use kvtier_proto::{BlockKey, Miss, NamespaceId};
 use strum::IntoEnumIterator;
@@ -49,6 +52,7 @@ use crate::superblock::SuperFile;
 use append::{Queued, Tail};
 pub(crate) use commit::trailer_of;
 use reclaim::Drain;
+pub use scrub::{Checked, ScrubProgress, ToCheck};
 
 /// Most segments of a store: 256 TiB at the default segment size.
 pub const SEGMENTS_MAX: u64 = 1 << 20;
@@ -139,6 +143,7 @@ enum Flight {
     Forward {
         stored: Stored,
     },
+    Scrub(scrub::Item),
 }
 
 /// One device's store. See the crate's header for how to drive it.
@@ -147,6 +152,8 @@ pub struct Store<D: Disk> {
     pub(crate) options: StoreOptions,
     pub(crate) lane: Lane<D>,
     pub(crate) arena: Arc<Arena>,
+    /// Memory for records that `arena` has no room for, as long as one of them is in use.
+    large: RefCell<Weak<Arena>>,
     pub(crate) superfile: SuperFile,
     pub(crate) index: Index,
     pub(crate) segments: Segments,
@@ -169,10 +176,13 @@ pub struct Store<D: Disk> {
     recycled_when_full: u64,
     write_errors_in_a_row: u32,
     poisoned: Option<u64>,
-    state: DeviceState,
+    condition: condition::Condition,
     counters: Counters,
     misses: BTreeMap<Miss, u64>,
     heads: heads::Heads,
+    scrub: Option<scrub::Pass>,
+    /// Passes that were started.
+    scrubs: u64,
 }
 
 impl<D: Disk> Store<D> {
@@ -208,6 +218,7 @@ impl<D: Disk> Store<D> {
             options,
             lane,
             arena,
+            large: RefCell::default(),
             superfile,
             segments: Segments::default(),
             catalog,
@@ -224,10 +235,12 @@ impl<D: Disk> Store<D> {
             recycled_when_full: 0,
             write_errors_in_a_row: 0,
             poisoned: None,
-            state: DeviceState::Healthy,
+            condition: condition::Condition::default(),
             counters: Counters::default(),
             misses: Miss::iter().map(|miss| (miss, 0)).collect(),
             heads: heads::Heads::default(),
+            scrub: None,
+            scrubs: 0,
         }
     }
 
@@ -237,16 +250,21 @@ impl<D: Disk> Store<D> {
     /// used; it does not block when it has something to report.
     pub fn step(&mut self, wait: Wait, events: &mut Vec<Event>) {
         self.advance(events);
-        let wait = if events.is_empty() { wait } else { Wait::No };
+        let wait = if events.is_empty() {
+            self.until_scrub(wait)
+        } else {
+            Wait::No
+        };
         let mut finished = Vec::new();
         self.lane.collect(wait, &mut finished);
         for one in finished {
             self.settle(one, events);
         }
         if self.lane.has_failed() {
-            self.set_state(DeviceState::Failed, events);
+            self.note_state(DeviceState::Failed, true, events);
             self.poison(events);
         }
+        self.note_speed(events);
         self.advance(events);
     }
 
@@ -256,6 +274,7 @@ impl<D: Disk> Store<D> {
         self.place_queued(events);
         self.prepare_spare(events);
         self.commit_on();
+        self.scrub_on(events);
     }
 
     /// Where a block lies, if it is here: for the caller to size its buffer.
@@ -326,11 +345,6 @@ impl<D: Disk> Store<D> {
     /// Identity of the store: it stays as long as its superblock does. Not for tenants.
     pub fn id(&self) -> StoreId {
         self.superfile.now().store_id
-    }
-
-    /// How the device does.
-    pub fn state(&self) -> DeviceState {
-        self.state
     }
 
     /// Counters since the opening.
@@ -405,6 +419,7 @@ impl<D: Disk> Store<D> {
     /// Ends in order: everything queued is made durable or refused, the open segment is sealed,
     /// the catalog is closed, and the superblock says so. Blocks.
     pub fn close(mut self, events: &mut Vec<Event>) -> D {
+        self.scrub = None;
         while !self.is_idle() {
             let wait = if self.lane.busy() > 0 {
                 Wait::One
@@ -454,28 +469,21 @@ impl<D: Disk> Store<D> {
         Some(stored)
     }
 
-    pub(crate) fn set_state(&mut self, state: DeviceState, events: &mut Vec<Event>) {
-        // A state only gets worse, except that a full device may find room again.
-        if state > self.state || (self.state, state) == (DeviceState::Full, DeviceState::Healthy) {
-            tracing::warn!(
-                from = self.state.as_str(),
-                to = state.as_str(),
-                "device state"
-            );
-            self.state = state;
-            events.push(Event::Device(state));
-        }
-    }
-
     /// A buffer for the store's own blocks: headers, footers, copies.
     pub(crate) fn own_buf(&self, len: u64) -> std::io::Result<IoBuf> {
         let len = crate::format::index(len);
-        match self.arena.alloc(len) {
-            Some(buf) => Ok(buf),
-            None => Arena::create("kvtier-store-large", len, Share::Private)?
-                .alloc(len)
-                .ok_or_else(|| std::io::Error::other("no memory for a store buffer")),
+        if let Some(buf) = self.arena.alloc(len) {
+            return Ok(buf);
         }
+        // Memory that nobody has touched is slow to fill: what is still in use is used again.
+        let large = self.large.borrow().upgrade();
+        if let Some(buf) = large.and_then(|arena| arena.alloc(len)) {
+            return Ok(buf);
+        }
+        let fresh = Arena::create("kvtier-store-large", len.saturating_mul(2), Share::Private)?;
+        *self.large.borrow_mut() = Arc::downgrade(&fresh);
+        let buf = fresh.alloc(len);
+        buf.ok_or_else(|| std::io::Error::other("no memory for a store buffer"))
     }
 }
 

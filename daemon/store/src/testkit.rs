@@ -151,6 +151,9 @@ pub(crate) struct Fixture {
     pub(crate) got: BTreeMap<u64, Result<Vec<u8>, Miss>>,
     pub(crate) evicted: Vec<(NamespaceId, BlockKey)>,
     pub(crate) states: Vec<DeviceState>,
+    /// Places that the scrub condemned, and passes that ended.
+    pub(crate) condemned: Vec<Place>,
+    pub(crate) scrubs: Vec<ScrubProgress>,
     next_tag: u64,
 }
 
@@ -176,6 +179,8 @@ impl Fixture {
             got,
             evicted,
             states,
+            condemned: Vec::new(),
+            scrubs: Vec::new(),
             next_tag: 1,
         }
     }
@@ -210,6 +215,13 @@ impl Fixture {
             }
             Event::Evicted { namespace, key, .. } => self.evicted.push((namespace, key)),
             Event::Device(state) => self.states.push(state),
+            Event::Scrub(to_check) => {
+                let checked = to_check.check();
+                if self.store.scrubbed(&checked) {
+                    self.condemned.push(checked.place());
+                }
+            }
+            Event::Scrubbed(progress) => self.scrubs.push(progress),
         }
     }
 

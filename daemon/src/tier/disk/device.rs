@@ -23,6 +23,7 @@ use kvtier_store::{DeviceState, Forgotten, Place, RecordImage, StoreId, Stored, 
 use tokio::sync::oneshot;
 
 use super::roll::Roll;
+use super::scrub::ScrubOptions;
 use super::thread;
 use crate::block::BlockId;
 use crate::metrics::Device;
@@ -48,6 +49,8 @@ pub struct DiskOptions {
     pub queue_depth: usize,
     /// How the device is driven.
     pub lane: LaneKind,
+    /// How often and how fast everything is read and checked.
+    pub scrub: ScrubOptions,
     /// Memory that I/O goes to and from, for registration with the ring.
     pub arenas: Vec<Arc<Arena>>,
     /// Namespaces that are told what leaves the device to make room.
@@ -212,12 +215,13 @@ impl Opening {
         let (opened, wait) = oneshot::channel();
         let status = Arc::new(Mutex::new(DiskStatus::new(&options)));
         let told = Arc::clone(&status);
+        let threads = tokio::runtime::Handle::try_current().ok();
         std::thread::Builder::new()
             .name(format!("kvtier-disk-{}", options.device.position()))
             .spawn(move || {
                 let status = told;
                 let alarm = Alarm { roll, status };
-                thread::main(options, receiver, &alarm, opened);
+                thread::main(options, receiver, &alarm, opened, threads);
             })
             .map_err(|problem| format!("cannot start the disk thread: {problem}"))?;
         Ok(Self {
@@ -323,6 +327,7 @@ mod tests {
             segment_size: Bytes(0),
             queue_depth: 1,
             lane: LaneKind::Pread,
+            scrub: ScrubOptions::OFF,
             arenas: Vec::new(),
             hosts: Vec::new(),
             unusable: None,

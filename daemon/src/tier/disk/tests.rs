@@ -49,6 +49,7 @@ fn options(home: &Path, at: usize) -> DiskOptions {
         segment_size: Bytes(SEGMENT),
         queue_depth: 8,
         lane: LaneKind::Pread,
+        scrub: ScrubOptions::OFF,
         arenas: Vec::new(),
         hosts: Vec::new(),
         unusable: None,

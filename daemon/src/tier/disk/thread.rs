@@ -6,12 +6,12 @@
 //! Invariants kept here
 //!   T4  Every command is answered, or its channel is dropped: nobody waits for ever.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use kvtier_proto::{BlockKey, Miss, NamespaceId, PayloadKind};
+use kvtier_proto::{Miss, NamespaceId};
 use kvtier_store::catalog::SledCatalog;
 use kvtier_store::disk::lane::open_lane;
 use kvtier_store::disk::{Disk, Wait};
@@ -20,20 +20,22 @@ use kvtier_store::{
     RecoveryReport, Store, StoreOptions, Want,
 };
 use rand::TryRngCore;
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-use super::device::{Alarm, Command, DiskOptions, DiskStatus, GetDone, Opened, PutDone, Unstored};
+use super::answers::{Answers, unstored};
+use super::device::{Alarm, Command, DiskOptions, DiskStatus, Opened, Unstored};
 use super::pins::Pins;
 use super::roll::Roll;
+use super::scrub::Scrubber;
 use crate::block::BlockId;
 use crate::health::Progress;
 use crate::log::chain;
-use crate::metrics::{CatalogReason, Device, Direction, Metrics, Tier};
+use crate::metrics::{CatalogReason, Device, Direction, Metrics};
 use crate::sync::{AtomicU64, Ordering};
-use crate::tier::BlockEvent;
 use crate::tier::host::{HostTier, Life};
 
-type AnyStore = Store<Box<dyn Disk + Send>>;
+pub(super) type AnyStore = Store<Box<dyn Disk + Send>>;
 
 /// Directory of the catalog, beside the segments.
 const CATALOG: &str = "catalog";
@@ -46,18 +48,16 @@ pub(super) fn main(
     commands: Receiver<Command>,
     alarm: &Alarm,
     opened: oneshot::Sender<Opened>,
+    threads: Option<Handle>,
 ) {
     let (store, lane) = match open(&options, &alarm.roll) {
         Ok(opened) => opened,
         Err(problem) => return drop(opened.send(Err(problem))),
     };
     let (waker, id) = (store.disk().waker(), store.id());
-    let mut served = Served::new(
-        store,
-        &alarm.roll,
-        Arc::clone(&alarm.status),
-        &options.hosts,
-    );
+    let scrubber = Scrubber::new(options.scrub, threads, waker.clone());
+    let status = Arc::clone(&alarm.status);
+    let mut served = Served::new(store, &alarm.roll, status, &options.hosts, scrubber);
     served.status().lane = lane;
     served.report();
     if opened.send(Ok((waker, id))).is_ok() {
@@ -157,17 +157,9 @@ struct Served<'a> {
     /// In the order they came. The store's queue may have no room for them.
     puts: VecDeque<Put>,
     pins: Pins,
+    scrubber: Scrubber,
     tags: u64,
     counted: BTreeMap<&'static str, u64>,
-}
-
-/// Who waits for what the store reports.
-struct Answers<'a> {
-    device: Device,
-    metrics: &'a Metrics,
-    puts: HashMap<u64, oneshot::Sender<PutDone>>,
-    gets: HashMap<u64, oneshot::Sender<GetDone>>,
-    hosts: HashMap<NamespaceId, Arc<HostTier>>,
 }
 
 impl<'a> Served<'a> {
@@ -176,10 +168,8 @@ impl<'a> Served<'a> {
         roll: &'a Roll,
         status: Arc<Mutex<DiskStatus>>,
         hosts: &[Arc<HostTier>],
+        scrubber: Scrubber,
     ) -> Self {
-        let hosts = hosts
-            .iter()
-            .map(|host| (host.namespace(), Arc::clone(host)));
         let device = status.lock().unwrap_or_else(PoisonError::into_inner).device;
         Self {
             store,
@@ -187,15 +177,10 @@ impl<'a> Served<'a> {
             roll,
             status,
             told: None,
-            answers: Answers {
-                device,
-                metrics: &roll.metrics,
-                puts: HashMap::new(),
-                gets: HashMap::new(),
-                hosts: hosts.collect(),
-            },
+            answers: Answers::new(device, &roll.metrics, hosts),
             puts: VecDeque::new(),
             pins: Pins::default(),
+            scrubber,
             tags: 0,
             counted: BTreeMap::new(),
         }
@@ -211,15 +196,16 @@ impl<'a> Served<'a> {
                     Ok(Command::Close { reply }) => return self.close(Some(reply)),
                     Ok(command) => self.command(command, &mut events),
                     Err(TryRecvError::Empty) => {
-                        wait = Wait::One;
+                        wait = self.scrubber.due_in().map_or(Wait::One, Wait::For);
                         break;
                     }
                     Err(TryRecvError::Disconnected) => return self.close(None),
                 }
             }
             self.unpin_expired();
+            self.scrub_on();
             self.store.step(wait, &mut events);
-            self.answers.settle(&mut events);
+            self.settle(&mut events);
             self.hand_over_puts();
             self.report();
         }
@@ -355,6 +341,27 @@ impl<'a> Served<'a> {
         pinned
     }
 
+    /// Passes on what the store reported.
+    fn settle(&mut self, events: &mut Vec<Event>) {
+        for event in events.drain(..) {
+            match event {
+                Event::Scrub(to_check) => self.scrubber.check(to_check),
+                Event::Scrubbed(pass) => self.scrubber.ended(&pass, self.device, self.roll),
+                event => self.answers.tell(event),
+            }
+        }
+    }
+
+    /// Starts a pass that is due, and hears what the checks found.
+    fn scrub_on(&mut self) {
+        self.scrubber.start_if_due(&mut self.store, self.device);
+        while let Some(checked) = self.scrubber.take_checked() {
+            if let (true, Err(miss)) = (self.store.scrubbed(&checked), checked.verdict()) {
+                self.answers.damaged(&checked, miss);
+            }
+        }
+    }
+
     fn unpin_expired(&mut self) {
         while let Some((namespace, key)) = self.pins.take_ended(Instant::now()) {
             self.store.unpin(namespace, &key);
@@ -379,6 +386,7 @@ impl<'a> Served<'a> {
         ops.of(write).inc_by(delta(Counter::PutsDurable));
         let errors = delta(Counter::WriteErrors) + delta(Counter::SyncErrors);
         metrics.disk_errors.of(device).inc_by(errors);
+        self.scrubber.report(&self.store, device, metrics);
         let (state, usage) = (self.store.state(), self.store.usage());
         let failed = "its lane failed; see the log";
         {
@@ -403,75 +411,17 @@ impl<'a> Served<'a> {
         let mut events = Vec::new();
         while !self.puts.is_empty() {
             self.store.step(Wait::One, &mut events);
-            self.answers.settle(&mut events);
+            self.settle(&mut events);
             self.hand_over_puts();
         }
-        drop(self.store.close(&mut events));
-        self.answers.settle(&mut events);
+        let Self {
+            store, mut answers, ..
+        } = self;
+        drop(store.close(&mut events));
+        events.into_iter().for_each(|event| answers.tell(event));
         if let Some(reply) = reply {
             let _ = reply.send(());
         }
-    }
-}
-
-impl Answers<'_> {
-    fn put(&mut self, tag: u64, done: PutDone) {
-        if let Some(reply) = self.puts.remove(&tag) {
-            let _ = reply.send(done);
-        }
-    }
-
-    /// Passes on what the store reported.
-    fn settle(&mut self, events: &mut Vec<Event>) {
-        for event in events.drain(..) {
-            match event {
-                Event::Put { tag, image, result } => {
-                    let refused = |problem| unstored(image, &problem);
-                    self.put(tag, result.map(|_| ()).map_err(refused));
-                }
-                Event::Got { tag, result } => {
-                    if let Some(reply) = self.gets.remove(&tag) {
-                        let _ = reply.send(result.map_err(|(_, miss)| miss));
-                    }
-                }
-                Event::Evicted {
-                    namespace,
-                    key,
-                    kind,
-                    ..
-                } => self.evicted(namespace, key, kind),
-                Event::Device(state) => {
-                    let (device, state) = (self.device.number(), state.as_str());
-                    tracing::warn!(device, state, "device state");
-                }
-            }
-        }
-    }
-
-    /// A block made room on the device. Of a kind other than KV only the name of its record is
-    /// known, which says nothing to a watcher.
-    fn evicted(&self, namespace: NamespaceId, key: BlockKey, kind: PayloadKind) {
-        self.metrics.evicted_blocks.of(Tier::Disk).inc();
-        let Some(host) = self.hosts.get(&namespace) else {
-            return;
-        };
-        if kind == PayloadKind::Kv {
-            host.set_durable(&(kind, key), false, host.life());
-            host.announce(BlockEvent {
-                key,
-                tier: Tier::Disk,
-                removed: Some(Miss::Evicted),
-            });
-        }
-    }
-}
-
-/// Why a record is not stored. A wiped one is nobody's to store, any other may go elsewhere.
-fn unstored(image: Option<RecordImage>, problem: &PutError) -> Unstored {
-    let wiped = matches!(problem, PutError::Wiped { .. });
-    Unstored {
-        problem: chain(problem),
-        image: image.filter(|_| !wiped),
     }
 }
 

@@ -51,6 +51,9 @@ pub(crate) struct Counts {
     pub(crate) hits: u64,
     pub(crate) refused_as_damaged: u64,
     pub(crate) evictions: u64,
+    /// Times that the scrub went through everything, and what it condemned.
+    pub(crate) scrubs: u64,
+    pub(crate) scrubbed_bad: u64,
     pub(crate) seconds: u64,
 }
 
@@ -62,6 +65,8 @@ impl Counts {
         self.hits += run.model.hits;
         self.refused_as_damaged += run.model.damage;
         self.evictions += run.model.evictions;
+        self.scrubs += run.model.scrubs;
+        self.scrubbed_bad += run.model.scrub_bad;
     }
 
     /// Adds what a disk did.
@@ -99,6 +104,8 @@ impl Counts {
         self.hits += other.hits;
         self.refused_as_damaged += other.refused_as_damaged;
         self.evictions += other.evictions;
+        self.scrubs += other.scrubs;
+        self.scrubbed_bad += other.scrubbed_bad;
         let maps = [
             (&mut self.writes, other.writes),
             (&mut self.faults, other.faults),
@@ -122,6 +129,7 @@ fn workload(seed: u64, effort: &Effort) -> Counts {
     faulty::harmless(seed, &mut counts);
     faulty::honest(seed, &mut counts);
     faulty::half_read(seed);
+    faulty::copies(seed);
     lives::run(seed, &mut counts);
     crash::everywhere(seed, effort, &mut counts);
     crash::in_recovery(seed, effort, &mut counts);
@@ -186,4 +194,5 @@ fn the_campaign_keeps_every_promise_and_says_what_it_did() {
         assert!(all, "{:?}", counts.catalogs);
     }
     assert!(counts.hits > 1000 && counts.reordered > 0, "{line}");
+    assert!(counts.scrubs > 0 && counts.scrubbed_bad > 0, "{line}");
 }

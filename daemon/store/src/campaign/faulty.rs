@@ -63,6 +63,26 @@ pub(super) fn honest(seed: u64, counts: &mut Counts) {
     counts.hits += run.model.hits;
 }
 
+/// Many pinned blocks on a device that misreads: what moved is what was put.
+pub(super) fn copies(seed: u64) {
+    let faults = Faults::default().with(Fault::FlipOnRead, 50_000);
+    let options = SimOptions {
+        seed,
+        faults,
+        ..SimOptions::default()
+    };
+    let mut run = Run::new(seed, SimDisk::new(options)).unwrap();
+    for _ in 0..10 {
+        run.act(40);
+        (0..10).for_each(|_| run.pin());
+    }
+    run.rest();
+    run.model.damage = 0;
+    let mut run = run.reopen(|disk| disk.crash(seed)).expect("a store");
+    run.read_all();
+    assert_eq!(run.model.damage, 0, "seed {seed}");
+}
+
 /// A run over a device that is slow and moves pieces, and makes no error.
 pub(super) fn harmless(seed: u64, counts: &mut Counts) {
     let faults = Faults::default()
@@ -79,14 +99,15 @@ pub(super) fn harmless(seed: u64, counts: &mut Counts) {
     run.rest();
     run.read_all();
     assert_eq!(run.model.damage, 0, "seed {seed}");
-    assert_eq!(run.store.state(), DeviceState::Healthy);
+    let fine = [DeviceState::Healthy, DeviceState::Slow];
+    assert!(fine.contains(&run.store.state()));
     counts.add(&run);
 }
 
 #[test]
 fn under_every_fault_at_once_no_hit_is_wrong_and_the_store_gets_well() {
     let mut counts = Counts::default();
-    let (mut hits, mut damage, mut opened) = (0, 0, 0);
+    let (mut hits, mut damage, mut scrub_bad, mut opened) = (0, 0, 0, 0);
     // Syncs and creates are rarer than reads, so they fail more often when they happen.
     let faults = Faults::all(8_000)
         .with(Fault::NoSpace, 60_000)
@@ -96,6 +117,7 @@ fn under_every_fault_at_once_no_hit_is_wrong_and_the_store_gets_well() {
             continue;
         };
         opened += 1;
+        scrub_bad += run.model.scrub_bad;
         run.store.disk_mut().set_faults(Faults::default());
         run.rest();
         run.model.durable.clear();
@@ -114,6 +136,7 @@ fn under_every_fault_at_once_no_hit_is_wrong_and_the_store_gets_well() {
         hits > 1000 && damage > 10,
         "{hits} hits and {damage} refusals show too little"
     );
+    assert!(scrub_bad > 0, "the scrub found nothing of it");
     for fault in Fault::iter() {
         let name: &str = fault.into();
         assert!(counts.faults[name] > 0, "{name} never happened");

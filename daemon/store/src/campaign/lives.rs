@@ -17,7 +17,7 @@ pub(super) fn run(seed: u64, counts: &mut Counts) {
     for life in 0..6 {
         run.act(120);
         let gave_up = run.gave_up;
-        let how = run.random.below(4);
+        let how = run.random.below(6);
         run = match how {
             0 => run.reopen(|disk| disk.crash(seed ^ life)).unwrap(),
             1 => {

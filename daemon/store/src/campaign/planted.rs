@@ -21,6 +21,7 @@ fn judge(seed: u64) {
     crash::run(seed);
     faulty::honest(seed, &mut counts);
     faulty::half_read(seed);
+    faulty::copies(seed);
     let faults = Faults::all(8_000).with(Fault::SyncError, 15_000);
     drop(faulty::storm(seed, &faults, &mut counts));
 }

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{Disk, Done, FileId, Op, OpKind, RUNS_MAX, Run, SubmitError, Wait};
 use crate::mem::{Arena, IoBuf, Share};
@@ -24,7 +25,7 @@ type Spoil = fn(&mut Op);
 
 /// Runs every promise; the name of a broken one is printed before its panic.
 pub(crate) fn conformance(mut make: impl FnMut(usize) -> Box<dyn Disk>) {
-    let promises: [(&str, Promise); 11] = [
+    let promises: [(&str, Promise); 12] = [
         ("cold calls tell the truth", cold_calls_tell_the_truth),
         ("failed create leaves no file", failed_create_leaves_no_file),
         ("written bytes come back", written_bytes_come_back),
@@ -41,6 +42,10 @@ pub(crate) fn conformance(mut make: impl FnMut(usize) -> Box<dyn Disk>) {
         (
             "waker ends the current or next wait",
             waker_ends_the_current_or_next_wait,
+        ),
+        (
+            "a wait ends in time",
+            a_wait_ends_in_time_and_hears_the_waker,
         ),
         (
             "every operation ends once",
@@ -270,6 +275,27 @@ pub(crate) fn full_queue_returns_the_operation_intact(make: &mut Make<'_>) {
         disk.reap(Wait::One, &mut done);
     }
     disk.submit(back).expect("a completion makes room");
+}
+
+/// Too short fails here; too long would hang.
+pub(crate) fn a_wait_ends_in_time_and_hears_the_waker(make: &mut Make<'_>) {
+    let mut disk = make(2);
+    let (waker, mut done) = (disk.waker(), Vec::new());
+    let (before, most) = (disk.now(), Duration::from_millis(3));
+    disk.reap(Wait::For(most), &mut done);
+    assert!(disk.now() >= before + most, "it ended early");
+    disk.reap(Wait::For(Duration::ZERO), &mut done);
+
+    waker.wake();
+    disk.reap(Wait::For(Duration::from_secs(86_400)), &mut done);
+    let file = disk.create("file", 4 * STEP as u64).unwrap();
+    let buf = arena(STEP).alloc(STEP).unwrap();
+    disk.submit(op(OpKind::Read, 1, file, 0, Some(buf)))
+        .unwrap();
+    while done.is_empty() {
+        disk.reap(Wait::For(Duration::from_secs(86_400)), &mut done);
+    }
+    assert_eq!(done.len(), 1);
 }
 
 pub(crate) fn waker_ends_the_current_or_next_wait(make: &mut Make<'_>) {

@@ -335,6 +335,10 @@ impl Disk for FaultLane {
     fn lane(&self) -> &'static str {
         self.inner.lane()
     }
+
+    fn now(&self) -> Duration {
+        self.inner.now()
+    }
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use rustix::io::Errno;
 
@@ -186,6 +187,10 @@ impl Disk for FileLane {
 
     fn reap(&mut self, wait: Wait, done: &mut Vec<Done>) {
         let before = done.len();
+        let until = match wait {
+            Wait::For(most) => Instant::now().checked_add(most),
+            Wait::No | Wait::One => None,
+        };
         loop {
             while let Ok(news) = self.news.try_recv() {
                 self.hear(news, done);
@@ -197,10 +202,18 @@ impl Disk for FileLane {
                 self.woken = false;
                 return;
             }
-            match self.news.recv() {
-                Ok(news) => self.hear(news, done),
-                // Cannot happen while `bell` holds a sender; a lane without news is over.
-                Err(_) => return,
+            let news = match until {
+                None => self.news.recv().ok(),
+                Some(until) => {
+                    let left = until.saturating_duration_since(Instant::now());
+                    self.news.recv_timeout(left).ok()
+                }
+            };
+            match news {
+                Some(news) => self.hear(news, done),
+                // The time is over. Else it cannot happen while `bell` holds a sender; a lane
+                // without news is over.
+                None => return,
             }
         }
     }

@@ -32,6 +32,7 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::ThreadId;
+use std::time::{Duration, Instant};
 
 use io_uring::{IoUring, opcode, types};
 use rustix::io::Errno;
@@ -69,6 +70,9 @@ const BATCH_MAX: usize = 16;
 /// device has those before the rest of a burst is looked at: it stays busy.
 const TAKEN_MAX: usize = 8;
 
+/// How long a lane sleeps between two looks where the kernel cannot end a wait in time.
+const NAP: Duration = Duration::from_micros(200);
+
 /// After this many submissions the lane looks for arenas that are gone.
 const SWEEP_EVERY: u32 = 1024;
 
@@ -80,6 +84,8 @@ pub struct RingLane {
     disabled: bool,
     buffers: bool,
     fixed_runs: bool,
+    /// The kernel can end a wait in time.
+    timed: bool,
     slots: Slots,
     dir: Dir,
     arenas: ArenaTable,
@@ -112,6 +118,7 @@ impl RingLane {
             disabled: made.disabled,
             buffers: made.buffers,
             fixed_runs: made.fixed_runs,
+            timed: made.timed,
             slots: Slots::new(depth),
             dir,
             arenas: ArenaTable::default(),
@@ -268,15 +275,24 @@ impl RingLane {
         self.bell_armed = unsafe { self.io.submission().push(&poll) }.is_ok();
     }
 
-    /// Hands queued operations to the kernel and waits for `want` completions.
-    fn enter(&mut self, want: usize) {
-        let Err(error) = self.io.submitter().submit_and_wait(want) else {
+    /// Hands queued operations to the kernel and waits for `want` completions, at most for
+    /// `most` where the kernel can tell the time.
+    fn enter(&mut self, want: usize, most: Option<Duration>) {
+        let entered = match most.filter(|_| want > 0 && self.timed) {
+            None => self.io.submitter().submit_and_wait(want),
+            Some(most) => {
+                let most = types::Timespec::from(most);
+                let args = types::SubmitArgs::new().timespec(&most);
+                self.io.submitter().submit_with_args(want, &args)
+            }
+        };
+        let Err(error) = entered else {
             self.refusals = 0;
             return;
         };
         match Errno::from_io_error(&error) {
-            // A signal: the caller looks again.
-            Some(Errno::INTR) => {}
+            // A signal, or the time is over: the caller looks again.
+            Some(Errno::INTR | Errno::TIME) => {}
             // No memory for requests, or completions must be taken first: the caller takes
             // completions and comes back.
             Some(Errno::AGAIN | Errno::BUSY) if self.refusals < REFUSALS_MAX => {
@@ -340,21 +356,34 @@ impl RingLane {
     /// One round of submitting, waiting and collecting.
     fn turn(&mut self, wait: Wait, done: &mut Vec<Done>) {
         let before = done.len();
+        let most = match wait {
+            Wait::For(most) => Some(most),
+            Wait::No | Wait::One => None,
+        };
+        let until = most.and_then(|most| Instant::now().checked_add(most));
         loop {
             self.arm_bell();
             self.collect(done);
             let satisfied = self.woken || done.len() > before || !self.ready.is_empty();
-            let wanted = wait == Wait::One && !satisfied && !self.failed;
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            let over = left.is_some_and(|left| left.is_zero());
+            let wanted = wait != Wait::No && !satisfied && !over && !self.failed;
             if self.failed || (!wanted && !self.has_work()) {
                 break;
             }
-            self.enter(usize::from(wanted));
+            match left.filter(|_| wanted && !self.timed) {
+                None => self.enter(usize::from(wanted), left),
+                Some(left) => {
+                    self.enter(0, None);
+                    std::thread::sleep(left.min(NAP));
+                }
+            }
             self.collect(done);
             if !wanted {
                 break;
             }
         }
-        if wait == Wait::One {
+        if wait != Wait::No {
             self.woken = false;
         }
     }

@@ -9,7 +9,12 @@
 //! torn at 512 or 4096 bytes; [`SimDisk::crash_with`] makes any one of them. The same seed and
 //! the same calls give the same run.
 //!
-//! Not here on purpose: no time. A slow operation is one that others overtake.
+//! Time is the disk's own: each operation takes as long as its bytes do, one after the other in the
+//! order in which they finish, and a wait that ends in time lets that time pass. A slow operation
+//! is one that others overtake, and that much time has passed when it ends.
+//!
+//! Not here on purpose: no model of a device. The time is there so that what is decided by time can
+//! be tested, not to predict any.
 
 mod after;
 mod content;
@@ -27,6 +32,7 @@ use content::{File, Loose, fill_runs, flip, loose_of, overlay, survive, tear};
 use std::collections::BTreeMap;
 use std::io::{Error, ErrorKind};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{Disk, Done, FileId, Found, Op, OpKind, SubmitError, Wait, Waker};
 use crate::format::index;
@@ -34,6 +40,13 @@ use crate::format::index;
 /// Most calls and operations that overtake a slow read; a slow write or sync is overtaken by a
 /// twentieth of that, so that a whole segment can be written while a read waits.
 const OVERTAKEN_MAX: u64 = 1000;
+/// Time that an operation takes, and time that its bytes take.
+const OP_TIME: Duration = Duration::from_micros(50);
+const BYTES_PER_MICROSECOND: u64 = 2000;
+/// Time between two looks at the device.
+const LOOK_TIME: Duration = Duration::from_micros(1);
+/// Least and most time that a slow operation takes. Unit: milliseconds.
+const SLOW_MS: std::ops::Range<u64> = 200..2000;
 
 #[derive(Debug)]
 struct Flying {
@@ -42,6 +55,8 @@ struct Flying {
     covers: usize,
     /// Others overtake it until so many calls and operations were taken.
     until: u64,
+    /// It does not end before this moment.
+    not_before: Duration,
 }
 
 /// The simulated device.
@@ -53,6 +68,7 @@ pub struct SimDisk {
     next_file: u32,
     flying: Vec<Flying>,
     taken: u64,
+    now: Duration,
     crashed: bool,
     dead: bool,
     good_syncs: Option<u64>,
@@ -69,6 +85,7 @@ impl SimDisk {
             next_file: 1,
             flying: Vec::new(),
             taken: 0,
+            now: Duration::ZERO,
             crashed: false,
             dead: false,
             good_syncs: None,
@@ -111,6 +128,11 @@ impl SimDisk {
     /// Changes the probabilities from now on.
     pub fn set_faults(&mut self, faults: Faults) {
         self.options.faults = faults;
+    }
+
+    /// Lets time pass.
+    pub fn pass(&mut self, time: Duration) {
+        self.now += time;
     }
 
     /// Changes the room for files from now on. Unit: bytes.
@@ -170,7 +192,14 @@ impl SimDisk {
     }
 
     fn finish(&mut self, flying: Flying) -> Done {
-        let Flying { mut op, covers, .. } = flying;
+        let Flying {
+            mut op,
+            covers,
+            not_before,
+            ..
+        } = flying;
+        let bytes = Duration::from_micros(op.total() as u64 / BYTES_PER_MICROSECOND);
+        self.now = not_before.max(self.now + OP_TIME + bytes);
         let moved = if self.crashed {
             Err(Error::other("the power is gone"))
         } else if self.fault(Fault::Interrupted) {
@@ -392,21 +421,32 @@ impl Disk for SimDisk {
             .files
             .get(&op.file.0)
             .map_or(0, |file| file.loose.len());
-        let until = if self.fault(Fault::Slow) {
+        let (mut until, mut not_before) = (0, Duration::ZERO);
+        if self.fault(Fault::Slow) {
             let most = match op.kind {
                 OpKind::Read => OVERTAKEN_MAX,
                 OpKind::Write | OpKind::Sync => OVERTAKEN_MAX / 20,
             };
-            self.taken + self.random.below(most)
-        } else {
-            0
-        };
-        self.flying.push(Flying { op, covers, until });
+            let slow = self.random.below(most);
+            until = self.taken + slow;
+            let ms = SLOW_MS.start + slow * (SLOW_MS.end - SLOW_MS.start) / most;
+            not_before = self.now + Duration::from_millis(ms);
+        }
+        self.flying.push(Flying {
+            op,
+            covers,
+            until,
+            not_before,
+        });
         Ok(())
     }
 
-    fn reap(&mut self, _wait: Wait, done: &mut Vec<Done>) {
+    fn reap(&mut self, wait: Wait, done: &mut Vec<Done>) {
+        self.now += LOOK_TIME;
         if self.flying.is_empty() {
+            if let Wait::For(most) = wait {
+                self.now += most;
+            }
             return;
         }
         if self.dead {
@@ -428,6 +468,10 @@ impl Disk for SimDisk {
                         .is_some_and(|op| op.until <= self.taken)
                 })
                 .collect();
+            if let (Wait::For(most), true) = (wait, free.is_empty()) {
+                self.now += most;
+                return;
+            }
             let at = match free.len() as u64 {
                 0 => index(self.random.below(self.flying.len() as u64)),
                 some => free
@@ -459,6 +503,10 @@ impl Disk for SimDisk {
 
     fn lane(&self) -> &'static str {
         "sim"
+    }
+
+    fn now(&self) -> Duration {
+        self.now
     }
 }
 

@@ -8,7 +8,7 @@
 
 use std::collections::VecDeque;
 
-use super::Lane;
+use super::{Class, Lane};
 use crate::disk::{Disk, Op, OpKind, RUNS_MAX, Run};
 use crate::planted::{Bug, planted};
 
@@ -20,30 +20,32 @@ const MERGED_MAX: usize = 2 << 20;
 const LOOK_AHEAD: usize = 64;
 
 impl<D: Disk> Lane<D> {
-    /// Adds the transfers to `op` that lie directly before or behind it.
-    pub(super) fn merge(&mut self, op: Op) -> Op {
+    /// Adds the transfers of `class` to `op` that lie directly before or behind it, as far as
+    /// `most` bytes go.
+    pub(super) fn merge(&mut self, class: Class, op: Op, most: usize) -> Op {
         if !self.may_merge(&op) {
             return op;
         }
+        let (enough, most) = (ENOUGH.min(most), MERGED_MAX.min(most));
         let (mut total, mut start) = (op.len, op.at);
         let mut end = op.at + op.len as u64;
         let mut members = VecDeque::from([op]);
-        while total < ENOUGH && members.len() <= RUNS_MAX {
+        while total < enough && members.len() <= RUNS_MAX {
             let first = members.front();
             let beside = |other: &Op| {
                 let same =
                     first.is_some_and(|one| (one.kind, one.file) == (other.kind, other.file));
                 let (at, len) = (other.at, other.len as u64);
-                same && (at == end || at + len == start) && total + other.len <= MERGED_MAX
+                same && (at == end || at + len == start) && total + other.len <= most
             };
-            let looked_at = self.outbox.iter().take(LOOK_AHEAD);
+            let looked_at = self.outbox_ref(class).iter().take(LOOK_AHEAD);
             let found = looked_at
                 .enumerate()
                 .find(|(_, other)| self.may_merge(other) && beside(other));
             let Some(at) = found.map(|(at, _)| at) else {
                 break;
             };
-            let Some(other) = self.outbox.remove(at) else {
+            let Some(other) = self.outbox(class).remove(at) else {
                 break;
             };
             total += other.len;
@@ -59,8 +61,10 @@ impl<D: Disk> Lane<D> {
     }
 
     fn may_merge(&self, op: &Op) -> bool {
-        let alone = self.rests.get(&op.user).is_none_or(|rest| rest.alone);
-        op.kind != OpKind::Sync && op.len < ENOUGH && op.more.is_empty() && !alone
+        let rest = self.rests.get(&op.user);
+        // A piece of a transfer goes as it is.
+        let whole = rest.is_some_and(|rest| !rest.alone && rest.len == op.len);
+        op.kind != OpKind::Sync && op.len < ENOUGH && op.more.is_empty() && whole
     }
 
     fn join(&mut self, members: VecDeque<Op>) -> Op {
@@ -68,6 +72,9 @@ impl<D: Disk> Lane<D> {
         let Some(mut first) = members.next() else {
             unreachable!("the operation itself is a member");
         };
+        if let Some(rest) = self.rests.get_mut(&first.user) {
+            rest.sent = first.len;
+        }
         let mut followers = Vec::new();
         for Op {
             user,
@@ -78,6 +85,9 @@ impl<D: Disk> Lane<D> {
         } in members
         {
             followers.push(user);
+            if let Some(rest) = self.rests.get_mut(&user) {
+                rest.sent = len;
+            }
             first.more.extend(buf.map(|buf| Run { buf, buf_at, len }));
         }
         if planted(Bug::MergeSwapped) {

@@ -1,7 +1,10 @@
 //! Whole transfers over a disk that interrupts, cuts short and refuses.
 #![allow(clippy::cast_possible_truncation, reason = "test numbers are small")]
 
+use std::io::ErrorKind;
+
 use super::*;
+use crate::disk::FileId;
 use crate::disk::sim::{Fault, Faults, SimDisk, SimOptions};
 use crate::mem::{Arena, Share};
 
@@ -208,4 +211,161 @@ fn a_dead_lane_ends_every_transfer_of_a_merged_operation() {
     assert_eq!(finished.len(), 20);
     assert!(finished.iter().all(|one| one.result.is_err()));
     assert!(lane.has_failed(), "known before anybody hears of an error");
+}
+
+/// A lane with a reader that always has `open` reads, and the arena of both.
+struct Beside {
+    lane: Lane<SimDisk>,
+    file: FileId,
+    arena: std::sync::Arc<Arena>,
+    reads: std::collections::BTreeSet<u64>,
+    finished: Vec<Finished>,
+}
+
+impl Beside {
+    fn new(faults: Faults) -> Self {
+        let options = SimOptions {
+            faults,
+            depth: 16,
+            ..SimOptions::default()
+        };
+        let mut lane = Lane::new(SimDisk::new(options));
+        let file = lane.disk().create("file", 8 << 20).unwrap();
+        Self {
+            lane,
+            file,
+            arena: Arena::create("test", 8 << 20, Share::Private).unwrap(),
+            reads: std::collections::BTreeSet::new(),
+            finished: Vec::new(),
+        }
+    }
+
+    fn keep_reading(&mut self, open: usize) {
+        while self.reads.len() < open {
+            let buf = self.arena.alloc(64 << 10).unwrap();
+            let at = (4 << 20) + ((self.reads.len() as u64) << 18);
+            let read = Transfer::read(self.file, at, buf, 64 << 10);
+            self.reads.insert(self.lane.start(read));
+        }
+    }
+
+    /// Collects until transfer `user` ends; says how many reads ended before it.
+    fn run_until(&mut self, user: u64, open: usize) -> (usize, Finished) {
+        let mut reads = 0;
+        for _ in 0..100_000 {
+            self.keep_reading(open);
+            self.lane.collect(Wait::One, &mut self.finished);
+            let ended: Vec<Finished> = self.finished.drain(..).collect();
+            for one in ended {
+                if one.user == user {
+                    return (reads, one);
+                }
+                assert!(self.reads.remove(&one.user) && one.result.is_ok());
+                reads += 1;
+            }
+        }
+        panic!("F2: it never ended");
+    }
+}
+
+fn noise(arena: &std::sync::Arc<Arena>, len: usize) -> IoBuf {
+    let mut buf = arena.alloc(len).unwrap();
+    let mut random = crate::disk::sim::Seeded::new(len as u64);
+    buf.iter_mut().for_each(|byte| *byte = random.draw() as u8);
+    buf
+}
+
+// Beside reads a save goes in pieces, none of them lost, and reads overtake it.
+#[test]
+fn a_save_beside_reads_goes_in_pieces_and_arrives_whole() {
+    let faults = Faults::default()
+        .with(Fault::Short, 200_000)
+        .with(Fault::Interrupted, 200_000);
+    for faults in [Faults::default(), faults] {
+        for class in [Class::Save, Class::Background] {
+            let mut beside = Beside::new(faults.clone());
+            let buf = noise(&beside.arena, 256 << 10);
+            let right = buf.to_vec();
+            beside.keep_reading(8);
+            beside.lane.collect(Wait::No, &mut beside.finished);
+            let write = Transfer::write(beside.file, 4096, buf, 256 << 10);
+            let user = beside.lane.start(write.of(class));
+            let (reads, one) = beside.run_until(user, 8);
+            one.result.unwrap();
+            let bytes = &beside.lane.disk().content("file").unwrap()[4096..][..256 << 10];
+            assert!(bytes == right, "a piece went elsewhere");
+            assert!(reads > 32, "{reads} reads beside 32 pieces");
+        }
+    }
+}
+
+#[test]
+fn a_read_does_not_wait_for_the_saves_before_it() {
+    let mut beside = Beside::new(Faults::default());
+    beside.keep_reading(1);
+    let mut saves = Vec::new();
+    for number in 0..32u64 {
+        let buf = beside.arena.alloc(64 << 10).unwrap();
+        let write = Transfer::write(beside.file, number << 16, buf, 64 << 10);
+        saves.push(beside.lane.start(write.of(Class::Save)));
+    }
+    let first = *beside.reads.first().unwrap();
+    while beside.reads.contains(&first) {
+        beside.lane.collect(Wait::One, &mut beside.finished);
+        for one in beside.finished.drain(..) {
+            assert!(
+                !saves.contains(&one.user),
+                "a save of 64 KiB went before the read"
+            );
+            beside.reads.remove(&one.user);
+        }
+    }
+}
+
+// L3: a piece that is with the device when the log is poisoned is the last.
+#[test]
+fn a_poisoned_lane_sends_no_further_piece() {
+    let mut beside = Beside::new(Faults::default());
+    beside.keep_reading(4);
+    let buf = noise(&beside.arena, 256 << 10);
+    let write = Transfer::write(beside.file, 0, buf, 256 << 10);
+    let user = beside.lane.start(write.of(Class::Save));
+    beside.lane.collect(Wait::No, &mut beside.finished);
+    beside.lane.drop_unsent_writes();
+    let before = beside.lane.disk().content("file").unwrap().clone();
+    let ended = beside.finished.iter().any(|one| one.user == user);
+    if !ended {
+        let (_, one) = beside.run_until(user, 4);
+        assert!(one.result.is_err());
+    }
+    let after = beside.lane.disk().content("file").unwrap();
+    let changed = before
+        .iter()
+        .zip(after.iter())
+        .filter(|(a, b)| a != b)
+        .count();
+    assert!(changed <= pace::PIECE, "{changed} bytes after the end");
+}
+
+// What is held is let go in time, though nothing else happens: the lane wakes itself.
+#[test]
+fn work_that_is_held_goes_on_when_the_reader_leaves() {
+    let mut beside = Beside::new(Faults::default());
+    beside.keep_reading(4);
+    let buf = beside.arena.alloc(1 << 20).unwrap();
+    let write = Transfer::write(beside.file, 0, buf, 1 << 20);
+    let user = beside.lane.start(write.of(Class::Background));
+    let mut ended = Vec::new();
+    for _ in 0..1000 {
+        beside.lane.collect(Wait::One, &mut ended);
+        if beside.lane.busy() == 0 {
+            break;
+        }
+    }
+    assert!(
+        ended
+            .iter()
+            .any(|one| one.user == user && one.result.is_ok())
+    );
+    assert_eq!(ended.len(), 5);
 }

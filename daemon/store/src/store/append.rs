@@ -17,7 +17,7 @@ use crate::format::segment::{SegmentHeader, footer_len, segment_name};
 use crate::format::{BLOCK, Header, Stamp, index};
 use crate::image::RecordImage;
 use crate::index::{Stored, layout_tag};
-use crate::lane::Transfer;
+use crate::lane::{Class, Transfer};
 use crate::segments::{Life, Segment, Step};
 
 use super::{Flight, Refused, Store};
@@ -273,9 +273,8 @@ impl<D: Disk> Store<D> {
         let file = segment.file;
         self.index.set_epoch(number, epoch);
         self.spare = Some(number);
-        let user = self
-            .lane
-            .start(Transfer::write(file, 0, block, index(BLOCK)));
+        let write = Transfer::write(file, 0, block, index(BLOCK)).of(Class::Save);
+        let user = self.lane.start(write);
         let flight = Flight::SegmentHeader {
             segment: number,
             tries: 1,
@@ -293,7 +292,7 @@ impl<D: Disk> Store<D> {
             Ok(file) => {
                 self.segments.add(Segment::new(number, file, size));
                 if self.segments_max == self.options.capacity / size {
-                    self.set_state(DeviceState::Healthy, events);
+                    self.note_state(DeviceState::Full, false, events);
                 }
                 Some(number)
             }
@@ -305,7 +304,7 @@ impl<D: Disk> Store<D> {
                     self.segments_max = self.segments.count() as u64;
                 }
                 self.recycled_when_full = self.counters.get(Counter::Recycled);
-                self.set_state(DeviceState::Full, events);
+                self.note_state(DeviceState::Full, true, events);
                 None
             }
         }
@@ -336,9 +335,8 @@ impl<D: Disk> Store<D> {
         image.stamp(&stamp);
         let (file, number) = (segment.file, segment.number);
         let (buf, header) = image.into_parts();
-        let user = self
-            .lane
-            .start(Transfer::write(file, stamp.offset, buf, len as usize));
+        let write = Transfer::write(file, stamp.offset, buf, len as usize);
+        let user = self.lane.start(write.of(Class::Save));
         self.writing_bytes += u64::from(len);
         self.tails.entry(number).or_default().writing.insert(user);
         if let (Origin::Forward { .. }, Some(drain)) = (origin, self.drain.as_mut()) {

@@ -19,12 +19,13 @@ use crate::format::segment::{Footer, Trailer, footer_len, table_len};
 use crate::format::{BLOCK, Place, index};
 use crate::image::RecordImage;
 use crate::index::{Inserted, Stored};
-use crate::lane::{Finished, Transfer};
+use crate::lane::{Class, Finished, Transfer};
 use crate::mem::IoBuf;
 use crate::planted::{Bug, planted};
 use crate::segments::{Life, Step};
 
 use super::append::{Origin, Queued, Writing, Written};
+use super::reclaim::Drain;
 use super::{Flight, Store, WRITE_ERRORS_MAX};
 
 /// Times that a segment header is written before the log gives up.
@@ -47,6 +48,7 @@ impl<D: Disk> Store<D> {
             Some(Flight::FooterSync { segment }) => self.footer_synced(segment, result, events),
             Some(Flight::Read(reading)) => self.read_done(reading, buf, result, events),
             Some(Flight::Forward { stored }) => self.forward_read(stored, buf, result, events),
+            Some(Flight::Scrub(item)) => self.scrub_read(item, buf, result, events),
             None => tracing::error!(user, "a transfer nobody started came back"),
         }
     }
@@ -74,22 +76,20 @@ impl<D: Disk> Store<D> {
             (Ok(()), None, Some(image)) => return self.note_written(origin, image),
             (_, _, image) => image,
         };
+        let Place {
+            segment,
+            offset: at,
+            len,
+            ..
+        } = place;
         let problem = match (result, self.poisoned) {
-            (Err(source), _) => {
-                let Place {
-                    segment,
-                    offset: at,
-                    len,
-                    ..
-                } = place;
-                PutError::Indeterminate {
-                    segment,
-                    at,
-                    len,
-                    source,
-                }
-            }
-            (Ok(()), since) => PutError::Poisoned {
+            (Err(source), None) => PutError::Indeterminate {
+                segment,
+                at,
+                len,
+                source,
+            },
+            (_, since) => PutError::Poisoned {
                 since: since.unwrap_or_default(),
             },
         };
@@ -154,7 +154,8 @@ impl<D: Disk> Store<D> {
                     return self.poison(events);
                 }
                 if self.poisoned.is_none() {
-                    let user = self.lane.start(Transfer::write(file, 0, buf, index(BLOCK)));
+                    let write = Transfer::write(file, 0, buf, index(BLOCK)).of(Class::Save);
+                    let user = self.lane.start(write);
                     let flight = Flight::SegmentHeader {
                         segment,
                         tries: tries + 1,
@@ -266,7 +267,7 @@ impl<D: Disk> Store<D> {
         }
         let stored = Stored::of(&summary);
         if let Origin::Forward { from } = origin {
-            self.drain_settled();
+            self.drain_settled(&from);
             let still = self.index.get(namespace, &summary.key);
             if still.is_none_or(|here| here.place != from.place) {
                 return;
@@ -308,7 +309,7 @@ impl<D: Disk> Store<D> {
                 });
             }
             Origin::Forward { from } => {
-                self.drain_settled();
+                self.drain_settled(&from);
                 self.evict(&from, events);
             }
         }
@@ -339,7 +340,8 @@ impl<D: Disk> Store<D> {
         if let Some(bytes) = buf.get_mut(..index(len)) {
             Footer::encode(bytes, &trailer, &rows);
         }
-        let user = self.lane.start(Transfer::write(file, at, buf, index(len)));
+        let write = Transfer::write(file, at, buf, index(len)).of(Class::Save);
+        let user = self.lane.start(write);
         self.flights
             .insert(user, Flight::Footer { segment: number });
     }
@@ -385,7 +387,7 @@ impl<D: Disk> Store<D> {
         }
         let since = self.next_sequence;
         self.poisoned = Some(since);
-        self.set_state(DeviceState::ReadOnly, events);
+        self.note_state(DeviceState::ReadOnly, true, events);
         self.lane.drop_unsent_writes();
         let tails: Vec<Written> = self
             .tails
@@ -395,9 +397,9 @@ impl<D: Disk> Store<D> {
         for Written { origin, image } in tails {
             self.fail(origin, Some(image), PutError::Poisoned { since }, events);
         }
-        let waiting: Vec<Queued> = self
-            .forwards
-            .drain(..)
+        let read = self.drain.as_mut().map(Drain::take_read);
+        let waiting: Vec<Queued> = (read.unwrap_or_default().into_iter())
+            .chain(self.forwards.drain(..))
             .chain(self.queue.drain(..))
             .collect();
         for Queued { origin, image } in waiting {

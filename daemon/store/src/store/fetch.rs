@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use kvtier_proto::Miss;
 
-use crate::disk::{Disk, OpKind};
+use crate::disk::Disk;
 use crate::events::{Counter, Event};
 use crate::format::{Head, Place, index};
 use crate::lane::Transfer;
@@ -150,14 +150,9 @@ impl<D: Disk> Store<D> {
             tracing::error!(place = ?reading.expect.place, "a block lies in no segment");
             return Err(buf);
         };
-        let kind = OpKind::Read;
         let user = self.lane.start(Transfer {
-            kind,
-            file,
-            at,
-            buf: Some(buf),
             buf_at,
-            len,
+            ..Transfer::read(file, at, buf, len)
         });
         self.counters.add(Counter::BytesRead, len as u64);
         self.flights.insert(user, Flight::Read(reading));

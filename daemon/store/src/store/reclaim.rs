@@ -5,8 +5,11 @@
 //!
 //! A segment is chosen as soon as the last prepared one is opened, so that the next is ready
 //! before it is needed. Its blocks are forgotten at once, except pinned ones, which are read,
-//! verified and appended again: the open segment keeps room for them. The file is free when the
-//! last copy is durable and the last reader has gone.
+//! verified and appended again: the open segment keeps room for them. They go in batches: one is
+//! read while the one before it is written, and a batch is placed together, so that one sync covers
+//! it. The file is free when the last copy is durable and the last reader has gone.
+//!
+//! Reading them is background work, unless a put waits for the room that is kept for them.
 //!
 //! Invariants kept here
 //!   L5  A segment with a reader is not recycled.
@@ -15,10 +18,12 @@
 use std::collections::VecDeque;
 use std::io::Error;
 
+use kvtier_proto::Miss;
+
 use crate::disk::Disk;
 use crate::events::{Counter, Event};
 use crate::index::Stored;
-use crate::lane::Transfer;
+use crate::lane::{Class, Transfer};
 use crate::mem::IoBuf;
 use crate::planted::{Bug, planted};
 use crate::read::{Expectation, Unverified, Want};
@@ -30,14 +35,22 @@ use super::{Flight, Store};
 /// Recycled segments after which a full device is asked for room again.
 const FULL_RETRY_RECYCLED: u64 = 16;
 
+/// Bytes of pinned records that are read together. Two batches are in the store's own memory at
+/// a time. Tests have records of a few KiB.
+const COPY_BYTES_MAX: u64 = if cfg!(test) { 48 << 10 } else { 4 << 20 };
+
 /// A segment that is being emptied.
 #[derive(Debug)]
 pub(super) struct Drain {
     victim: u32,
     /// Pinned blocks that wait to be copied.
     waiting: VecDeque<Stored>,
-    /// Copies under way: being read, queued, written or synced.
-    copying: usize,
+    /// Reads of the present batch that have not come back.
+    reading: usize,
+    /// Copies of the present batch that were read.
+    read: Vec<Queued>,
+    /// Bytes of copies under way: being read, queued, written or synced.
+    copying_bytes: u64,
     /// Room that the open segment keeps for them.
     reserved_bytes: u64,
     reserved_rows: u64,
@@ -47,6 +60,11 @@ impl Drain {
     /// Bytes and records that the open segment keeps room for.
     pub(super) fn reserved(&self) -> (u64, u64) {
         (self.reserved_bytes, self.reserved_rows)
+    }
+
+    /// Copies of the present batch that nobody has placed.
+    pub(super) fn take_read(&mut self) -> Vec<Queued> {
+        std::mem::take(&mut self.read)
     }
 
     /// A copy was placed, or will not come.
@@ -68,7 +86,7 @@ impl<D: Disk> Store<D> {
         if self.drain.is_none() && self.needs_room() {
             self.begin_drain(for_put, events);
         }
-        self.copy_next(events);
+        self.copy_batch(events);
         self.end_drain();
     }
 
@@ -107,11 +125,14 @@ impl<D: Disk> Store<D> {
         let Some(victim) = choose_victim(&candidates, space) else {
             return;
         };
-        let blocks: Vec<Stored> = self.index.in_segment(victim).collect();
+        let mut blocks: Vec<Stored> = self.index.in_segment(victim).collect();
+        blocks.sort_unstable_by_key(|stored| stored.place.offset);
         let mut drain = Drain {
             victim,
             waiting: VecDeque::new(),
-            copying: 0,
+            reading: 0,
+            read: Vec::new(),
+            copying_bytes: 0,
             reserved_bytes: 0,
             reserved_rows: 0,
         };
@@ -169,35 +190,56 @@ impl<D: Disk> Store<D> {
         }
     }
 
-    /// Reads the next pinned block, one at a time: pins are few and puts go first.
-    fn copy_next(&mut self, events: &mut Vec<Event>) {
-        loop {
-            let Some(drain) = self.drain.as_mut().filter(|drain| drain.copying == 0) else {
-                return;
-            };
-            let Some(stored) = drain.waiting.pop_front() else {
-                return;
-            };
-            let here = self.index.get(stored.namespace, &stored.key);
-            if here.is_none_or(|here| here.place != stored.place) {
-                drain.release(u64::from(stored.place.len));
-                continue;
-            }
-            drain.copying += 1;
-            let file = self.segments.read_begins(&stored.place);
-            let buf = self.own_buf(u64::from(stored.place.len));
-            if let (Some(file), Ok(buf)) = (file, buf) {
-                let (at, len) = (stored.place.offset, stored.place.len as usize);
-                let user = self.lane.start(Transfer::read(file, at, buf, len));
-                self.flights.insert(user, Flight::Forward { stored });
-                return;
-            }
-            self.segments.read_ends(&stored.place);
-            self.drop_copy(&stored, events);
+    /// Places the batch that was read and reads the next one.
+    fn copy_batch(&mut self, events: &mut Vec<Event>) {
+        let Some(drain) = self.drain.as_mut().filter(|drain| drain.reading == 0) else {
+            return;
+        };
+        self.forwards.extend(drain.take_read());
+        if drain.copying_bytes > COPY_BYTES_MAX {
+            return;
+        }
+        let mut batch = 0;
+        while let Some(drain) = self.drain.as_mut()
+            && let Some(next) = drain.waiting.front()
+            && (batch == 0 || batch + u64::from(next.place.len) <= COPY_BYTES_MAX)
+            && let Some(stored) = drain.waiting.pop_front()
+        {
+            batch += u64::from(stored.place.len);
+            self.copy(&stored, events);
         }
     }
 
-    /// A pinned block was read: verified, it goes to the front of the line.
+    /// Reads one pinned block, if it is still where it was.
+    fn copy(&mut self, stored: &Stored, events: &mut Vec<Event>) {
+        let len = u64::from(stored.place.len);
+        let here = self.index.get(stored.namespace, &stored.key);
+        let Some(drain) = self.drain.as_mut() else {
+            return;
+        };
+        if here.is_none_or(|here| here.place != stored.place) {
+            return drain.release(len);
+        }
+        drain.copying_bytes += len;
+        let file = self.segments.read_begins(&stored.place);
+        let (Some(file), Ok(buf)) = (file, self.own_buf(len)) else {
+            self.segments.read_ends(&stored.place);
+            return self.drop_copy(stored, events);
+        };
+        let class = match self.queue.is_empty() {
+            true => Class::Background,
+            false => Class::Save,
+        };
+        let read = Transfer::read(file, stored.place.offset, buf, stored.place.len as usize);
+        let user = self.lane.start(read.of(class));
+        self.flights
+            .insert(user, Flight::Forward { stored: *stored });
+        if let Some(drain) = self.drain.as_mut() {
+            drain.reading += 1;
+        }
+    }
+
+    /// A pinned block was read: verified, it waits for the rest of its batch.
     pub(super) fn forward_read(
         &mut self,
         stored: Stored,
@@ -206,41 +248,49 @@ impl<D: Disk> Store<D> {
         events: &mut Vec<Event>,
     ) {
         self.segments.read_ends(&stored.place);
+        if let Some(drain) = self.drain.as_mut() {
+            drain.reading = drain.reading.saturating_sub(1);
+        }
         let here = self.index.get(stored.namespace, &stored.key);
         let still = here.is_some_and(|here| here.place == stored.place);
         let image = buf.filter(|_| result.is_ok() && still && self.poisoned.is_none());
         let image = image.and_then(|buf| self.verified_copy(&stored, buf));
-        match image {
-            Some(image) => {
+        match (image, self.drain.as_mut()) {
+            (Some(image), Some(drain)) => {
                 let origin = Origin::Forward { from: stored };
-                self.forwards.push_back(Queued { origin, image });
+                drain.read.push(Queued { origin, image });
             }
-            None => self.drop_copy(&stored, events),
+            _ => self.drop_copy(&stored, events),
         }
     }
 
     fn verified_copy(&self, stored: &Stored, buf: IoBuf) -> Option<crate::image::RecordImage> {
-        // The layout is whatever the record has: the index keeps only the tag of it.
-        let header = crate::format::Header::decode(&buf).ok()?;
         if planted(Bug::CopyUnverified) {
+            let header = crate::format::Header::decode(&buf).ok()?;
             return Some(crate::image::RecordImage::from_verified(buf, header));
         }
-        let want = Want {
-            namespace: stored.namespace,
-            key: stored.key,
-            layout: header.summary.layout,
-        };
-        let store_id = self.superfile.now().store_id;
+        let unverified = self.as_it_says(stored, buf).ok()?;
+        unverified.verify().ok()?.into_image().ok()
+    }
+
+    /// A whole record that nobody asked for by its layout: it has whatever layout it says, as long
+    /// as the index keeps the tag of that one.
+    pub(super) fn as_it_says(&self, stored: &Stored, buf: IoBuf) -> Result<Unverified, Miss> {
+        let header = crate::format::Header::decode(&buf)?;
+        let layout = header.summary.layout;
+        if !stored.has_layout(&layout) {
+            return Err(Miss::WrongLayout);
+        }
         let expect = Expectation {
-            store_id,
-            want,
+            store_id: self.superfile.now().store_id,
+            want: Want {
+                namespace: stored.namespace,
+                key: stored.key,
+                layout,
+            },
             place: stored.place,
         };
-        Unverified::new(buf, expect, None)
-            .verify()
-            .ok()?
-            .into_image()
-            .ok()
+        Ok(Unverified::new(buf, expect, None))
     }
 
     /// A copy will not come: the block goes with its segment.
@@ -248,14 +298,15 @@ impl<D: Disk> Store<D> {
         if let Some(drain) = self.drain.as_mut() {
             drain.release(u64::from(stored.place.len));
         }
-        self.drain_settled();
+        self.drain_settled(stored);
         self.evict(stored, events);
     }
 
     /// One copy under way came to its end.
-    pub(super) fn drain_settled(&mut self) {
+    pub(super) fn drain_settled(&mut self, stored: &Stored) {
         if let Some(drain) = self.drain.as_mut() {
-            drain.copying = drain.copying.saturating_sub(1);
+            let len = u64::from(stored.place.len);
+            drain.copying_bytes = drain.copying_bytes.saturating_sub(len);
         }
     }
 
@@ -266,7 +317,7 @@ impl<D: Disk> Store<D> {
             return;
         };
         let read = segment.readers > 0 && !planted(Bug::RecycleUnderReader);
-        if drain.copying > 0 || !drain.waiting.is_empty() || read {
+        if drain.copying_bytes > 0 || !drain.waiting.is_empty() || read {
             return;
         }
         segment.step(Step::Emptied);

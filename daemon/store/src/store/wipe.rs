@@ -136,7 +136,7 @@ impl<D: Disk> Store<D> {
                 if let Some(drain) = self.drain.as_mut() {
                     drain.release(u64::from(from.place.len));
                 }
-                self.drain_settled();
+                self.drain_settled(&from);
             }
         }
     }

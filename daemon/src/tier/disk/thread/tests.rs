@@ -3,12 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kvtier_proto::{BlockKey, Bytes, LayoutFingerprint, Level};
+use kvtier_proto::{BlockKey, Bytes, LayoutFingerprint, Level, PayloadKind};
 use kvtier_store::disk::lane::LaneKind;
 use kvtier_store::mem::{Arena, Share};
 use kvtier_store::{PartCode, PartSpec, RecordBuilder, RecordMeta};
 use tokio::sync::oneshot::error::TryRecvError as NotYet;
 
+use super::super::ScrubOptions;
+use super::super::device::PutDone;
 use super::*;
 
 const SEGMENT: u64 = 1 << 20;
@@ -32,6 +34,7 @@ fn status() -> Arc<Mutex<DiskStatus>> {
         segment_size: Bytes(SEGMENT),
         queue_depth: 8,
         lane: LaneKind::Pread,
+        scrub: ScrubOptions::OFF,
         arenas: Vec::new(),
         hosts: Vec::new(),
         unusable: None,
@@ -83,8 +86,10 @@ struct Driven<'a> {
 
 impl<'a> Driven<'a> {
     fn new(dir: &Path, roll: &'a Roll) -> Self {
+        let store = store(dir);
+        let scrubber = Scrubber::new(ScrubOptions::OFF, None, store.disk().waker());
         Self {
-            served: Served::new(store(dir), roll, status(), &[]),
+            served: Served::new(store, roll, status(), &[], scrubber),
             arena: Arena::create("test", 8 << 20, Share::Private).unwrap(),
             lives: Arc::default(),
             events: Vec::new(),
@@ -124,7 +129,7 @@ impl<'a> Driven<'a> {
 
     fn step_until(&mut self, done: &mut oneshot::Receiver<PutDone>) -> PutDone {
         for _ in 0..1000 {
-            self.served.answers.settle(&mut self.events);
+            self.served.settle(&mut self.events);
             self.served.hand_over_puts();
             match done.try_recv() {
                 Ok(done) => return done,

@@ -7,8 +7,9 @@
 //! written anywhere when a ring is closed with the bell still armed.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 
 use crate::disk::rung::Rung;
 
@@ -47,9 +48,11 @@ impl Bell {
         });
     }
 
-    /// Blocks until the bell is rung, without a ring, and answers it.
-    pub(super) fn wait(&self) {
-        let _ = rustix::event::poll(&mut [PollFd::new(&self.fd, PollFlags::IN)], None);
+    /// Blocks until the bell is rung, without a ring, and answers it. At most for `most`.
+    pub(super) fn wait(&self, most: Option<Duration>) {
+        let most = most.and_then(|most| Timespec::try_from(most).ok());
+        let bell = PollFd::new(&self.fd, PollFlags::IN);
+        let _ = rustix::event::poll(&mut [bell], most.as_ref());
         self.answer();
     }
 }

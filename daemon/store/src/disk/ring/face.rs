@@ -58,7 +58,7 @@ impl Disk for RingLane {
             return self.slots.take(number).map_or(Ok(()), |held| full(held.op));
         }
         if at_once || self.io.submission().len() >= BATCH_MAX {
-            self.enter(0);
+            self.enter(0, None);
         }
         self.until_sweep -= 1;
         if self.until_sweep == 0 {
@@ -73,8 +73,12 @@ impl Disk for RingLane {
             self.turn(wait, done);
         }
         done.extend(self.ready.drain(..));
-        if self.failed && wait == Wait::One && done.len() == before {
-            self.bell.wait();
+        if self.failed && done.len() == before {
+            match wait {
+                Wait::No => {}
+                Wait::One => self.bell.wait(None),
+                Wait::For(most) => self.bell.wait(Some(most)),
+            }
         }
     }
 
@@ -119,7 +123,7 @@ impl Drop for RingLane {
     fn drop(&mut self) {
         let mut done = Vec::new();
         while self.slots.len() > 0 && self.bind() {
-            self.enter(1);
+            self.enter(1, None);
             self.collect(&mut done);
             done.clear();
         }

@@ -52,6 +52,8 @@ pub(super) struct Made {
     pub(super) buffers: bool,
     /// It takes runs that lie in a registered buffer.
     pub(super) fixed_runs: bool,
+    /// It can end a wait in time.
+    pub(super) timed: bool,
     /// Features that the kernel refused.
     pub(super) without: Vec<String>,
 }
@@ -136,11 +138,16 @@ pub(super) fn make(entries: u32, files: u32, bell: BorrowedFd<'_>) -> std::io::R
     if !disabled {
         without.push("ring restrictions: needs Linux 5.10".into());
     }
+    let timed = io.params().is_feature_ext_arg();
+    if !timed {
+        without.push("waits that end in time: needs Linux 5.11".into());
+    }
     Ok(Made {
         io,
         disabled,
         buffers,
         fixed_runs,
+        timed,
         without,
     })
 }

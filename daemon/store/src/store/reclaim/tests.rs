@@ -50,6 +50,27 @@ fn a_pinned_block_outlives_every_segment_and_a_restart() {
     assert!(store.hits(11));
 }
 
+// A copy by itself costs a sync; a batch of them costs one.
+#[test]
+fn pinned_blocks_are_copied_in_batches_with_one_sync_each() {
+    let mut store = Fixture::new();
+    store.put_all(0..15);
+    (0..15).for_each(|number| assert!(store.store.pin(NS, &key(number))));
+    let syncs = store.store.counters().get(Counter::Syncs);
+    let mut puts = 0;
+    while store.store.counters().get(Counter::BytesForwarded) < 300 * KIB {
+        store.put_all([1000 + puts]);
+        puts += 1;
+    }
+    let bytes = store.store.counters().get(Counter::BytesForwarded);
+    let more = store.store.counters().get(Counter::Syncs) - syncs - puts;
+    assert!(
+        more <= bytes / (24 * KIB),
+        "{more} syncs for copies of {bytes} bytes"
+    );
+    assert!((0..15).all(|number| store.hits(number)));
+}
+
 #[test]
 fn pins_take_at_most_half_of_the_capacity() {
     let mut store = Fixture::new();
