@@ -9,6 +9,7 @@
 
 mod codecs;
 mod crash;
+mod fair;
 mod fio;
 mod index;
 mod limits;
@@ -53,6 +54,8 @@ enum Suite {
     Limits(limits::Options),
     /// The storage engine beside fio over sizes, patterns and depths.
     Store(store::Options),
+    /// What a reader notices of saves, reclaim and scrub, beside fio's reads and writes.
+    Fair(fair::Options),
     /// Codec levels and page movers on one core, beside plain zstd and memcpy.
     Codecs(codecs::Options),
     /// The real daemon killed and its power cut, many times: what is lost, what is wrong.
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
     let report = match &cli.suite {
         Suite::Limits(options) => limits::run(options, &cli.common),
         Suite::Store(options) => store::run(options, &cli.common),
+        Suite::Fair(options) => fair::run(options, &cli.common),
         Suite::Codecs(options) => codecs::run(options, &cli.common),
         Suite::Crash(options) => crash::run(options, &cli.common),
         Suite::Index(options) => index::run(options, &cli.common),
