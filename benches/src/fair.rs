@@ -128,11 +128,12 @@ impl Rows<'_> {
 
     fn side(&mut self, side: &str, seen: &[Seen]) {
         let name = |quantity: &str| format!("{side}.read.{}.{quantity}", self.label);
-        let quantities: [(&str, &str, Quantity); 4] = [
+        let quantities: [(&str, &str, Quantity); 5] = [
             ("us_p50", "us", |seen| seen.us_p50),
             ("us_p99", "us", |seen| seen.us_p99),
             ("mib_s", "MiB/s", |seen| seen.read_mib_s),
             ("other_mib_s", "MiB/s", |seen| seen.other_mib_s),
+            ("cpu", "cores", |seen| seen.cpu),
         ];
         for (quantity, unit, of) in quantities {
             let values: Vec<f64> = seen.iter().map(of).collect();

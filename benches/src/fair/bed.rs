@@ -32,6 +32,8 @@ const HEAD: u64 = 4 * KIB;
 const SAVING: u64 = 32 * MIB;
 /// Operations in flight on the lane.
 const DEPTH: usize = 64;
+/// Longest payload whose checksum costs less than to have another thread do it. Unit: bytes.
+const VERIFIED_HERE: u64 = 256 * KIB;
 /// Every so many-th block is pinned where pinned blocks are copied.
 const PIN_EVERY: usize = 3;
 /// Faster than any device: the scrub reads what the lane lets through. Unit: bytes a second.
@@ -67,6 +69,8 @@ pub(super) struct Seen {
     pub(super) read_mib_s: f64,
     /// Bytes of the other work: saved and copied, or scrubbed.
     pub(super) other_mib_s: f64,
+    /// How busy the store's thread was: 1 is all the time.
+    pub(super) cpu: f64,
 }
 
 enum Job {
@@ -151,6 +155,14 @@ impl Bed {
 
     /// The reader for `span`, with this beside it.
     pub(super) fn read_beside(&mut self, beside: Beside, span: Duration) -> Result<Seen, Problem> {
+        stay_on(Some(0));
+        let seen = self.round(beside, span);
+        // A child of this thread would stay there as well.
+        stay_on(None);
+        seen
+    }
+
+    fn round(&mut self, beside: Beside, span: Duration) -> Result<Seen, Problem> {
         self.settle(beside)?;
         let other = |bed: &Self| {
             let counters = bed.store.counters();
@@ -166,7 +178,7 @@ impl Bed {
         if beside == Beside::Scrub {
             self.store.scrub(SCRUB_RATE);
         }
-        let (before, start) = (other(self), Instant::now());
+        let (before, cpu, start) = (other(self), cpu_s(), Instant::now());
         while start.elapsed() < span {
             let saves = matches!(beside, Beside::Saves | Beside::Copies);
             self.turn(saves, true)?;
@@ -179,6 +191,7 @@ impl Bed {
             us_p99,
             read_mib_s: mib_s(self.read_bytes),
             other_mib_s: mib_s(other(self) - before),
+            cpu: (cpu_s() - cpu) / seconds,
         };
         self.store.stop_scrub();
         while !self.reading.is_empty() || self.saving > 0 {
@@ -264,7 +277,13 @@ impl Bed {
                 self.took.record(took)?;
                 self.read_bytes += self.size;
                 let unverified = result.map_err(|(_, miss)| format!("read: {miss:?}"))?;
-                self.give(Job::Verify(unverified))
+                if self.size > VERIFIED_HERE {
+                    return self.give(Job::Verify(unverified));
+                }
+                if let Done::Verified(buf) = verify(unverified)? {
+                    self.to_read.push(buf);
+                }
+                Ok(())
             }
             Event::Put { image, result, .. } => {
                 result?;
@@ -311,6 +330,7 @@ fn worker(waker: Waker, size: u64) -> Result<Thread, Problem> {
     };
     let thread = std::thread::Builder::new().name("kvtier-check".into());
     let thread = thread.spawn(move || {
+        stay_on(Some(1));
         for job in todo {
             let _ = tell.send(work(job, &part));
             waker.wake();
@@ -319,13 +339,32 @@ fn worker(waker: Waker, size: u64) -> Result<Thread, Problem> {
     Ok((jobs, done, thread))
 }
 
+fn verify(unverified: Unverified) -> Result<Done, String> {
+    let record = unverified.verify();
+    let record = record.map_err(|(_, miss)| format!("verify: {miss:?}"))?;
+    Ok(Done::Verified(record.into_buf()))
+}
+
+/// CPU time of this thread.
+fn cpu_s() -> f64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    now.tv_sec as f64 + now.tv_nsec as f64 * 1e-9
+}
+
+/// Keeps this thread on a processor of its own, or on none in particular: what is measured is the
+/// device, not who of two threads had to wait for the other.
+fn stay_on(cpu: Option<usize>) {
+    let mut cpus = rustix::thread::CpuSet::new();
+    (0..rustix::thread::CpuSet::MAX_CPU)
+        .filter(|one| cpu.is_none_or(|cpu| cpu == *one))
+        .for_each(|one| cpus.set(one));
+    // A machine without that processor is measured all the same.
+    let _ = rustix::thread::sched_setaffinity(None, &cpus);
+}
+
 fn work(job: Job, part: &PartSpec) -> Result<Done, String> {
     match job {
-        Job::Verify(unverified) => {
-            let record = unverified.verify();
-            let record = record.map_err(|(_, miss)| format!("verify: {miss:?}"))?;
-            Ok(Done::Verified(record.into_buf()))
-        }
+        Job::Verify(unverified) => verify(unverified),
         Job::Build(buf, number) => {
             let mut key = [0; 32];
             key[..8].copy_from_slice(&number.to_le_bytes());

@@ -135,6 +135,7 @@ fn seen(result: &Value) -> Option<Seen> {
             Some(job) => mib_s(job.get("write")?)?,
             None => 0.0,
         },
+        cpu: 0.0,
     })
 }
 

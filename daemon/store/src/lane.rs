@@ -318,7 +318,8 @@ impl<D: Disk> Lane<D> {
         match self.disk.submit(op) {
             Ok(()) => {
                 self.gauge.sent(user, (class, kind, bytes), now);
-                self.pace.sent(class, bytes, now, rate);
+                self.pace
+                    .sent(class, bytes, now, self.gauge.cost(kind, bytes));
                 true
             }
             Err((op, SubmitError::Full { .. })) if self.disk.in_flight() > 0 => {

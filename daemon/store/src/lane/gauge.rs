@@ -5,8 +5,9 @@
 //!             for the store's state.
 //! Downstairs: nothing. Time comes in as an argument.
 //!
-//! An operation's own time is what it took, divided by the number of operations that were in
-//! flight with it: a long queue is no slow device. For each kind and class of length there is a
+//! An operation's own time is its share of the time it took, beside all that was in flight when it
+//! went: a long queue is no slow device. An operation counts there with its bytes and what a
+//! device does besides moving them, as much as 64 KiB take. For each kind and class of length there is a
 //! moving mean of that and a baseline, a slowly moving median of the time before. A device is slow
 //! when the mean of some kind is many times its baseline and an operation takes long enough to
 //! matter, or when a single operation's own time is above a second on average, or when one does
@@ -20,7 +21,7 @@ use std::time::Duration;
 
 use crate::disk::OpKind;
 
-use super::pace::Class;
+use super::pace::{Class, time_of};
 
 /// Rate of a device that has shown nothing yet. Unit: bytes a second.
 const RATE_UNKNOWN: u64 = 256 << 20;
@@ -55,8 +56,9 @@ pub(crate) struct Sent {
     pub(crate) bytes: u64,
     kind: OpKind,
     at: Duration,
-    /// Operations in flight when it went, itself included.
+    /// Operations in flight when it went, itself included, and their weight.
     beside: u64,
+    weight: u64,
 }
 
 /// Why a device counts as slow.
@@ -81,6 +83,9 @@ struct Track {
     last: Duration,
 }
 
+/// What an operation weighs besides its bytes. Unit: bytes.
+const OP_WEIGHT: u64 = 64 << 10;
+
 const TRACKS: [&str; 5] = [
     "read_small",
     "read_large",
@@ -95,6 +100,8 @@ const SMALL: u64 = 256 << 10;
 #[derive(Debug)]
 pub(crate) struct Gauge {
     flying: BTreeMap<u64, Sent>,
+    /// Weight of everything in flight.
+    weight: u64,
     tracks: [Track; TRACKS.len()],
     rate: u64,
     /// When the present time with something in flight began, and what it had before.
@@ -107,6 +114,7 @@ impl Default for Gauge {
     fn default() -> Self {
         Self {
             flying: BTreeMap::new(),
+            weight: 0,
             tracks: [Track::default(); TRACKS.len()],
             rate: RATE_UNKNOWN,
             busy_since: Duration::ZERO,
@@ -122,6 +130,14 @@ impl Gauge {
         self.rate
     }
 
+    /// Time of the device that an operation takes from others: what its bytes take, or what an
+    /// operation like it has taken, whichever is longer.
+    pub(crate) fn cost(&self, kind: OpKind, bytes: u64) -> Duration {
+        let like_it = self.tracks.get(track_of(kind, bytes));
+        let before = like_it.map_or(0, |track| track.baseline);
+        time_of(bytes, self.rate).max(Duration::from_nanos(before))
+    }
+
     /// Operation `user` went to the device.
     pub(crate) fn sent(
         &mut self,
@@ -133,29 +149,30 @@ impl Gauge {
             self.busy_since = now;
         }
         let beside = self.flying.len() as u64 + 1;
-        let at = now;
-        self.flying.insert(
-            user,
-            Sent {
-                class,
-                bytes,
-                kind,
-                at,
-                beside,
-            },
-        );
+        self.weight += bytes + OP_WEIGHT;
+        let sent = Sent {
+            class,
+            bytes,
+            kind,
+            at: now,
+            beside,
+            weight: self.weight,
+        };
+        self.flying.insert(user, sent);
     }
 
     /// Operation `user` came back. `good` when it did what was asked.
     pub(crate) fn back(&mut self, user: u64, good: bool, now: Duration) -> Option<Sent> {
         let sent = self.flying.remove(&user)?;
+        self.weight = self.weight.saturating_sub(sent.bytes + OP_WEIGHT);
         self.busy += now.saturating_sub(self.busy_since);
         self.busy_since = now;
         if good {
             self.moved += sent.bytes;
             let track = self.tracks.get_mut(track_of(sent.kind, sent.bytes));
             if let Some(track) = track {
-                track.note(nanos(now.saturating_sub(sent.at)), sent.beside, now);
+                let taken = now.saturating_sub(sent.at);
+                track.note(nanos(taken), nanos(sent.own(taken)), now);
             }
         }
         if self.moved >= RATE_BYTES && !self.busy.is_zero() {
@@ -219,14 +236,20 @@ impl Gauge {
 }
 
 impl Sent {
+    /// Its share of the time that it took.
+    fn own(&self, taken: Duration) -> Duration {
+        let share = u128::from(self.bytes + OP_WEIGHT);
+        let own = taken.as_nanos() * share / u128::from(self.weight.max(1));
+        Duration::from_nanos(u64::try_from(own).unwrap_or(u64::MAX))
+    }
+
     fn stuck_at(&self) -> Duration {
         self.at + SLOW_SURELY.saturating_mul(u32::try_from(self.beside).unwrap_or(u32::MAX))
     }
 }
 
 impl Track {
-    fn note(&mut self, taken: u64, beside: u64, now: Duration) {
-        let own = taken / beside.max(1);
+    fn note(&mut self, taken: u64, own: u64, now: Duration) {
         self.last = now;
         self.samples += 1;
         if self.samples <= WARM {

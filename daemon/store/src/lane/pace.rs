@@ -6,10 +6,14 @@
 //! ```text
 //!   reads              go at once, always
 //!   saves      alone:  a window of bytes in flight, worth 5 ms of the device's time
-//!              beside reads:  an eighth of its rate, in pieces
+//!              beside reads:  an eighth of the device's time, in pieces
 //!   background alone:  the same window
-//!              beside saves: an eighth;  beside reads: a thirty-second, in pieces
+//!              beside saves: an eighth of its time;  beside reads: 4 MiB a second, in pieces
 //! ```
+//! A small operation takes a device longer than its bytes say, so shares are shares of time: what
+//! an operation of that kind took before. Background work beside reads is a trickle and no share:
+//! hardly one read in a hundred may meet a piece of it, or a reader's p99 would show it.
+//!
 //! A class counts as present while it has work, and for a moment after it: a restore that asks
 //! for one batch after the other is not idle in between.
 //!
@@ -20,7 +24,7 @@
 //! Invariants kept here
 //!   F1  A read is never held.
 //!   F2  A class that has work and nothing in flight is let in after the time that one piece
-//!       takes at its share of the rate, whatever the others do: nobody starves.
+//!       takes at its share, and never later than 4 MiB a second would have it: nobody starves.
 //!   F3  A class that is alone is held by its window only: the device is never idle for its sake.
 //!
 //! Not here on purpose: no order within a class, and no deadline.
@@ -61,10 +65,8 @@ const LINGER: Duration = Duration::from_micros(if cfg!(test) { 200 } else { 10_0
 const CATCH_UP: Duration = Duration::from_millis(2);
 /// Share of saves beside reads, and of background beside saves: one part in this many.
 pub(crate) const ONE_IN: u64 = 8;
-/// Share of background beside reads: one part in this many.
-pub(crate) const BACKGROUND_ONE_IN: u64 = 32;
-/// Least rate of a held class. Unit: bytes a second.
-const RATE_MIN: u64 = 4 << 20;
+/// Least rate of a held class, and the rate of background beside reads. Unit: bytes a second.
+pub(crate) const RATE_MIN: u64 = 4 << 20;
 
 /// What a class may do now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +77,17 @@ pub(crate) enum Turn {
     Full,
     /// Nothing before this moment.
     At(Duration),
+}
+
+/// What of the device a class gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Share {
+    /// As much as it can use.
+    All,
+    /// One part in so many of its time.
+    OneIn(u64),
+    /// [`RATE_MIN`].
+    Trickle,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -121,11 +134,13 @@ impl Pace {
         }
         let load = self.load(class);
         match self.share(class, now) {
-            None if class == Class::Read => Turn::Go(usize::MAX),
-            None if load.flying < window(rate) => Turn::Go(ALONE),
-            None => Turn::Full,
-            Some(_) if load.next > now => Turn::At(load.next),
-            Some(one_in) => {
+            Share::All if class == Class::Read => Turn::Go(usize::MAX),
+            Share::All if load.flying < window(rate) => Turn::Go(ALONE),
+            Share::All => Turn::Full,
+            _ if load.next > now => Turn::At(load.next),
+            Share::Trickle if load.flying > 0 => Turn::Full,
+            Share::Trickle => Turn::Go(PIECE),
+            Share::OneIn(one_in) => {
                 let others = self.reads.flying.max(match class {
                     Class::Background => self.saves.flying,
                     Class::Read | Class::Save => 0,
@@ -138,15 +153,21 @@ impl Pace {
         }
     }
 
-    /// `bytes` of `class` went to the device.
-    pub(crate) fn sent(&mut self, class: Class, bytes: u64, now: Duration, rate: u64) {
+    /// `bytes` of `class` went to the device, which will need `cost` for them.
+    pub(crate) fn sent(&mut self, class: Class, bytes: u64, now: Duration, cost: Duration) {
         let share = self.share(class, now);
         let load = self.load_mut(class);
         load.flying += bytes;
-        if let Some(one_in) = share {
-            let from = load.next.max(now.saturating_sub(CATCH_UP));
-            load.next = from + time_of(bytes, (rate / one_in).max(RATE_MIN));
-        }
+        let longest = time_of(bytes, RATE_MIN);
+        let pause = match share {
+            Share::All => return,
+            Share::Trickle => longest,
+            Share::OneIn(one_in) => {
+                let part = u32::try_from(one_in).unwrap_or(u32::MAX);
+                cost.saturating_mul(part).min(longest)
+            }
+        };
+        load.next = load.next.max(now.saturating_sub(CATCH_UP)) + pause;
     }
 
     /// `bytes` of `class` came back, moved or not.
@@ -155,14 +176,13 @@ impl Pace {
         load.flying = load.flying.saturating_sub(bytes);
     }
 
-    /// The part of the device that a class gets beside more urgent ones; `None` when it is alone.
-    fn share(&self, class: Class, now: Duration) -> Option<u64> {
-        let read = is_present(&self.reads, now);
+    fn share(&self, class: Class, now: Duration) -> Share {
+        let reads = is_present(&self.reads, now);
         match class {
-            Class::Read => None,
-            Class::Save => read.then_some(ONE_IN),
-            Class::Background if read => Some(BACKGROUND_ONE_IN),
-            Class::Background => is_present(&self.saves, now).then_some(ONE_IN),
+            Class::Save if reads => Share::OneIn(ONE_IN),
+            Class::Background if reads => Share::Trickle,
+            Class::Background if is_present(&self.saves, now) => Share::OneIn(ONE_IN),
+            Class::Read | Class::Save | Class::Background => Share::All,
         }
     }
 
@@ -193,7 +213,8 @@ fn is_present(load: &Load, now: Duration) -> bool {
     load.open > 0 || load.last.is_some_and(|last| now < last + LINGER)
 }
 
-fn time_of(bytes: u64, rate: u64) -> Duration {
+/// Time that `bytes` take at `rate` bytes a second.
+pub(super) fn time_of(bytes: u64, rate: u64) -> Duration {
     let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(rate.max(1));
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }

@@ -113,8 +113,9 @@ impl<D: Disk> Lane<D> {
         if poisoned && rest.kind != OpKind::Read {
             return self.finish(user, buf, Err(Error::other("the log is poisoned")));
         }
+        // Before others of its class: many halves of records make none durable.
         if let Some(op) = self.op_of(user, buf) {
-            self.outbox(class).push_back(op);
+            self.outbox(class).push_front(op);
         }
     }
 }

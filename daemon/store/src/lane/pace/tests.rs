@@ -40,7 +40,8 @@ impl Bench {
     }
 
     fn send(&mut self, class: Class, bytes: u64) {
-        self.pace.sent(class, bytes, self.now, self.rate);
+        let cost = time_of(bytes, self.rate);
+        self.pace.sent(class, bytes, self.now, cost);
         self.queue.push_back((class, bytes, self.now));
     }
 
@@ -124,7 +125,7 @@ fn a_class_that_is_alone_has_no_more_in_flight_than_its_window() {
     pace.begin(Class::Save);
     let mut flying = 0;
     while let Turn::Go(_) = pace.turn(Class::Save, SECOND, rate) {
-        pace.sent(Class::Save, MIB, SECOND, rate);
+        pace.sent(Class::Save, MIB, SECOND, time_of(MIB, rate));
         flying += MIB;
     }
     assert_eq!(pace.turn(Class::Save, SECOND, rate), Turn::Full);
@@ -163,18 +164,15 @@ proptest! {
         let mut beside = Bench::new(rate);
         beside.run(Offer { reads, saves: true, background: true }, SECOND);
         prop_assert!(beside.now >= SECOND && !beside.waits.is_empty());
-        let floor = |one_in: u64| rate / one_in / 2;
         let [_, saves, background] = beside.moved;
-        // Where less is in flight than a piece for each class, a piece at a time is the bound.
-        let pieces = |one_in: u64| size * depth / one_in < PIECE as u64;
-        let least = |one_in: u64| match pieces(one_in) {
-            true => rate * (PIECE as u64) / (size * depth + 3 * PIECE as u64) / 2,
-            false => floor(one_in),
-        };
-        let due = least(ONE_IN).min(floor(ONE_IN));
+        // Where an eighth of what is in flight is less than a piece, a piece at a time is the
+        // bound.
+        let one_at_a_time = rate * (PIECE as u64) / (size * depth + 3 * PIECE as u64);
+        let due = (rate / ONE_IN).min(one_at_a_time.max(rate / ONE_IN / 8)) / 2;
         prop_assert!(saves >= due, "F2: saves {} of {} KiB", saves >> 10, due >> 10);
-        let due = least(BACKGROUND_ONE_IN).min(floor(BACKGROUND_ONE_IN));
-        prop_assert!(background >= due, "F2: background {} of {}", background >> 10, due >> 10);
+        let due = RATE_MIN.min(one_at_a_time) / 2;
+        prop_assert!(background >= due, "F2: background {}", background >> 10);
+        prop_assert!(background <= RATE_MIN + MIB, "background {}", background >> 10);
         let (before, after) = (p99(&mut alone.waits), p99(&mut beside.waits));
         let allowed = before + before * 2 / 10 + time_of(3 * PIECE as u64, rate);
         prop_assert!(after <= allowed, "{before:?} became {after:?}");
@@ -187,13 +185,13 @@ proptest! {
         pace.begin(Class::Save);
         for _ in 0..depth {
             pace.begin(Class::Read);
-            pace.sent(Class::Read, 2 * MIB, SECOND, rate);
+            pace.sent(Class::Read, 2 * MIB, SECOND, time_of(2 * MIB, rate));
         }
         let (mut now, mut flying) = (SECOND, 0);
         loop {
             match pace.turn(Class::Save, now, rate) {
                 Turn::Go(most) => {
-                    pace.sent(Class::Save, most as u64, now, rate);
+                    pace.sent(Class::Save, most as u64, now, time_of(most as u64, rate));
                     flying += most as u64;
                 }
                 Turn::At(then) => now = then,
