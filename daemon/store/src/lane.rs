@@ -38,6 +38,7 @@ use self::gauge::Gauge;
 use self::pace::{Pace, Turn};
 use self::transfer::Rest;
 use crate::disk::{Disk, Done, Op, OpKind, SubmitError, Wait};
+use crate::format::index;
 use crate::mem::IoBuf;
 use crate::planted::{Bug, planted};
 
@@ -292,13 +293,7 @@ impl<D: Disk> Lane<D> {
 
     /// True when an operation of `class` went out, or ended on the way.
     fn pump_one(&mut self, class: Class) -> bool {
-        let depth = self.disk.depth().max(1);
-        let places = match class {
-            Class::Read => depth,
-            // A read that comes now finds a place.
-            Class::Save | Class::Background => (depth - depth / 4).max(1),
-        };
-        if self.disk.in_flight() >= places || self.outbox(class).is_empty() {
+        if !self.has_place(class) || self.outbox(class).is_empty() {
             return false;
         }
         let (now, rate) = (self.disk.now(), self.gauge.rate());
@@ -336,6 +331,16 @@ impl<D: Disk> Lane<D> {
                 true
             }
         }
+    }
+
+    /// Whether the queue of the device has a place for an operation of `class`. The last quarter is
+    /// kept for a read that may come; but reads may fill the queue by themselves, and then a held
+    /// class still has its share of the places.
+    fn has_place(&self, class: Class) -> bool {
+        let (depth, taken) = (self.disk.depth().max(1), self.disk.in_flight());
+        let own = depth / index(pace::ONE_IN);
+        let held = class != Class::Read;
+        taken < depth && (!held || taken < depth - depth / 4 || self.pace.ops(class) < own.max(1))
     }
 
     /// The operation for the front of a queue: with its neighbours, or a piece of it.

@@ -19,7 +19,8 @@
 //!
 //! A rate alone would starve a class when the device is slower than it was, and a share of what is
 //! in flight alone would let it all in when the reader pauses: so there are both. A piece goes
-//! when its time has come and the class has less in flight than its share of the reads' bytes.
+//! when its time has come and the class has less in flight than its share of the reads' bytes. A
+//! class has that share of the places in the device's queue too, however many reads wait for one.
 //!
 //! Invariants kept here
 //!   F1  A read is never held.
@@ -94,8 +95,9 @@ enum Share {
 struct Load {
     /// Transfers that were begun and have not ended.
     open: u64,
-    /// Bytes that are with the device.
+    /// Bytes and operations that are with the device.
     flying: u64,
+    ops: usize,
     /// When it last had work.
     last: Option<Duration>,
     /// When its next piece is due.
@@ -153,11 +155,12 @@ impl Pace {
         }
     }
 
-    /// `bytes` of `class` went to the device, which will need `cost` for them.
+    /// An operation of `bytes` of `class` went to the device, which will need `cost` for it.
     pub(crate) fn sent(&mut self, class: Class, bytes: u64, now: Duration, cost: Duration) {
         let share = self.share(class, now);
         let load = self.load_mut(class);
         load.flying += bytes;
+        load.ops += 1;
         let longest = time_of(bytes, RATE_MIN);
         let pause = match share {
             Share::All => return,
@@ -170,10 +173,16 @@ impl Pace {
         load.next = load.next.max(now.saturating_sub(CATCH_UP)) + pause;
     }
 
-    /// `bytes` of `class` came back, moved or not.
+    /// Operations of `class` that are with the device.
+    pub(crate) fn ops(&self, class: Class) -> usize {
+        self.load(class).ops
+    }
+
+    /// An operation of `bytes` of `class` came back, moved or not.
     pub(crate) fn back(&mut self, class: Class, bytes: u64) {
         let load = self.load_mut(class);
         load.flying = load.flying.saturating_sub(bytes);
+        load.ops = load.ops.saturating_sub(1);
     }
 
     fn share(&self, class: Class, now: Duration) -> Share {

@@ -8,6 +8,8 @@ use crate::disk::FileId;
 use crate::disk::sim::{Fault, Faults, SimDisk, SimOptions};
 use crate::mem::{Arena, Share};
 
+mod queue;
+
 fn lane(faults: Faults) -> (Lane<SimDisk>, FileId, IoBuf) {
     let options = SimOptions {
         faults,
