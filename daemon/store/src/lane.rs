@@ -199,18 +199,13 @@ impl<D: Disk> Lane<D> {
         })
     }
 
-    /// Appends finished transfers, waiting for one as `wait` says when there is none.
+    /// Appends finished transfers, waiting for one as `wait` says when there is none. There may be
+    /// none all the same: the turn of what was held has come, or the disk's waker was used, and the
+    /// lane cannot tell which.
     pub(crate) fn collect(&mut self, wait: Wait, finished: &mut Vec<Finished>) {
-        loop {
-            self.pump();
-            let quiet = self.backlog.is_empty();
-            let came_back = self.reap(if quiet { wait } else { Wait::No });
-            // The turn of what was held has come, and nothing else has: nobody is told of that.
-            let turn = self.turn_at.is_some_and(|at| at <= self.disk.now());
-            if !(turn && quiet && !came_back && wait == Wait::One) {
-                break;
-            }
-        }
+        self.pump();
+        let quiet = self.backlog.is_empty();
+        self.reap(if quiet { wait } else { Wait::No });
         finished.append(&mut self.backlog);
         self.pump();
     }
@@ -367,11 +362,10 @@ impl<D: Disk> Lane<D> {
         }
     }
 
-    /// True when an operation came back.
-    fn reap(&mut self, wait: Wait) -> bool {
+    fn reap(&mut self, wait: Wait) {
         let mut done = std::mem::take(&mut self.done);
         self.disk.reap(self.patience(wait), &mut done);
-        let (now, came_back) = (self.disk.now(), !done.is_empty());
+        let now = self.disk.now();
         for one in done.drain(..) {
             if let Some(sent) = self.gauge.back(one.user, one.moved.is_ok(), now) {
                 self.pace.back(sent.class, sent.bytes);
@@ -379,7 +373,6 @@ impl<D: Disk> Lane<D> {
             self.advance(one);
         }
         self.done = done;
-        came_back
     }
 
     fn finish(&mut self, user: u64, buf: Option<IoBuf>, result: Result<(), Error>) {
