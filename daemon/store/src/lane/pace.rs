@@ -5,7 +5,8 @@
 //!
 //! ```text
 //!   reads              go at once, always
-//!   saves      alone:  a window of bytes in flight, worth 5 ms of the device's time
+//!   saves      alone:  a window of bytes in flight, worth 5 ms of the device's time,
+//!                      and at least 8 MiB
 //!              beside reads:  an eighth of the device's time, in pieces
 //!   background alone:  the same window
 //!              beside saves: an eighth of its time;  beside reads: 4 MiB a second, in pieces
@@ -31,6 +32,8 @@
 //! Not here on purpose: no order within a class, and no deadline.
 
 use std::time::Duration;
+
+use crate::format::{BLOCK, index};
 
 /// Whose work a transfer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +62,9 @@ const WINDOW_MIN: u64 = 8 << 20;
 /// Longest operation of a held class that is alone: records may be as long as a segment.
 /// Unit: bytes, a multiple of 4096.
 const ALONE: usize = 8 << 20;
+/// Least room in the window for another operation: what merging makes. A window that was filled to
+/// the last byte would cut large records into crumbs. Unit: bytes.
+const ROOM_MIN: u64 = 2 << 20;
 /// A class without work counts as present for this long. A simulated device has done a hundred
 /// operations by then: in tests it is the time of four.
 const LINGER: Duration = Duration::from_micros(if cfg!(test) { 200 } else { 10_000 });
@@ -137,8 +143,10 @@ impl Pace {
         let load = self.load(class);
         match self.share(class, now) {
             Share::All if class == Class::Read => Turn::Go(usize::MAX),
-            Share::All if load.flying < window(rate) => Turn::Go(ALONE),
-            Share::All => Turn::Full,
+            Share::All => match window(rate).saturating_sub(load.flying) {
+                room if room < ROOM_MIN => Turn::Full,
+                room => Turn::Go(ALONE.min(index(room - room % BLOCK))),
+            },
             _ if load.next > now => Turn::At(load.next),
             Share::Trickle if load.flying > 0 => Turn::Full,
             Share::Trickle => Turn::Go(PIECE),

@@ -130,9 +130,33 @@ fn a_class_that_is_alone_has_no_more_in_flight_than_its_window() {
     }
     assert_eq!(pace.turn(Class::Save, SECOND, rate), Turn::Full);
     assert!(
-        (20..=21).contains(&(flying / MIB)),
+        (19..=20).contains(&(flying / MIB)),
         "5 ms of 4 GiB/s, not {flying}"
     );
+}
+
+// Whatever is offered: the last operation that fits ends with the window, and none is a crumb.
+#[test]
+fn operations_of_every_length_stay_within_the_window() {
+    for len in [64 << 10, MIB, 2 * MIB + 4096, 5 * MIB, 256 * MIB] {
+        for rate in [MIB, 700 * MIB, 4000 * MIB] {
+            let mut pace = Pace::default();
+            pace.begin(Class::Save);
+            let mut flying = 0;
+            while let Turn::Go(most) = pace.turn(Class::Save, SECOND, rate) {
+                assert!(most as u64 >= ROOM_MIN && most.is_multiple_of(4096));
+                let bytes = len.min(most as u64);
+                pace.sent(Class::Save, bytes, SECOND, time_of(bytes, rate));
+                flying += bytes;
+            }
+            let window = window(rate);
+            assert!(
+                flying <= window,
+                "{flying} of {window} in operations of {len}"
+            );
+            assert!(flying > window - 2 * ROOM_MIN, "{flying} of {window}");
+        }
+    }
 }
 
 #[test]
