@@ -6,13 +6,14 @@
 //! Downstairs: nothing. Time comes in as an argument.
 //!
 //! An operation's own time is its share of the time it took, beside all that was in flight when it
-//! went: a long queue is no slow device. An operation counts there with its bytes and what a
-//! device does besides moving them, as much as 64 KiB take. For each kind and class of length there is a
+//! went: a long queue is no slow device. An operation counts there with its bytes and what a device
+//! does besides moving them, as much as 64 KiB take. For each kind and class of length there is a
 //! moving mean of that and a baseline, a slowly moving median of the time before. A device is slow
 //! when the mean of some kind is many times its baseline and an operation takes long enough to
-//! matter, or when a single operation's own time is above a second on average, or when one does
-//! not come back at all. It is well again when the mean has been near its baseline for a while, or
-//! when nothing of that kind has been asked for long.
+//! matter, or when a single operation's own time is above a second on average, or when one does not
+//! come back in that time, or when none of all that are in flight has come back for two. It is well
+//! again when the mean has been near its baseline for a while, or when nothing of that kind has
+//! been asked for long.
 //!
 //! Not here on purpose: no action. What a slow device means, its readers decide.
 
@@ -42,6 +43,8 @@ const SLOW_FROM: Duration = Duration::from_millis(100);
 /// Slow whatever the baseline says: an operation's own time on average, or the time for which one
 /// has not come back.
 const SLOW_SURELY: Duration = Duration::from_secs(1);
+/// Slow however much is in flight: nothing has come back for this long.
+const STANDSTILL: Duration = Duration::from_secs(2);
 /// Well again: the mean is at most this many times the baseline ...
 const WELL_TIMES: u64 = 3;
 /// ... for so many operations in a row.
@@ -104,7 +107,8 @@ pub(crate) struct Gauge {
     weight: u64,
     tracks: [Track; TRACKS.len()],
     rate: u64,
-    /// When the present time with something in flight began, and what it had before.
+    /// When the last operation came back, or the first of those in flight went; and the time with
+    /// something in flight before.
     busy_since: Duration,
     busy: Duration,
     moved: u64,
@@ -210,7 +214,8 @@ impl Gauge {
             .iter()
             .filter(|track| track.slow)
             .map(|track| track.last + SILENCE);
-        let stuck = self.flying.values().next().map(Sent::stuck_at);
+        let first = self.flying.values().next();
+        let stuck = first.map(|sent| sent.stuck_at().min(self.busy_since + STANDSTILL));
         silent
             .chain(stuck)
             .filter(|at| *at >= now)
@@ -221,15 +226,17 @@ impl Gauge {
     /// The operation that has been away for too long. The one that was begun first stands for
     /// all: another is found when that has come back.
     fn stuck(&self, now: Duration) -> Option<Slow> {
-        let sent = self
-            .flying
-            .values()
-            .next()
-            .filter(|sent| now > sent.stuck_at())?;
+        let sent = self.flying.values().next()?;
+        let quiet = now.saturating_sub(self.busy_since);
+        let mean = match quiet > STANDSTILL {
+            true => nanos(quiet),
+            false if now > sent.stuck_at() => nanos(now.saturating_sub(sent.at)) / sent.beside,
+            false => return None,
+        };
         let at = track_of(sent.kind, sent.bytes);
         Some(Slow {
             what: TRACKS.get(at).copied().unwrap_or_default(),
-            mean_us: nanos(now.saturating_sub(sent.at)) / 1000 / sent.beside,
+            mean_us: mean / 1000,
             baseline_us: self.tracks.get(at).map_or(0, |track| track.baseline / 1000),
         })
     }

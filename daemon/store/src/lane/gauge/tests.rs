@@ -99,6 +99,27 @@ fn an_operation_that_does_not_come_back_makes_a_device_slow() {
     assert!(!device.slow());
 }
 
+// However deep the queue: nobody waits a second for each of its places.
+#[test]
+fn a_device_with_a_full_queue_that_stands_still_is_slow_after_two_seconds() {
+    let mut device = Device::default();
+    device.serve(100, 64, MS * 3);
+    (0..64).for_each(|user| device.gauge.sent(device.user + user, READ, device.now));
+    for _ in 0..32 {
+        device.now += MS * 3;
+        device.gauge.back(device.user, true, device.now).unwrap();
+        device.user += 1;
+    }
+    device.now += MS * 1900;
+    assert!(!device.slow(), "it may have to tidy up");
+    let again = device.gauge.look_again(device.now).expect("looked at");
+    assert!(again <= device.now + MS * 101, "{again:?}");
+    device.now = again;
+    assert!(device.slow());
+    device.gauge.back(device.user, true, device.now).unwrap();
+    assert!(!device.slow(), "it moves");
+}
+
 #[test]
 fn a_slow_device_that_nobody_asks_is_forgiven() {
     let mut device = Device::default();
