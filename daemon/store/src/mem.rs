@@ -236,6 +236,19 @@ impl Arena {
         })
     }
 
+    /// As [`Arena::alloc`]; where there is no room, from an arena of its own, with room for one
+    /// more like it.
+    ///
+    /// Errors: the memory is not there.
+    pub(crate) fn alloc_or_own(self: &Arc<Self>, len: usize) -> std::io::Result<IoBuf> {
+        if let Some(buf) = self.alloc(len) {
+            return Ok(buf);
+        }
+        let own = Self::create("kvtier-store-large", len.saturating_mul(2), Share::Private)?;
+        let none = || std::io::Error::other("no memory for a store buffer");
+        own.alloc(len).ok_or_else(none)
+    }
+
     /// Has `call` called whenever a buffer came home, from wherever it was dropped: it must not
     /// block. Only the first call of an arena counts.
     pub fn on_freed(&self, call: impl Fn() + Send + Sync + 'static) {

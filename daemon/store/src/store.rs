@@ -15,18 +15,20 @@
 //!
 //! Invariants kept here: L1, L2, L3, W1 of the crate's header, in the rooms below.
 //!
-//! Not here on purpose: no deadline and no priority. The caller orders its puts and gives up on
-//! a read by ignoring its event; the buffer comes home all the same.
+//! Not here on purpose: no deadline. The caller orders its puts and gives up on a read by ignoring
+//! its event; the buffer comes home all the same. Who goes first on the device is `lane`'s to say.
 
 mod append;
 mod commit;
 mod condition;
 mod fetch;
 mod heads;
+mod options;
 mod reclaim;
 mod scrub;
 mod wipe;
 
+pub use options::StoreOptions;
 pub use wipe::Forgotten;
 
 use std::cell::RefCell;
@@ -39,12 +41,12 @@ use strum::IntoEnumIterator;
 use crate::catalog::Catalog;
 use crate::disk::{Disk, Wait};
 use crate::events::{Counter, Counters, DeviceState, Event, Usage};
-use crate::format::segment::{SEGMENT_SIZE_MAX, SEGMENT_SIZE_MIN, footer_len};
-use crate::format::{BLOCK, Place, StoreId};
+use crate::format::segment::footer_len;
+use crate::format::{BLOCK, Place, StoreId, index};
 use crate::image::RecordImage;
 use crate::index::{Index, Stored};
 use crate::lane::Lane;
-use crate::mem::{Arena, IoBuf, Share};
+use crate::mem::{Arena, IoBuf};
 use crate::recover::{OpenError, Progress, RecoveryReport};
 use crate::segments::Segments;
 use crate::superblock::SuperFile;
@@ -60,63 +62,6 @@ pub const SEGMENTS_MAX: u64 = 1 << 20;
 pub const SEGMENTS_MIN: u64 = 4;
 /// Failed writes in a row after which the log is poisoned.
 pub const WRITE_ERRORS_MAX: u32 = 3;
-
-/// How a store is made and bounded.
-#[derive(Debug, Clone)]
-pub struct StoreOptions {
-    /// Space that segments may take. Unit: bytes. At least [`SEGMENTS_MIN`] segments, of the
-    /// length that they have.
-    pub capacity: u64,
-    /// Length of a segment file. Unit: bytes, a multiple of 4096. A store that exists keeps the
-    /// length it was made with.
-    pub segment_size: u64,
-    /// 16 random bytes: the identity, if this opening makes a new store. Never shown to tenants.
-    pub new_store_id: StoreId,
-    /// Most puts that wait. One more is refused as [`crate::PutError::Busy`].
-    pub queue_max: usize,
-    /// Image bytes in flight to the device before the queue waits. Larger: longer batches.
-    pub window_bytes: u64,
-}
-
-impl StoreOptions {
-    /// A store of `capacity` bytes with the usual bounds.
-    pub fn new(capacity: u64, new_store_id: [u8; 16]) -> Self {
-        Self {
-            capacity,
-            segment_size: 256 << 20,
-            new_store_id: StoreId(new_store_id),
-            queue_max: 4096,
-            window_bytes: 64 << 20,
-        }
-    }
-
-    /// Every problem at once, each naming the field, its value and what is accepted.
-    pub fn problems(&self) -> Vec<String> {
-        let mut problems = Vec::new();
-        let size = self.segment_size;
-        if !(SEGMENT_SIZE_MIN..=SEGMENT_SIZE_MAX).contains(&size) || !size.is_multiple_of(BLOCK) {
-            problems.push(format!(
-                "segment_size is {size} bytes; accepted is a multiple of {BLOCK} from \
-                 {SEGMENT_SIZE_MIN} to {SEGMENT_SIZE_MAX}"
-            ));
-        }
-        let segments = self.capacity / size.max(1);
-        if !(SEGMENTS_MIN..=SEGMENTS_MAX).contains(&segments) {
-            problems.push(format!(
-                "capacity is {} bytes, which is {segments} segments of {size}; accepted are \
-                 {SEGMENTS_MIN} to {SEGMENTS_MAX} segments",
-                self.capacity
-            ));
-        }
-        if self.queue_max == 0 {
-            problems.push("queue_max is 0; accepted is 1 or more".to_owned());
-        }
-        if self.window_bytes == 0 {
-            problems.push("window_bytes is 0; accepted is 1 or more".to_owned());
-        }
-        problems
-    }
-}
 
 /// What a transfer in flight is for.
 #[derive(Debug)]
@@ -183,6 +128,9 @@ pub struct Store<D: Disk> {
     scrub: Option<scrub::Pass>,
     /// Passes that were started.
     scrubs: u64,
+    /// For tests of what happens then.
+    #[cfg(test)]
+    no_memory: bool,
 }
 
 impl<D: Disk> Store<D> {
@@ -241,6 +189,8 @@ impl<D: Disk> Store<D> {
             heads: heads::Heads::default(),
             scrub: None,
             scrubs: 0,
+            #[cfg(test)]
+            no_memory: false,
         }
     }
 
@@ -471,19 +421,19 @@ impl<D: Disk> Store<D> {
 
     /// A buffer for the store's own blocks: headers, footers, copies.
     pub(crate) fn own_buf(&self, len: u64) -> std::io::Result<IoBuf> {
-        let len = crate::format::index(len);
-        if let Some(buf) = self.arena.alloc(len) {
-            return Ok(buf);
+        #[cfg(test)]
+        if self.no_memory {
+            return Err(std::io::ErrorKind::OutOfMemory.into());
         }
+        let len = index(len);
         // Memory that nobody has touched is slow to fill: what is still in use is used again.
-        let large = self.large.borrow().upgrade();
-        if let Some(buf) = large.and_then(|arena| arena.alloc(len)) {
+        let large = || self.large.borrow().upgrade()?.alloc(len);
+        if let Some(buf) = self.arena.alloc(len).or_else(large) {
             return Ok(buf);
         }
-        let fresh = Arena::create("kvtier-store-large", len.saturating_mul(2), Share::Private)?;
-        *self.large.borrow_mut() = Arc::downgrade(&fresh);
-        let buf = fresh.alloc(len);
-        buf.ok_or_else(|| std::io::Error::other("no memory for a store buffer"))
+        let buf = self.arena.alloc_or_own(len)?;
+        *self.large.borrow_mut() = Arc::downgrade(buf.arena());
+        Ok(buf)
     }
 }
 

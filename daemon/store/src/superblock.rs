@@ -19,7 +19,7 @@ use crate::disk::{Disk, FileId};
 use crate::format::superblock::{SLOT_LEN, SLOTS, SUPERBLOCK_NAME};
 use crate::format::{Superblock, VERSION, index};
 use crate::lane::{Lane, Transfer};
-use crate::mem::{Arena, IoBuf, Share};
+use crate::mem::{Arena, IoBuf};
 
 /// Times that a change is tried before it fails.
 const TRIES: u32 = 3;
@@ -211,19 +211,10 @@ fn read_slot<D: Disk>(
     file: FileId,
     slot: u64,
 ) -> Result<IoBuf, Error> {
-    let buf = buffer(arena)?;
+    let buf = arena.alloc_or_own(index(SLOT_LEN))?;
     let (buf, result) = lane.run(Transfer::read(file, slot * SLOT_LEN, buf, index(SLOT_LEN)));
     result?;
     buf.ok_or_else(|| Error::other("the disk kept a buffer"))
-}
-
-fn buffer(arena: &Arc<Arena>) -> Result<IoBuf, Error> {
-    match arena.alloc(index(SLOT_LEN)) {
-        Some(buf) => Ok(buf),
-        None => Arena::create("kvtier-superblock", index(SLOT_LEN), Share::Private)?
-            .alloc(index(SLOT_LEN))
-            .ok_or_else(|| Error::other("no memory for a superblock slot")),
-    }
 }
 
 impl SuperFile {
@@ -257,7 +248,7 @@ impl SuperFile {
     }
 
     fn write_slot<D: Disk>(&self, lane: &mut Lane<D>, slot: u64) -> Result<(), NotWritten> {
-        let mut buf = buffer(&self.arena)?;
+        let mut buf = self.arena.alloc_or_own(index(SLOT_LEN))?;
         self.now.encode(&mut buf);
         let (at, len) = (slot * SLOT_LEN, index(SLOT_LEN));
         let (_, result) = lane.run(Transfer::write(self.file, at, buf, len));

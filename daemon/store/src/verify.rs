@@ -370,12 +370,7 @@ fn read_footer<D: Disk>(
         return Footer::decode(&[], trailer);
     }
     let len = index(trailer.table_len());
-    let own = || {
-        Arena::create("kvtier-footer", len, Share::Private)
-            .ok()?
-            .alloc(len)
-    };
-    let buf = arena.alloc(len).or_else(own)?;
+    let buf = arena.alloc_or_own(len).ok()?;
     let (table, result) = lane.run(Transfer::read(one.file, trailer.table_at, buf, len));
     result.ok()?;
     Footer::decode(&table?, trailer)

@@ -4,9 +4,9 @@
 //! Downstairs: plain system calls, relative to one directory descriptor.
 //!
 //! Invariants kept here
-//!   F1  A [`FileId`] names one open file and is never used for another, so an operation that
+//!   O1  A [`FileId`] names one open file and is never used for another, so an operation that
 //!       was queued too late finds no file instead of a wrong one.
-//!   F2  `create` returns only when the name, the length and the reserved space are durable; if
+//!   O2  `create` returns only when the name, the length and the reserved space are durable; if
 //!       it fails, it leaves no file.
 //!
 //! Not here on purpose
@@ -162,7 +162,7 @@ impl Dir {
         self.enter(fd, name)
     }
 
-    /// Creates a file of `len` bytes (F2).
+    /// Creates a file of `len` bytes (O2).
     pub(super) fn create_file(&mut self, name: &str, len: u64) -> std::io::Result<FileId> {
         check_name(name)?;
         self.may_write()?;

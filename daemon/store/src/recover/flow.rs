@@ -15,7 +15,7 @@ use std::sync::Arc;
 use crate::disk::{Disk, FileId, Wait};
 use crate::format::index;
 use crate::lane::{Finished, Lane, Transfer};
-use crate::mem::{Arena, IoBuf, Share};
+use crate::mem::{Arena, IoBuf};
 
 /// A read, and what it is for.
 #[derive(Debug)]
@@ -87,7 +87,7 @@ impl<T> Flow<T> {
             let room = self.arena.alloc(index(ask.len));
             let buf = match room {
                 Some(buf) => buf,
-                None if idle => match own_buf(ask.len) {
+                None if idle => match self.arena.alloc_or_own(index(ask.len)) {
                     Ok(buf) => buf,
                     Err(problem) => {
                         self.finished.push_back((ask.what, Err(problem)));
@@ -122,11 +122,4 @@ impl<T> Flow<T> {
                 .extend(std::mem::take(&mut self.flying).into_values().map(lost));
         }
     }
-}
-
-/// Memory for a read that the arena is too small for.
-fn own_buf(len: u64) -> std::io::Result<IoBuf> {
-    Arena::create("kvtier-store-large", index(len), Share::Private)?
-        .alloc(index(len))
-        .ok_or_else(|| Error::other("no memory for a store buffer"))
 }

@@ -10,7 +10,7 @@
 //! pass's business; the next one sees it.
 //!
 //! Invariants kept here
-//!   B1  At most `OPEN_MAX` records are being read or checked.
+//!   R1  At most `OPEN_MAX` records are being read or checked.
 //!
 //! Not here on purpose: no schedule, and no repair: a condemned record is a miss from then on.
 
