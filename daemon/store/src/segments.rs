@@ -9,6 +9,8 @@
 //!
 //! Not here on purpose: no I/O, and no clock: a segment's age is its epoch.
 
+use std::collections::BTreeSet;
+
 use crate::disk::FileId;
 use crate::format::{Place, Summary};
 
@@ -127,6 +129,8 @@ impl Segment {
 pub(crate) struct Segments {
     all: Vec<Option<Segment>>,
     count: usize,
+    /// Numbers of files that are there and not in use: they did not open, or could not be removed.
+    left_alone: BTreeSet<u32>,
 }
 
 impl Segments {
@@ -163,14 +167,22 @@ impl Segments {
         self.all.iter().flatten()
     }
 
+    /// Files that take space: those of the table, and those that are left alone.
+    pub(crate) fn files(&self) -> u64 {
+        (self.count + self.left_alone.len()) as u64
+    }
+
+    /// A file of this number is there, and is none of the table's.
+    pub(crate) fn leave_alone(&mut self, number: u32) {
+        self.left_alone.insert(number);
+    }
+
     /// Least number that no file has.
     pub(crate) fn vacant(&self) -> u32 {
-        let at = self
-            .all
-            .iter()
-            .position(Option::is_none)
-            .unwrap_or(self.all.len());
-        u32::try_from(at).unwrap_or(u32::MAX)
+        let taken = |number: &u32| self.get(*number).is_some() || self.left_alone.contains(number);
+        (0..u32::MAX)
+            .find(|number| !taken(number))
+            .unwrap_or(u32::MAX)
     }
 
     pub(crate) fn first_free(&self) -> Option<u32> {

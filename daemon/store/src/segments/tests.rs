@@ -44,6 +44,23 @@ fn a_segment_has_one_way_out_of_every_state() {
     }
 }
 
+#[test]
+fn a_vacant_number_is_the_least_that_no_file_has() {
+    let mut segments = Segments::default();
+    assert_eq!(segments.vacant(), 0);
+    for number in [0, 1, 3] {
+        segments.add(Segment::new(number, FileId(number), 4096));
+    }
+    segments.leave_alone(2);
+    segments.leave_alone(4);
+    assert_eq!(
+        (segments.vacant(), segments.count(), segments.files()),
+        (5, 3, 5)
+    );
+    segments.remove(1);
+    assert_eq!((segments.vacant(), segments.files()), (1, 4));
+}
+
 fn candidate(segment: u32, epoch: u64, readers: u32, pinned_bytes: u64) -> Candidate {
     Candidate {
         segment,

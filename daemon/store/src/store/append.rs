@@ -10,6 +10,7 @@
 //!   L3  Nothing is placed once the log is poisoned.
 
 use std::collections::BTreeSet;
+use std::io::{Error, ErrorKind};
 
 use crate::disk::Disk;
 use crate::events::{Counter, DeviceState, Event, PutError};
@@ -284,30 +285,43 @@ impl<D: Disk> Store<D> {
 
     /// A new file, when the capacity and the device have room for one.
     fn create_segment(&mut self, events: &mut Vec<Event>) -> Option<u32> {
-        if self.segments.count() as u64 >= self.segments_max {
-            return None;
-        }
-        let (number, size) = (self.segments.vacant(), self.options.segment_size);
-        match self.lane.disk().create(&segment_name(number), size) {
-            Ok(file) => {
-                self.segments.add(Segment::new(number, file, size));
-                if self.segments_max == self.options.capacity / size {
-                    self.note_state(DeviceState::Full, false, events);
+        let size = self.options.segment_size;
+        while self.segments.files() < self.segments_max {
+            let number = self.segments.vacant();
+            match self.lane.disk().create(&segment_name(number), size) {
+                Ok(file) => {
+                    self.segments.add(Segment::new(number, file, size));
+                    if self.segments_max == self.options.capacity / size {
+                        self.note_state(DeviceState::Full, false, events);
+                    }
+                    return Some(number);
                 }
-                Some(number)
-            }
-            Err(problem) => {
-                tracing::warn!(segment = number, %problem, "no room for another segment");
-                self.counters.add(Counter::CreatesRefused, 1);
-                // Without a single segment nothing can be recycled: every put asks again.
-                if self.segments.count() > 0 {
-                    self.segments_max = self.segments.count() as u64;
+                Err(problem) if problem.kind() == ErrorKind::AlreadyExists => {
+                    // Its blocks may be sound: it is there when it opens the next time.
+                    tracing::warn!(
+                        segment = number,
+                        "a file that is not in use has this number"
+                    );
+                    self.segments.leave_alone(number);
                 }
-                self.recycled_when_full = self.counters.get(Counter::Recycled);
-                self.note_state(DeviceState::Full, true, events);
-                None
+                Err(problem) => {
+                    self.note_no_room(number, &problem, events);
+                    return None;
+                }
             }
         }
+        None
+    }
+
+    fn note_no_room(&mut self, segment: u32, problem: &Error, events: &mut Vec<Event>) {
+        tracing::warn!(segment, %problem, "no room for another segment");
+        self.counters.add(Counter::CreatesRefused, 1);
+        // Without a single segment nothing can be recycled: every put asks again.
+        if self.segments.count() > 0 {
+            self.segments_max = self.segments.files();
+        }
+        self.recycled_when_full = self.counters.get(Counter::Recycled);
+        self.note_state(DeviceState::Full, true, events);
     }
 
     /// Stamps a record and hands it to the device. `has_room` said yes.

@@ -91,7 +91,7 @@ impl<D: Disk> Store<D> {
     }
 
     fn needs_room(&mut self) -> bool {
-        let full = self.segments.count() as u64 >= self.segments_max;
+        let full = self.segments.files() >= self.segments_max;
         let configured = self.options.capacity / self.options.segment_size;
         let recycled = self.counters.get(Counter::Recycled) - self.recycled_when_full;
         if full && self.segments_max < configured && recycled >= FULL_RETRY_RECYCLED {

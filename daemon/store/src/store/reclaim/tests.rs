@@ -173,6 +173,25 @@ fn a_device_without_room_for_one_segment_refuses_puts_and_lives() {
     assert_eq!(store.get(&want(NS, 1)), Err(Miss::Absent));
 }
 
+// A file that did not open, or that could not be removed, has a number and takes space. It is not
+// touched, and the store does with the others what it did before.
+#[test]
+fn a_segment_file_that_is_not_in_use_costs_its_own_space_only() {
+    let mut store = Fixture::new();
+    let strays = [2, 3].map(crate::format::segment::segment_name);
+    for name in &strays {
+        store.store.disk_mut().plant(name, vec![9; 4096]);
+    }
+    let next = churn(&mut store, 0, 20);
+    assert_eq!(store.store.usage().segments, 6);
+    assert_eq!(store.store.state(), DeviceState::Healthy);
+    assert!(store.hits(next - 1));
+    for name in &strays {
+        let content = store.store.disk_mut().content(name);
+        assert_eq!(content, Some(&mut vec![9; 4096]));
+    }
+}
+
 #[test]
 fn a_condemned_block_is_gone_counted_and_can_be_put_again() {
     let mut store = Fixture::new();
