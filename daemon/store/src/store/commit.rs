@@ -93,8 +93,9 @@ impl<D: Disk> Store<D> {
                 since: since.unwrap_or_default(),
             },
         };
-        self.fail(origin, image, problem, events);
+        // First: whoever is poisoned by it loses no pinned block to it.
         self.count_write_error(events);
+        self.fail(origin, image, problem, events);
     }
 
     /// A record is written well; a sync will make it durable.
@@ -291,7 +292,7 @@ impl<D: Disk> Store<D> {
     }
 
     /// The record is not stored: whoever put it hears why; a pinned record is lost with its
-    /// segment.
+    /// segment, unless nothing is recycled any more.
     pub(super) fn fail(
         &mut self,
         origin: Origin,
@@ -308,10 +309,7 @@ impl<D: Disk> Store<D> {
                     result: Err(problem),
                 });
             }
-            Origin::Forward { from } => {
-                self.drain_settled(&from);
-                self.evict(&from, events);
-            }
+            Origin::Forward { from } => self.not_copied(&from, events),
         }
     }
 

@@ -293,13 +293,21 @@ impl<D: Disk> Store<D> {
         Ok(Unverified::new(buf, expect, None))
     }
 
-    /// A copy will not come: the block goes with its segment.
+    /// A copy will not come, and needs no room.
     pub(super) fn drop_copy(&mut self, stored: &Stored, events: &mut Vec<Event>) {
         if let Some(drain) = self.drain.as_mut() {
             drain.release(u64::from(stored.place.len));
         }
+        self.not_copied(stored, events);
+    }
+
+    /// A copy will not come: the block goes with its segment. In a log that is poisoned the segment
+    /// stays as it is, and so does the block.
+    pub(super) fn not_copied(&mut self, stored: &Stored, events: &mut Vec<Event>) {
         self.drain_settled(stored);
-        self.evict(stored, events);
+        if self.poisoned.is_none() {
+            self.evict(stored, events);
+        }
     }
 
     /// One copy under way came to its end.

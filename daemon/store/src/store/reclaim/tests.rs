@@ -71,6 +71,34 @@ fn pinned_blocks_are_copied_in_batches_with_one_sync_each() {
     assert!((0..15).all(|number| store.hits(number)));
 }
 
+// A log that takes no writes overwrites nothing: blocks whose copies were under way are where they
+// were.
+#[test]
+fn a_poisoned_log_loses_no_pinned_block() {
+    let mut caught = 0;
+    for good in 0..60 {
+        let mut store = Fixture::new();
+        store.put_all(0..15);
+        (0..15).for_each(|number| assert!(store.store.pin(NS, &key(number))));
+        store.store.disk_mut().fail_sync_after(good);
+        let mut number = 1000;
+        while store.store.state() != DeviceState::ReadOnly {
+            store.put(NS, number, 0);
+            store.step();
+            number += 1;
+        }
+        store.rest();
+        let drain = store.store.drain.as_ref();
+        let left = drain.map(|drain| store.store.index.live_in(drain.victim));
+        caught += left.unwrap_or(0);
+        assert!(
+            (0..15).all(|number| store.hits(number)),
+            "after {good} syncs"
+        );
+    }
+    assert!(caught > 0, "no copy was under way");
+}
+
 #[test]
 fn pins_take_at_most_half_of_the_capacity() {
     let mut store = Fixture::new();
