@@ -9,11 +9,15 @@
 //!
 //! Not here on purpose: no payload, no header. What a record says of itself is read from it.
 
+mod table;
+
 use std::hash::{DefaultHasher, Hasher};
 
 use kvtier_proto::{BlockKey, LayoutFingerprint, Level, NamespaceId, PayloadKind};
 
 use crate::format::{BLOCK, Place, StoreId, Summary};
+
+use table::{Bucket, EMPTY, buckets_for};
 
 const NONE: u32 = u32::MAX;
 /// Most entries: slab numbers are 32 bits wide.
@@ -82,26 +86,12 @@ struct Entry {
 const _: () = assert!(size_of::<Entry>() <= 72);
 
 #[derive(Debug, Clone, Copy)]
-struct Bucket {
-    hash: u32,
-    entry: u32,
-}
-
-const EMPTY: Bucket = Bucket {
-    hash: 0,
-    entry: NONE,
-};
-
-#[derive(Debug, Clone, Copy)]
 struct SegmentList {
     epoch: u64,
+    /// Length of its pinned records. Unit: bytes.
+    pinned: u64,
     head: u32,
     entries: u32,
-}
-
-/// Buckets for so many blocks: at most three of four are taken.
-fn buckets_for(blocks: usize) -> usize {
-    (blocks * 4).div_ceil(3).next_power_of_two().max(64)
 }
 
 /// What became of an insert.
@@ -129,6 +119,8 @@ pub(crate) struct Index {
     len: usize,
     buckets: Vec<Bucket>,
     segments: Vec<SegmentList>,
+    /// Length of all pinned records. Unit: bytes.
+    pinned: u64,
 }
 
 impl Index {
@@ -144,6 +136,7 @@ impl Index {
             len: 0,
             buckets,
             segments: Vec::new(),
+            pinned: 0,
         }
     }
 
@@ -176,10 +169,10 @@ impl Index {
     /// Forgets every block. Epochs and memory stay.
     pub(crate) fn clear(&mut self) {
         self.entries.clear();
-        (self.free, self.len) = (NONE, 0);
+        (self.free, self.len, self.pinned) = (NONE, 0, 0);
         self.buckets.fill(EMPTY);
         for list in &mut self.segments {
-            (list.head, list.entries) = (NONE, 0);
+            (list.head, list.entries, list.pinned) = (NONE, 0, 0);
         }
     }
 
@@ -187,6 +180,7 @@ impl Index {
     pub(crate) fn set_epoch(&mut self, segment: u32, epoch: u64) {
         let blank = SegmentList {
             epoch: 0,
+            pinned: 0,
             head: NONE,
             entries: 0,
         };
@@ -209,6 +203,18 @@ impl Index {
             .map_or(0, |list| list.entries)
     }
 
+    /// Length of the pinned records in `segment`. Unit: bytes.
+    pub(crate) fn pinned_in(&self, segment: u32) -> u64 {
+        self.segments
+            .get(segment as usize)
+            .map_or(0, |list| list.pinned)
+    }
+
+    /// Length of all pinned records. Unit: bytes.
+    pub(crate) fn pinned_bytes(&self) -> u64 {
+        self.pinned
+    }
+
     pub(crate) fn get(&self, namespace: NamespaceId, key: &BlockKey) -> Option<Stored> {
         let (_, entry) = self.find(self.hash(namespace, key), namespace, key)?;
         self.entries
@@ -217,10 +223,33 @@ impl Index {
     }
 
     pub(crate) fn set_pinned(&mut self, namespace: NamespaceId, key: &BlockKey, pinned: bool) {
-        if let Some((_, entry)) = self.find(self.hash(namespace, key), namespace, key)
-            && let Some(entry) = self.entries.get_mut(entry as usize)
-        {
+        let Some((_, number)) = self.find(self.hash(namespace, key), namespace, key) else {
+            return;
+        };
+        // Not counted while it changes.
+        self.count_pinned(number, false);
+        if let Some(entry) = self.entries.get_mut(number as usize) {
             entry.pinned = pinned;
+        }
+        self.count_pinned(number, true);
+    }
+
+    /// Entry `number` is in the list of its segment from now on, or is not any more.
+    fn count_pinned(&mut self, number: u32, listed: bool) {
+        let Some(entry) = self.entries.get(number as usize).filter(|one| one.pinned) else {
+            return;
+        };
+        let bytes = u64::from(entry.blocks) * BLOCK;
+        let list = self.segments.get_mut(entry.segment as usize);
+        for sum in list
+            .map(|list| &mut list.pinned)
+            .into_iter()
+            .chain([&mut self.pinned])
+        {
+            *sum = match listed {
+                true => *sum + bytes,
+                false => sum.saturating_sub(bytes),
+            };
         }
     }
 
@@ -382,9 +411,11 @@ impl Index {
         if let Some(next) = self.entries.get_mut(head as usize) {
             next.prev = number;
         }
+        self.count_pinned(number, true);
     }
 
     fn unlink(&mut self, number: u32) {
+        self.count_pinned(number, false);
         let Some(&Entry {
             prev,
             next,
@@ -405,86 +436,6 @@ impl Index {
             if prev == NONE {
                 list.head = next;
             }
-        }
-    }
-
-    fn hash(&self, namespace: NamespaceId, key: &BlockKey) -> u32 {
-        let mut hasher = self.hasher.clone();
-        hasher.write(&key.0);
-        hasher.write(&namespace.0.to_le_bytes());
-        let [a, b, c, d, ..] = hasher.finish().to_le_bytes();
-        u32::from_le_bytes([a, b, c, d])
-    }
-
-    fn home(&self, hash: u32) -> usize {
-        hash as usize & (self.buckets.len() - 1)
-    }
-
-    fn find(&self, hash: u32, namespace: NamespaceId, key: &BlockKey) -> Option<(usize, u32)> {
-        let mut at = self.home(hash);
-        loop {
-            let bucket = self.buckets.get(at)?;
-            if bucket.entry == NONE {
-                return None;
-            }
-            if bucket.hash == hash
-                && let Some(entry) = self.entries.get(bucket.entry as usize)
-                && entry.key == *key
-                && entry.namespace == namespace
-            {
-                return Some((at, bucket.entry));
-            }
-            at = (at + 1) & (self.buckets.len() - 1);
-        }
-    }
-
-    fn put_bucket(&mut self, bucket: Bucket) {
-        if buckets_for(self.len + 1) > self.buckets.len() {
-            self.spread_over(self.buckets.len() * 2);
-        }
-        self.place_bucket(bucket);
-    }
-
-    fn spread_over(&mut self, buckets: usize) {
-        let old = std::mem::replace(&mut self.buckets, vec![EMPTY; buckets]);
-        for bucket in old.into_iter().filter(|bucket| bucket.entry != NONE) {
-            self.place_bucket(bucket);
-        }
-    }
-
-    fn place_bucket(&mut self, bucket: Bucket) {
-        let mut at = self.home(bucket.hash);
-        while let Some(place) = self.buckets.get_mut(at) {
-            if place.entry == NONE {
-                *place = bucket;
-                return;
-            }
-            at = (at + 1) & (self.buckets.len() - 1);
-        }
-    }
-
-    /// Empties a bucket and moves those behind it that the gap would hide.
-    fn close_gap(&mut self, mut gap: usize) {
-        let mask = self.buckets.len() - 1;
-        let mut at = gap;
-        loop {
-            at = (at + 1) & mask;
-            let Some(&bucket) = self.buckets.get(at) else {
-                return;
-            };
-            if bucket.entry == NONE {
-                break;
-            }
-            let distance_of = |from: usize| at.wrapping_sub(from) & mask;
-            if distance_of(self.home(bucket.hash)) >= distance_of(gap) {
-                if let Some(place) = self.buckets.get_mut(gap) {
-                    *place = bucket;
-                }
-                gap = at;
-            }
-        }
-        if let Some(place) = self.buckets.get_mut(gap) {
-            *place = EMPTY;
         }
     }
 }

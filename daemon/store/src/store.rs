@@ -113,7 +113,6 @@ pub struct Store<D: Disk> {
     spare: Option<u32>,
     drain: Option<Drain>,
     writing_bytes: u64,
-    pinned_bytes: u64,
     pub(crate) next_sequence: u64,
     pub(crate) next_epoch: u64,
     /// Fewer than the capacity allows after the device ran out of room.
@@ -179,7 +178,6 @@ impl<D: Disk> Store<D> {
             spare: None,
             drain: None,
             writing_bytes: 0,
-            pinned_bytes: 0,
             recycled_when_full: 0,
             write_errors_in_a_row: 0,
             poisoned: None,
@@ -243,25 +241,17 @@ impl<D: Disk> Store<D> {
         let Some(stored) = self.index.get(namespace, key) else {
             return false;
         };
-        let pinned = self.pinned_bytes + u64::from(stored.place.len);
+        let pinned = self.index.pinned_bytes() + u64::from(stored.place.len);
         if stored.pinned || pinned > self.segments_max * self.options.segment_size / 2 {
             return stored.pinned;
         }
-        self.pinned_bytes = pinned;
         self.index.set_pinned(namespace, key, true);
         true
     }
 
     /// Ends [`Store::pin`].
     pub fn unpin(&mut self, namespace: NamespaceId, key: &BlockKey) {
-        if let Some(stored) = self
-            .index
-            .get(namespace, key)
-            .filter(|stored| stored.pinned)
-        {
-            self.pinned_bytes -= u64::from(stored.place.len);
-            self.index.set_pinned(namespace, key, false);
-        }
+        self.index.set_pinned(namespace, key, false);
     }
 
     /// A reader found the record at `place` damaged: the block leaves the index, unless another
@@ -410,11 +400,6 @@ impl<D: Disk> Store<D> {
     /// Takes a block out of the index.
     fn forget(&mut self, namespace: NamespaceId, key: &BlockKey) -> Option<Stored> {
         let stored = self.index.remove(namespace, key)?;
-        if stored.pinned {
-            self.pinned_bytes = self
-                .pinned_bytes
-                .saturating_sub(u64::from(stored.place.len));
-        }
         self.changed.removed(&stored);
         Some(stored)
     }

@@ -276,10 +276,6 @@ impl<D: Disk> Store<D> {
         }
         if let Inserted::Replaced(old) = self.index.insert(&stored) {
             self.changed.removed(&old);
-            if old.pinned {
-                self.pinned_bytes += u64::from(place.len);
-                self.pinned_bytes -= u64::from(old.place.len);
-            }
         }
         if let Origin::Put { tag } = origin {
             self.counters.add(Counter::PutsDurable, 1);

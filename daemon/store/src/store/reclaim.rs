@@ -119,7 +119,7 @@ impl<D: Disk> Store<D> {
                 epoch: segment.epoch,
                 readers: segment.readers,
                 live: self.index.live_in(segment.number),
-                pinned_bytes: self.pinned_in(segment.number),
+                pinned_bytes: self.index.pinned_in(segment.number),
             })
             .collect();
         let Some(victim) = choose_victim(&candidates, space) else {
@@ -152,18 +152,6 @@ impl<D: Disk> Store<D> {
             segment.step(Step::Chosen);
         }
         self.drain = Some(drain);
-    }
-
-    /// Pinned bytes of a segment; without pins nobody walks its list.
-    fn pinned_in(&self, segment: u32) -> u64 {
-        if self.pinned_bytes == 0 {
-            return 0;
-        }
-        let pinned = self
-            .index
-            .in_segment(segment)
-            .filter(|stored| stored.pinned);
-        pinned.map(|stored| u64::from(stored.place.len)).sum()
     }
 
     pub(super) fn evict(&mut self, stored: &Stored, events: &mut Vec<Event>) {
