@@ -31,7 +31,6 @@ use kvtier_proto::Miss;
 use crate::catalog::{Catalog, CatalogError, Stamp};
 use crate::disk::{Disk, FILES_MAX};
 use crate::events::DeviceState;
-use crate::format::segment::segment_number;
 use crate::format::superblock::{SLOT_LEN, SLOTS, SUPERBLOCK_NAME};
 use crate::format::{CleanClose, Superblock, VERSION};
 use crate::lane::Lane;
@@ -217,8 +216,7 @@ pub(crate) fn open<D: Disk>(
     if let Some(found) = &loaded.found {
         options = as_made(options, found.segment_size, files_max)?;
     }
-    let mut files = lane.disk().list().map_err(OpenError::List)?;
-    files.retain(|file| segment_number(&file.name).is_some());
+    let files = survey::segment_files(lane.disk().list().map_err(OpenError::List)?);
     let surveyed = survey::survey(&mut lane, &arena, &files);
     let (superblock, found) = decide(&options, loaded.found, loaded.bad_slots, &surveyed);
     let clean = superblock.clean;

@@ -71,6 +71,8 @@ pub(crate) struct Scanner {
     epoch: Option<u64>,
     /// The epoch was given, not learned.
     given: bool,
+    /// A block that could not be read may be part of a record.
+    unread: bool,
     at: u64,
     state: State,
 }
@@ -84,6 +86,7 @@ impl Scanner {
             size,
             epoch,
             given: epoch.is_some(),
+            unread: false,
             at: BLOCK,
             state: State::Seek,
         }
@@ -94,11 +97,18 @@ impl Scanner {
         self.epoch
     }
 
+    /// True when a record may be there that the device did not deliver. One that is cut off by the
+    /// end of the file is none: nobody will ever read it.
+    pub(crate) fn unread(&self) -> bool {
+        self.unread
+    }
+
     /// Takes the next block; `None` stands for one that could not be read.
     pub(crate) fn feed(&mut self, block: Option<&[u8]>, each: &mut dyn FnMut(Verdict)) {
         let at = self.at;
         self.at += BLOCK;
         let state = std::mem::replace(&mut self.state, State::Seek);
+        self.unread |= block.is_none() && !matches!(state, State::Skip { .. });
         self.state = match (state, block) {
             (State::Skip { left }, _) => skip(left),
             (State::Seek, Some(block)) => self.seek(at, block, each),

@@ -19,12 +19,12 @@ use kvtier_proto::{BlockKey, Miss, NamespaceId};
 use strum::IntoStaticStr;
 
 use crate::disk::Disk;
-use crate::format::segment::{Footer, segment_number};
+use crate::format::segment::Footer;
 use crate::format::{BLOCK, StoreId, Summary, Superblock, index};
 use crate::lane::{Lane, Transfer};
 use crate::mem::{Arena, Share};
 use crate::recover::OpenError;
-use crate::recover::survey::{Surveyed, has_forgotten, survey};
+use crate::recover::survey::{Surveyed, has_forgotten, segment_files, survey};
 use crate::scan::{Scanner, Verdict, WINDOW, WINDOWS_AHEAD, scan};
 use crate::superblock::{Looked, look};
 
@@ -200,10 +200,7 @@ pub fn run_each<D: Disk>(
         bad_slots,
         misfit,
     } = look(&mut lane, &arena, &files)?;
-    let segments: Vec<_> = files
-        .into_iter()
-        .filter(|file| segment_number(&file.name).is_some())
-        .collect();
+    let segments = segment_files(files);
     let surveyed = survey(&mut lane, &arena, &segments);
     let unopened = (segments.len() - surveyed.len()) as u64;
     let mut now = VerifyProgress {

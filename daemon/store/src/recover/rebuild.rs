@@ -175,13 +175,12 @@ fn by_records<D: Disk>(
     let store_id = store.superfile.now().store_id;
     let epoch = one.header.map(|header| header.epoch);
     let mut scanner = Scanner::new(store_id, one.number, one.size, epoch);
-    let (mut rows, mut unread, mut strange) = (Vec::new(), false, false);
+    let (mut rows, mut strange) = (Vec::new(), false);
     let (arena, range) = (Arc::clone(&store.arena), BLOCK..one.size);
     let refused = &mut report.refused;
     let mut each = |verdict: Verdict| match verdict {
         Verdict::Good(summary) => rows.push(summary),
         Verdict::Bad { miss, .. } => {
-            unread |= miss == kvtier_proto::Miss::Device;
             strange = true;
             *refused.entry(miss).or_default() += 1;
         }
@@ -194,6 +193,7 @@ fn by_records<D: Disk>(
         &mut scanner,
         &mut each,
     );
+    let mut unread = scanner.unread();
     match read {
         Ok(bytes) => now.bytes += bytes,
         Err(problem) => {

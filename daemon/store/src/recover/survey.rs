@@ -51,8 +51,18 @@ impl Surveyed {
     }
 }
 
-/// Opens every segment file and reads its first and its last block. Files whose number is out of
-/// bounds, or that do not open, are left alone.
+/// The segments among `files`. One whose number is out of bounds was not made by a store.
+pub(crate) fn segment_files(mut files: Vec<Found>) -> Vec<Found> {
+    files.retain(|file| number_of(file).is_some());
+    files
+}
+
+fn number_of(file: &Found) -> Option<u32> {
+    segment_number(&file.name).filter(|number| u64::from(*number) < SEGMENTS_MAX)
+}
+
+/// Opens every segment file and reads its first and its last block. Files that do not open are left
+/// alone.
 pub(crate) fn survey<D: Disk>(
     lane: &mut Lane<D>,
     arena: &Arc<Arena>,
@@ -60,8 +70,9 @@ pub(crate) fn survey<D: Disk>(
 ) -> Vec<Surveyed> {
     let mut surveyed = Vec::with_capacity(files.len());
     for found in files {
-        let number = segment_number(&found.name).filter(|n| u64::from(*n) < SEGMENTS_MAX);
-        let Some(number) = number else { continue };
+        let Some(number) = number_of(found) else {
+            continue;
+        };
         match lane.disk().open(&found.name) {
             Ok(file) => {
                 let size = found.len / BLOCK * BLOCK;

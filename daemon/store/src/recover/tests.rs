@@ -85,6 +85,31 @@ fn a_segment_file_that_was_cut_short_keeps_what_it_has_and_is_replaced_later() {
     assert_eq!(whole, 256 << 10, "the short file was replaced");
 }
 
+// What lies behind the end of a cut file is gone, and a number out of bounds is nobody's segment:
+// neither is a reason to go without a catalog.
+#[test]
+fn a_cut_file_and_a_stray_one_cost_no_catalog() {
+    let folder = tempfile::tempdir().unwrap();
+    let catalog = || -> Option<Box<dyn crate::catalog::Catalog>> {
+        Some(Box::new(SledCatalog::new(folder.path().join("catalog"))))
+    };
+    let mut store = Fixture::new();
+    store.put_all(0..30);
+    let name = segment_name(store.place(0).segment);
+    let mut disk = store.store.abandon().crash(1);
+    let bytes = disk.content(&name).unwrap()[..100 << 10].to_vec();
+    disk.plant(&name, bytes);
+    disk.plant("segment-ffffffff.kvs", vec![1; 8192]);
+    let mut store = Fixture::on(disk, options(), catalog());
+    assert_eq!(store.report.unopened, 0);
+    let kept: Vec<u64> = (0..30).filter(|number| store.hits(*number)).collect();
+    assert!((5..30).contains(&kept.len()), "{kept:?}");
+    let disk = store.store.close(&mut Vec::new()).restart(1);
+    let mut store = Fixture::on(disk, options(), catalog());
+    assert_eq!(store.report.source, IndexSource::Catalog);
+    assert!(kept.into_iter().all(|number| store.hits(number)));
+}
+
 #[test]
 fn a_deleted_segment_file_costs_its_own_blocks_only() {
     let mut store = Fixture::new();
