@@ -29,7 +29,8 @@ use super::{Progress, RecoveryReport};
 /// Unit: bytes.
 const MUCH: u64 = 64 << 20;
 
-/// Removes the oldest segments when there are more than the capacity allows.
+/// Removes the oldest segments when there are more than the capacity allows. One that no header and
+/// no trailer tells the age of is asked for its records first: without any, it goes first.
 pub(super) fn trim<D: Disk>(
     store: &mut Store<D>,
     surveyed: &mut Vec<Surveyed>,
@@ -37,10 +38,15 @@ pub(super) fn trim<D: Disk>(
 ) {
     let store_id = store.superfile.now().store_id;
     let excess = (surveyed.len() as u64).saturating_sub(store.segments_max);
-    let mut ages: Vec<(u64, u32)> = surveyed
-        .iter()
-        .map(|one| (one.epoch(store_id).unwrap_or(0), one.number))
-        .collect();
+    if excess == 0 {
+        return;
+    }
+    let mut ages = Vec::with_capacity(surveyed.len());
+    for one in surveyed.iter() {
+        let told = one.epoch(store_id);
+        let epoch = told.unwrap_or_else(|| epoch_of_records(store, one, report));
+        ages.push((epoch, one.number));
+    }
     ages.sort_unstable();
     for (_, number) in ages.into_iter().take(index(excess)) {
         let Some(at) = surveyed.iter().position(|one| one.number == number) else {
@@ -54,6 +60,27 @@ pub(super) fn trim<D: Disk>(
             }
         }
     }
+}
+
+/// Epoch of the youngest record of a segment: 0 when there is none. One that cannot be read counts
+/// as the youngest.
+fn epoch_of_records<D: Disk>(
+    store: &mut Store<D>,
+    one: &Surveyed,
+    report: &mut RecoveryReport,
+) -> u64 {
+    let store_id = store.superfile.now().store_id;
+    if one.is_foreign(store_id) {
+        return 0;
+    }
+    let mut scanner = Scanner::new(store_id, one.number, one.size, None);
+    let (arena, range) = (Arc::clone(&store.arena), BLOCK..one.size);
+    let each = &mut |_: Verdict| {};
+    match scan(&mut store.lane, &arena, one.file, range, &mut scanner, each) {
+        Ok(bytes) if !scanner.unread() => report.bytes += bytes,
+        _ => return u64::MAX,
+    }
+    scanner.epoch().unwrap_or(0)
 }
 
 /// Fills the index from all segments. Returns those that the device did not deliver whole.

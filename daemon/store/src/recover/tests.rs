@@ -149,6 +149,20 @@ fn less_capacity_removes_the_oldest_segments() {
 }
 
 #[test]
+fn less_capacity_keeps_the_youngest_segment_whatever_its_header_says() {
+    let mut store = Fixture::new();
+    store.put_all(0..70);
+    let youngest = segment_name(store.place(69).segment);
+    let mut disk = store.store.abandon().crash(1);
+    disk.content(&youngest).unwrap()[..4096].fill(0x77);
+    let mut smaller = options();
+    smaller.capacity = 4 * smaller.segment_size;
+    let mut store = Fixture::on(disk, smaller, None);
+    assert!(store.report.removed > 0);
+    assert!(!store.hits(0) && store.hits(69));
+}
+
+#[test]
 fn another_segment_size_in_the_options_does_not_change_a_store() {
     let mut store = Fixture::new();
     store.put_all(0..5);
