@@ -32,7 +32,7 @@ pub use options::StoreOptions;
 pub use wipe::Forgotten;
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Weak};
 
 use kvtier_proto::{BlockKey, Miss, NamespaceId};
@@ -113,6 +113,8 @@ pub struct Store<D: Disk> {
     spare: Option<u32>,
     drain: Option<Drain>,
     writing_bytes: u64,
+    /// Namespaces that were wiped in this life and have placed nothing since.
+    blank: BTreeSet<NamespaceId>,
     pub(crate) next_sequence: u64,
     pub(crate) next_epoch: u64,
     /// Fewer than the capacity allows after the device ran out of room.
@@ -178,6 +180,7 @@ impl<D: Disk> Store<D> {
             spare: None,
             drain: None,
             writing_bytes: 0,
+            blank: BTreeSet::new(),
             recycled_when_full: 0,
             write_errors_in_a_row: 0,
             poisoned: None,

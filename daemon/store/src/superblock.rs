@@ -47,6 +47,8 @@ pub(crate) struct SuperFile {
     file: FileId,
     arena: Arc<Arena>,
     now: Superblock,
+    /// What both slots were last seen to hold.
+    durable: Option<Superblock>,
 }
 
 /// What was found at the opening.
@@ -219,7 +221,12 @@ fn read_slot<D: Disk>(
 
 impl SuperFile {
     pub(crate) fn new(file: FileId, arena: Arc<Arena>, now: Superblock) -> Self {
-        Self { file, arena, now }
+        Self {
+            file,
+            arena,
+            now,
+            durable: None,
+        }
     }
 
     /// What counts now.
@@ -232,10 +239,14 @@ impl SuperFile {
         change(&mut self.now);
     }
 
-    /// Makes the present content durable in both slots. A failed write is tried again, a failed
-    /// sync is not.
+    /// Makes the present content durable in both slots, unless it is. A failed write is tried
+    /// again, a failed sync is not.
     pub(crate) fn write<D: Disk>(&mut self, lane: &mut Lane<D>) -> Result<(), NotWritten> {
         let mut result = Ok(());
+        if self.durable.as_ref() == Some(&self.now) {
+            return result;
+        }
+        self.durable = None;
         for _ in 0..TRIES {
             self.now.revision += 1;
             result = (0..SLOTS).try_for_each(|slot| self.write_slot(lane, slot));
@@ -244,6 +255,7 @@ impl SuperFile {
                 _ => break,
             }
         }
+        self.durable = result.is_ok().then(|| self.now.clone());
         result
     }
 

@@ -333,7 +333,10 @@ impl<D: Disk> Store<D> {
         };
         // A copy keeps its number: it is the same put, older than any that came after it.
         let sequence = match origin {
-            Origin::Put { .. } => self.next_sequence,
+            Origin::Put { .. } => {
+                self.blank.remove(&image.summary().namespace);
+                self.next_sequence
+            }
             Origin::Forward { from } => from.place.sequence,
         };
         self.next_sequence = self.next_sequence.max(sequence + 1);

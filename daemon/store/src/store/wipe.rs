@@ -16,6 +16,7 @@ use kvtier_proto::NamespaceId;
 use crate::disk::Disk;
 use crate::events::{Counter, Event, PutError, WipeError};
 use crate::format::CleanClose;
+use crate::format::superblock::WIPED_MAX;
 use crate::index::Stored;
 use crate::planted::{Bug, planted};
 
@@ -50,6 +51,8 @@ impl<D: Disk> Store<D> {
     /// First half of [`Store::wipe`]: forgets in this process. A restart brings back what was
     /// forgotten, unless [`Store::keep_wipes`] comes first. `below` repeats a wipe of an earlier
     /// process: what was put since then stays.
+    ///
+    /// Walks through the whole index, unless nothing was put since the last time.
     pub fn forget_namespace(
         &mut self,
         namespace: NamespaceId,
@@ -57,6 +60,11 @@ impl<D: Disk> Store<D> {
         events: &mut Vec<Event>,
     ) -> Forgotten {
         let all = below.is_none();
+        if all && self.blank.contains(&namespace) {
+            self.drop_queued(namespace, events);
+            let below = self.superfile.now().wiped_below(namespace);
+            return Forgotten { below, blocks: 0 };
+        }
         let below = below.unwrap_or(self.next_sequence).min(self.next_sequence);
         self.superfile.change(|now| now.wipe(namespace, below));
         let gone: Vec<Stored> = self
@@ -73,6 +81,10 @@ impl<D: Disk> Store<D> {
         }
         if all {
             self.drop_queued(namespace, events);
+            if self.blank.len() >= WIPED_MAX {
+                self.blank.clear();
+            }
+            self.blank.insert(namespace);
         }
         Forgotten {
             below,
@@ -80,7 +92,8 @@ impl<D: Disk> Store<D> {
         }
     }
 
-    /// Second half of [`Store::wipe`]: makes durable what was forgotten. Blocks for two syncs.
+    /// Second half of [`Store::wipe`]: makes durable what was forgotten. Blocks for two syncs,
+    /// unless it is durable.
     pub fn keep_wipes(
         &mut self,
         namespace: NamespaceId,

@@ -63,6 +63,55 @@ fn a_wipe_repeated_by_its_sequence_leaves_what_was_put_since() {
     assert!((5..10).all(|number| store.hits(number)));
 }
 
+// P4: whoever wipes again and again asks nothing of the device that others wait for.
+#[test]
+fn a_wipe_of_what_is_wiped_already_asks_nothing_of_the_device() {
+    let mut store = Fixture::new();
+    store.put_all(0..5);
+    assert_eq!(store.store.wipe(NS, &mut Vec::new()).unwrap(), 5);
+    store.store.forget_namespace(OTHER, None, &mut Vec::new());
+    store.store.keep_wipes(OTHER, &mut Vec::new()).unwrap();
+    let below = store.store.wiped_below(NS);
+    let before = store.store.disk().taken();
+    for namespace in [NS, OTHER, NS] {
+        assert_eq!(store.store.wipe(namespace, &mut Vec::new()).unwrap(), 0);
+    }
+    // What waits goes all the same, and nothing of it was written.
+    let waiting = store.put(NS, 5, 0);
+    let mut events = Vec::new();
+    let forgotten = store.store.forget_namespace(NS, None, &mut events);
+    assert_eq!((forgotten.below, forgotten.blocks), (below, 0));
+    events.into_iter().for_each(|event| store.note(event));
+    assert!(matches!(
+        store.puts[&waiting],
+        Err(crate::PutError::Wiped { .. })
+    ));
+    assert_eq!(store.store.disk().taken(), before);
+    // What was put since is wiped by the next, and what the next writes is durable.
+    store.put_all(5..8);
+    assert_eq!(store.store.wipe(NS, &mut Vec::new()).unwrap(), 3);
+    let mut store = Fixture::reopened(store.store.abandon().crash(1));
+    assert!((0..8).all(|number| !store.hits(number)));
+}
+
+// L2: bytes of a put that failed may be on the device: they are wiped like any other.
+#[test]
+fn a_wipe_after_a_put_that_failed_is_a_new_one() {
+    let mut store = Fixture::new();
+    store.store.wipe(NS, &mut Vec::new()).unwrap();
+    let failing = Faults::default().with(Fault::WriteError, 1_000_000);
+    store.put_all([1]);
+    store.store.wipe(NS, &mut Vec::new()).unwrap();
+    store.store.disk_mut().set_faults(failing);
+    let tag = store.put(NS, 2, 0);
+    store.rest();
+    assert!(store.puts[&tag].is_err());
+    store.store.disk_mut().set_faults(Faults::default());
+    let below = store.store.wiped_below(NS);
+    store.store.wipe(NS, &mut Vec::new()).unwrap();
+    assert!(store.store.wiped_below(NS) > below);
+}
+
 #[test]
 fn without_a_sound_slot_every_record_is_stale_and_the_store_works() {
     let mut store = Fixture::new();
