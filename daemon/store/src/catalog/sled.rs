@@ -141,6 +141,15 @@ fn read_piece(name: &[u8], rows: &[u8], each: &mut dyn FnMut(&Stored)) -> bool {
         })
 }
 
+impl Drop for SledCatalog {
+    fn drop(&mut self) {
+        if self.open.is_some() {
+            // What a broken sled says at its end is of no use.
+            let _ = self.drop_open();
+        }
+    }
+}
+
 impl std::fmt::Debug for SledCatalog {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "SledCatalog({})", self.folder.display())
