@@ -4,10 +4,11 @@
 //!             thread, and tells the result.
 //! Downstairs: `lane`, as background work; `index` says what lies where.
 //!
-//! A pass goes through the sealed segments by number, and through each by place, at a rate in bytes
-//! a second. A record that is found damaged is read once more before it is condemned: what was
-//! wrong only on the way is no damage. What is written, replaced or evicted meanwhile is not the
-//! pass's business; the next one sees it.
+//! A pass goes through the sealed segments by number, once round, and through each by place, at a
+//! rate in bytes a second. Where it begins depends on the life of the store: one that is opened
+//! more often than a pass takes would never get to its last segments. A record that is found
+//! damaged is read once more before it is condemned: what was wrong only on the way is no damage.
+//! What is written, replaced or evicted meanwhile is not the pass's business; the next one sees it.
 //!
 //! Invariants kept here
 //!   R1  At most `OPEN_MAX` records are being read or checked.
@@ -22,7 +23,7 @@ use kvtier_proto::{BlockKey, Miss, NamespaceId, PayloadKind};
 
 use crate::disk::{Disk, Wait};
 use crate::events::{Counter, Event};
-use crate::format::Place;
+use crate::format::{Place, index};
 use crate::index::Stored;
 use crate::lane::{Class, Transfer};
 use crate::mem::IoBuf;
@@ -31,6 +32,8 @@ use crate::segments::Life;
 
 use super::{Flight, Store};
 
+/// Time after which a record is tried again that there was no memory for.
+const NO_MEMORY_PAUSE: Duration = Duration::from_millis(100);
 /// Most records that are being read or checked. The next is read while one is checked.
 const OPEN_MAX: usize = 2;
 
@@ -122,8 +125,8 @@ pub(super) struct Pass {
     began: Duration,
     /// When the next record may be read.
     next_at: Duration,
-    /// Segments below this one are done.
-    next_segment: u32,
+    /// Segments that it has not come to, in its order.
+    ahead: VecDeque<u32>,
     waiting: VecDeque<Item>,
     open: usize,
     /// Everything was read, and something is still being checked.
@@ -135,17 +138,23 @@ impl<D: Disk> Store<D> {
     /// Starts a pass that reads `rate` bytes a second, at least 1. One that runs is given up.
     pub fn scrub(&mut self, rate: u64) {
         let now = self.lane.now();
+        let mut ahead: VecDeque<u32> = self.segments.iter().map(|one| one.number).collect();
+        let segments = ahead.len() as u64;
+        ahead.rotate_left(index(first_of(self.superfile.now().incarnation, segments)));
         self.scrubs += 1;
         self.scrub = Some(Pass {
             number: self.scrubs,
             rate: rate.max(1),
             began: now,
             next_at: now,
-            next_segment: 0,
+            ahead,
             waiting: VecDeque::new(),
             open: 0,
             read_all: false,
-            done: ScrubProgress::default(),
+            done: ScrubProgress {
+                segments,
+                ..ScrubProgress::default()
+            },
         });
     }
 
@@ -156,12 +165,10 @@ impl<D: Disk> Store<D> {
 
     /// How far the pass is; `None` when there is none.
     pub fn scrub_progress(&self) -> Option<ScrubProgress> {
-        let (pass, count) = (self.scrub.as_ref()?, self.segments.count() as u64);
+        let pass = self.scrub.as_ref()?;
+        let under_way = u64::from(!pass.waiting.is_empty());
         Some(ScrubProgress {
-            segments: count,
-            segments_done: u64::from(pass.next_segment)
-                .saturating_sub(u64::from(!pass.waiting.is_empty()))
-                .min(count),
+            segments_done: (pass.done.segments - pass.ahead.len() as u64).saturating_sub(under_way),
             time: self.lane.now().saturating_sub(pass.began),
             ..pass.done
         })
@@ -242,20 +249,19 @@ impl<D: Disk> Store<D> {
             if let Some(item) = pass.waiting.pop_front() {
                 return Some(item);
             }
-            let (from, number) = (pass.next_segment, pass.number);
-            let sealed = |life| life == Life::Sealed;
-            let mut later = self.segments.iter().filter(|one| one.number >= from);
-            let segment = later.find(|one| sealed(one.life))?.number;
+            let (segment, pass_number) = (pass.ahead.pop_front()?, pass.number);
+            let life = self.segments.get(segment).map(|segment| segment.life);
+            if life != Some(Life::Sealed) {
+                continue;
+            }
             let mut here: Vec<Stored> = self.index.in_segment(segment).collect();
             here.sort_unstable_by_key(|stored| stored.place.offset);
             let item = |stored| Item {
                 stored,
                 again: false,
-                pass: number,
+                pass: pass_number,
             };
-            let pass = self.scrub.as_mut()?;
-            pass.next_segment = segment + 1;
-            pass.waiting = here.into_iter().map(item).collect();
+            self.scrub.as_mut()?.waiting = here.into_iter().map(item).collect();
         }
     }
 
@@ -268,6 +274,11 @@ impl<D: Disk> Store<D> {
             return;
         }
         let Ok(buf) = self.own_buf(u64::from(place.len)) else {
+            let later = self.lane.now() + NO_MEMORY_PAUSE;
+            if let Some(pass) = self.scrub.as_mut() {
+                pass.waiting.push_front(item);
+                pass.next_at = later;
+            }
             return;
         };
         let Some(file) = self.segments.read_begins(&place) else {
@@ -308,13 +319,18 @@ impl<D: Disk> Store<D> {
             pass.read_all = true;
             return;
         }
-        let count = self.segments.count() as u64;
-        if let Some(mut progress) = self.scrub_progress() {
-            progress.segments_done = count;
+        if let Some(progress) = self.scrub_progress() {
             events.push(Event::Scrubbed(progress));
         }
         self.scrub = None;
     }
+}
+
+/// Which of `segments` segments a pass begins with in the life `incarnation`: each life at another
+/// place, and after some lives near every place. A golden section of the way on each time.
+fn first_of(incarnation: u32, segments: u64) -> u64 {
+    let part = incarnation.wrapping_mul(0x9e37_79b9);
+    (u64::from(part) * segments) >> 32
 }
 
 #[cfg(test)]

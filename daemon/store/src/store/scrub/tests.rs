@@ -133,6 +133,48 @@ fn a_pass_beside_recycling_condemns_nothing_and_ends() {
     assert!(store.condemned.is_empty());
 }
 
+// A daemon that is started more often than a pass takes reads everything all the same.
+#[test]
+fn every_life_begins_its_pass_elsewhere_and_every_segment_has_its_turn() {
+    let mut store = Fixture::new();
+    store.put_all(0..120);
+    let mut first = std::collections::BTreeSet::new();
+    let segments = store.store.usage().segments;
+    assert!(segments >= 5, "{segments}");
+    for life in 0..2 * segments {
+        store = Fixture::reopened(store.store.abandon().crash(life));
+        store.store.scrub(FAST);
+        let pass = store.store.scrub.as_ref().unwrap();
+        let all: std::collections::BTreeSet<u32> = pass.ahead.iter().copied().collect();
+        assert_eq!(all.len() as u64, segments, "once round");
+        first.insert(pass.ahead[0]);
+    }
+    assert_eq!(first.len() as u64, segments, "{first:?}");
+}
+
+#[test]
+fn a_pass_without_memory_waits_for_it_and_skips_nothing() {
+    let mut store = filled();
+    let bytes: u64 = sealed(&store)
+        .iter()
+        .map(|one| u64::from(one.place.len))
+        .sum();
+    store.store.no_memory = true;
+    store.store.scrub(FAST);
+    (0..20).for_each(|_| store.step());
+    let progress = store.store.scrub_progress().expect("it is under way");
+    assert!(progress.records == 0 && progress.segments_done < progress.segments);
+    assert!(
+        progress.time >= NO_MEMORY_PAUSE,
+        "no pause between two tries"
+    );
+    store.store.no_memory = false;
+    while store.scrubs.is_empty() {
+        store.step();
+    }
+    assert_eq!(store.scrubs[0].bytes, bytes);
+}
+
 #[test]
 fn a_pass_that_is_started_anew_forgets_the_one_before() {
     let mut store = filled();
