@@ -32,6 +32,7 @@ pub mod lane;
 )]
 pub mod ring;
 mod rung;
+mod shape;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 

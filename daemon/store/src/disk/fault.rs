@@ -17,6 +17,9 @@
 //!   after   calls that pass before it strikes; times: how often it strikes; else for ever
 //! ```
 //!
+//! Each strike is a line of the file `faults.struck` beside it, so that a test can tell a fault
+//! that was survived from one that never happened.
+//!
 //! Invariants kept here
 //!   D1  An operation that fails here never reached the lane below; its buffer comes home.
 //!
@@ -24,7 +27,7 @@
 //! everything at once under a seed there is `disk::sim`.
 
 use std::collections::BTreeMap;
-use std::io::{Error, ErrorKind};
+use std::io::{Error, ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,6 +40,8 @@ use crate::mem::Arena;
 
 /// Name of the file with the rules.
 pub const FILE: &str = "faults";
+/// Name of the file with what they did: `CALL EFFECT`, one line each.
+pub const STRUCK: &str = "faults.struck";
 /// Longest pause of [`Disk::reap`] while an operation is held back: commands of other threads
 /// wait no longer than this.
 const PAUSE: Duration = Duration::from_millis(1);
@@ -196,10 +201,24 @@ impl FaultLane {
                 rule.times -= 1;
                 let effect = rule.effect;
                 tracing::debug!(%call, ?effect, "a fault was injected");
+                self.note(call, effect);
                 return Some(effect);
             }
         }
         None
+    }
+
+    /// Writes down that a rule struck.
+    fn note(&self, call: Call, effect: Effect) {
+        let path = self.file.with_file_name(STRUCK);
+        let file = std::fs::File::options()
+            .append(true)
+            .create(true)
+            .open(path);
+        let written = file.and_then(|mut file| writeln!(file, "{call} {effect:?}"));
+        if let Err(problem) = written {
+            tracing::error!(%problem, "a strike is not written down");
+        }
     }
 
     /// Fails a call of the cold lane when a rule says so.

@@ -19,6 +19,7 @@
 mod after;
 mod content;
 mod faults;
+mod moves;
 mod options;
 mod seeded;
 
@@ -27,22 +28,22 @@ pub use faults::{Fault, Faults, Fired};
 pub use options::SimOptions;
 pub use seeded::Seeded;
 
-use content::{File, Loose, fill_runs, flip, loose_of, overlay, survive, tear};
+use content::{File, Loose};
 
 use std::collections::BTreeMap;
 use std::io::{Error, ErrorKind};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::shape::{self, check_name};
 use super::{Disk, Done, FileId, Found, Op, OpKind, SubmitError, Wait, Waker};
 use crate::format::index;
 
 /// Most calls and operations that overtake a slow read; a slow write or sync is overtaken by a
 /// twentieth of that, so that a whole segment can be written while a read waits.
 const OVERTAKEN_MAX: u64 = 1000;
-/// Time that an operation takes, and time that its bytes take.
-const OP_TIME: Duration = Duration::from_micros(50);
-const BYTES_PER_MICROSECOND: u64 = 2000;
+/// More than any test needs, and not what a mistake in a length asks for. Unit: bytes.
+const SPACE_MAX: u64 = 16 << 30;
 /// Time between two looks at the device.
 const LOOK_TIME: Duration = Duration::from_micros(1);
 /// Least and most time that a slow operation takes. Unit: milliseconds.
@@ -51,6 +52,10 @@ const SLOW_MS: std::ops::Range<u64> = 200..2000;
 #[derive(Debug)]
 struct Flying {
     op: Op,
+    /// Which of the files it is about.
+    file: u32,
+    /// It is no operation that a lane takes.
+    refused: Option<Error>,
     /// For a sync: how many loose writes of the file it covers.
     covers: usize,
     /// Others overtake it until so many calls and operations were taken.
@@ -66,12 +71,19 @@ pub struct SimDisk {
     random: Seeded,
     files: BTreeMap<u32, File>,
     next_file: u32,
+    /// Files that are open: an identity is never used again.
+    handles: BTreeMap<FileId, u32>,
+    next_handle: u32,
     flying: Vec<Flying>,
+    /// Writes that were in flight when the power went and were reaped since, with their files.
+    met_by_the_cut: Vec<(u32, Loose)>,
     taken: u64,
     now: Duration,
     crashed: bool,
     dead: bool,
     good_syncs: Option<u64>,
+    /// A place that no read gets past: file and offset.
+    unreadable: Option<(u32, u64)>,
     fired: Fired,
     reordered: u64,
 }
@@ -83,12 +95,16 @@ impl SimDisk {
             random: Seeded::new(options.seed),
             files: BTreeMap::new(),
             next_file: 1,
+            handles: BTreeMap::new(),
+            next_handle: 1,
             flying: Vec::new(),
+            met_by_the_cut: Vec::new(),
             taken: 0,
             now: Duration::ZERO,
             crashed: false,
             dead: false,
             good_syncs: None,
+            unreadable: None,
             fired: Fired::default(),
             reordered: 0,
             options,
@@ -125,9 +141,25 @@ impl SimDisk {
         self.good_syncs = Some(good);
     }
 
+    /// Reads of the byte at `at` of a file fail from now on.
+    pub fn set_unreadable(&mut self, name: &str, at: u64) {
+        self.unreadable = self.number_of(name).map(|number| (number, at));
+    }
+
     /// Changes the probabilities from now on.
     pub fn set_faults(&mut self, faults: Faults) {
         self.options.faults = faults;
+    }
+
+    /// The power goes when so many more calls and operations were taken.
+    pub fn cut_power_after(&mut self, more: u64) {
+        self.options.crash_at = Some(self.taken + more);
+    }
+
+    /// True for a device that has power, makes no error and keeps what it says that it has.
+    pub fn is_sound(&self) -> bool {
+        let works = !self.crashed && !self.dead && self.good_syncs.is_none();
+        works && self.options.faults.are_harmless() && self.options.space == u64::MAX
     }
 
     /// Lets time pass.
@@ -176,6 +208,20 @@ impl SimDisk {
         self.next_file - 1
     }
 
+    fn enter(&mut self, number: u32) -> FileId {
+        let handle = FileId(self.next_handle);
+        self.next_handle += 1;
+        self.handles.insert(handle, number);
+        handle
+    }
+
+    /// Takes a file out of the table of open ones.
+    fn retire(&mut self, file: FileId) -> Option<u32> {
+        let busy = self.flying.iter().any(|flying| flying.op.file == file);
+        assert!(!busy, "{file:?} goes while an operation on it is in flight");
+        self.handles.remove(&file)
+    }
+
     /// Counts a call; false when the power is gone.
     fn take(&mut self) -> bool {
         self.taken += 1;
@@ -189,158 +235,6 @@ impl SimDisk {
             self.fired.count(fault);
         }
         fires
-    }
-
-    fn finish(&mut self, flying: Flying) -> Done {
-        let Flying {
-            mut op,
-            covers,
-            not_before,
-            ..
-        } = flying;
-        let bytes = Duration::from_micros(op.total() as u64 / BYTES_PER_MICROSECOND);
-        self.now = not_before.max(self.now + OP_TIME + bytes);
-        let moved = if self.crashed {
-            Err(Error::other("the power is gone"))
-        } else if self.fault(Fault::Interrupted) {
-            Err(Error::from(ErrorKind::Interrupted))
-        } else {
-            match op.kind {
-                OpKind::Read => self.read(&mut op),
-                OpKind::Write => self.write(&op),
-                OpKind::Sync => self.sync(op.file, covers),
-            }
-        };
-        op.done(moved)
-    }
-
-    /// Length that an operation moves: all of it, or less when the short fault fires.
-    fn moved_len(&mut self, len: usize) -> usize {
-        let blocks = (len / self.options.align) as u64;
-        if blocks > 1 && self.fault(Fault::Short) {
-            index(1 + self.random.below(blocks - 1)) * self.options.align
-        } else {
-            len
-        }
-    }
-
-    fn read(&mut self, op: &mut Op) -> std::io::Result<usize> {
-        if self.fault(Fault::ReadError) {
-            return Err(Error::from_raw_os_error(5));
-        }
-        let len = self.moved_len(op.total());
-        let mut at = op.at;
-        if self.fault(Fault::MisdirectedRead) {
-            at = self.elsewhere(op.file, op.at, len);
-        }
-        let stale = self.fault(Fault::StaleRead);
-        let file = self
-            .files
-            .get(&op.file.0)
-            .ok_or(Error::from(ErrorKind::NotFound))?;
-        let from = index(at).min(file.now.len());
-        let to = (from + len).min(file.now.len());
-        let mut bytes = file.now.get(from..to).unwrap_or_default().to_vec();
-        if let Some(before) = file.before.as_ref().filter(|_| stale) {
-            overlay(&mut bytes, at, before);
-        }
-        if !bytes.is_empty() && self.fault(Fault::FlipOnRead) {
-            flip(&mut bytes, &mut self.random);
-        }
-        fill_runs(op, &bytes).ok_or(Error::from(ErrorKind::InvalidInput))?;
-        Ok(bytes.len())
-    }
-
-    fn write(&mut self, op: &Op) -> std::io::Result<usize> {
-        if self.fault(Fault::WriteError) {
-            return Err(Error::from_raw_os_error(5));
-        }
-        let len = self.moved_len(op.total());
-        let mut write = loose_of(op, op.file.0).ok_or(Error::from(ErrorKind::InvalidInput))?;
-        write.data.truncate(len);
-        if self.fault(Fault::LostWrite) {
-            return Ok(len);
-        }
-        if self.fault(Fault::MisdirectedWrite) {
-            write.at = self.elsewhere(op.file, op.at, len);
-        }
-        if self.fault(Fault::FlipOnWrite) {
-            flip(&mut write.data, &mut self.random);
-        }
-        let torn = match (self.fault(Fault::TornSectors), self.fault(Fault::TornPages)) {
-            (true, _) => Some(512),
-            (false, true) => Some(4096),
-            (false, false) => None,
-        };
-        let mut random = self.random.clone();
-        let file = self
-            .files
-            .get_mut(&op.file.0)
-            .ok_or(Error::from(ErrorKind::NotFound))?;
-        let from = index(write.at);
-        let room = file
-            .now
-            .get(from..from + len)
-            .ok_or(Error::from_raw_os_error(27))?;
-        file.before = Some(Loose {
-            at: write.at,
-            data: room.to_vec(),
-        });
-        if let Some(sector) = torn {
-            let mut bytes = file.now.to_vec();
-            tear(&mut bytes, &write, sector, &mut random);
-            write.data = bytes.get(from..from + len).unwrap_or_default().to_vec();
-        }
-        overlay(Arc::make_mut(&mut file.now).as_mut_slice(), 0, &write);
-        file.loose.push(write);
-        self.random.draw();
-        Ok(len)
-    }
-
-    /// A failed sync drops what it covered: each write may or may not be on the device, and the
-    /// next sync will not tell (Rebello et al. 2020).
-    fn sync(&mut self, file: FileId, covers: usize) -> std::io::Result<usize> {
-        let due = self.good_syncs == Some(0);
-        self.good_syncs = self.good_syncs.and_then(|good| good.checked_sub(1));
-        let fails = self.fault(Fault::SyncError) || due;
-        let mut random = self.random.clone();
-        self.random.draw();
-        let file = self
-            .files
-            .get_mut(&file.0)
-            .ok_or(Error::from(ErrorKind::NotFound))?;
-        let covered = file
-            .loose
-            .drain(..covers.min(file.loose.len()))
-            .collect::<Vec<_>>();
-        for write in covered {
-            let fate = if fails {
-                Fate::some(&mut random)
-            } else {
-                Fate::Whole
-            };
-            survive(&mut file.durable, &write, fate);
-        }
-        if fails {
-            Err(Error::from_raw_os_error(5))
-        } else {
-            Ok(0)
-        }
-    }
-
-    /// Another aligned offset of the same file.
-    fn elsewhere(&mut self, file: FileId, at: u64, len: usize) -> u64 {
-        let size = self
-            .files
-            .get(&file.0)
-            .map_or(0, |file| file.now.len() as u64);
-        let places = size.saturating_sub(len as u64) / 4096 + 1;
-        let other = self.random.below(places) * 4096;
-        if other == at {
-            other.saturating_sub(4096)
-        } else {
-            other
-        }
     }
 }
 
@@ -360,21 +254,25 @@ impl Disk for SimDisk {
         if !self.take() {
             return Err(Error::other("the power is gone"));
         }
-        self.number_of(name)
-            .map(FileId)
-            .ok_or(Error::from(ErrorKind::NotFound))
+        check_name(name)?;
+        match self.number_of(name) {
+            Some(number) => Ok(self.enter(number)),
+            None => Err(Error::from(ErrorKind::NotFound)),
+        }
     }
 
     fn create(&mut self, name: &str, len: u64) -> std::io::Result<FileId> {
         if !self.take() {
             return Err(Error::other("the power is gone"));
         }
-        let used: u64 = self.files.values().map(|file| file.now.len() as u64).sum();
-        if used.saturating_add(len) > self.options.space || self.fault(Fault::NoSpace) {
-            return Err(Error::from_raw_os_error(28));
-        }
+        check_name(name)?;
         if self.number_of(name).is_some() {
             return Err(Error::from(ErrorKind::AlreadyExists));
+        }
+        let used: u64 = self.files.values().map(|file| file.now.len() as u64).sum();
+        let space = self.options.space.min(SPACE_MAX);
+        if used.saturating_add(len) > space || self.fault(Fault::NoSpace) {
+            return Err(Error::from_raw_os_error(28));
         }
         let number = self.take_number();
         let zeros = Arc::new(vec![0; index(len)]);
@@ -388,20 +286,21 @@ impl Disk for SimDisk {
                 ..File::default()
             },
         );
-        Ok(FileId(number))
+        Ok(self.enter(number))
     }
 
     fn remove(&mut self, file: FileId) -> std::io::Result<()> {
         if !self.take() {
             return Err(Error::other("the power is gone"));
         }
-        self.files
-            .remove(&file.0)
-            .map(drop)
-            .ok_or(Error::from(ErrorKind::NotFound))
+        let number = self.retire(file).ok_or(ErrorKind::NotFound)?;
+        self.files.remove(&number);
+        Ok(())
     }
 
-    fn close(&mut self, _file: FileId) {}
+    fn close(&mut self, file: FileId) {
+        self.retire(file);
+    }
 
     fn submit(&mut self, op: Op) -> Result<(), (Op, SubmitError)> {
         if self.flying.len() >= self.options.depth {
@@ -411,16 +310,15 @@ impl Disk for SimDisk {
         if !self.take() || self.dead {
             return Err((op, SubmitError::Failed));
         }
-        let align = self.options.align as u64;
-        let aligned = op.at.is_multiple_of(align)
-            && (op.len as u64).is_multiple_of(align)
-            && (op.buf_at as u64).is_multiple_of(align)
-            && (op.more.iter()).all(|run| (run.len as u64).is_multiple_of(align));
-        assert!(aligned, "operation is not aligned to {align}: {op:?}");
-        let covers = self
-            .files
-            .get(&op.file.0)
-            .map_or(0, |file| file.loose.len());
+        let number = self.handles.get(&op.file).copied();
+        let open = || Error::new(ErrorKind::InvalidInput, "the file is not open");
+        let shape = shape::check(&op, self.options.align);
+        let refused = shape.and(number.ok_or_else(open)).err();
+        if let Some(problem) = refused.as_ref().filter(|_| !self.options.refuses) {
+            panic!("{problem}: {op:?}");
+        }
+        let file = number.unwrap_or_default();
+        let covers = self.files.get(&file).map_or(0, |file| file.loose.len());
         let (mut until, mut not_before) = (0, Duration::ZERO);
         if self.fault(Fault::Slow) {
             let most = match op.kind {
@@ -434,6 +332,8 @@ impl Disk for SimDisk {
         }
         self.flying.push(Flying {
             op,
+            file,
+            refused,
             covers,
             until,
             not_before,

@@ -1,6 +1,6 @@
 //! Faults strike as the file says, and end when it says so.
 
-use super::super::conformance::{arena, op, read, run, write};
+use super::super::conformance::{arena, conformance, in_directories, op, read, run, write};
 use super::super::lane::{LaneKind, open_lane};
 use super::*;
 
@@ -27,6 +27,17 @@ fn try_read(disk: &mut dyn Disk, file: FileId) -> Result<Vec<u8>, Option<i32>> {
         Ok(moved) => Ok(buf[..moved].to_vec()),
         Err(problem) => Err(problem.raw_os_error()),
     }
+}
+
+#[test]
+fn fault_lane_without_rules_keeps_the_promises_of_a_disk() {
+    let (home, rules) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    say(rules.path(), "");
+    conformance(in_directories(&home, |path, depth| {
+        let lane = open_lane(path, LaneKind::Pread, depth, &[]).unwrap();
+        around(rules.path(), lane).unwrap().disk
+    }));
+    assert!(!rules.path().join(STRUCK).exists());
 }
 
 #[test]
@@ -84,6 +95,9 @@ fn rules_count_what_passes_and_what_they_strike() {
     say(home.path(), "sync eio after=2 times=1");
     let good: Vec<bool> = (0..5).map(|_| sync(&mut *disk, file).is_ok()).collect();
     assert_eq!(good, [true, true, false, true, true]);
+    let struck = std::fs::read_to_string(home.path().join(STRUCK)).unwrap();
+    assert_eq!(struck.lines().count(), 1);
+    assert!(struck.starts_with("sync "), "{struck}");
 }
 
 #[test]

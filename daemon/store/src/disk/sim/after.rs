@@ -5,18 +5,25 @@
 
 use std::sync::Arc;
 
-use super::content::{Fate, File, loose_of, overlay, survive};
+use super::content::{Fate, File, Loose, loose_of, overlay, survive};
 use super::{Faults, Flying, Seeded, SimDisk, SimOptions};
 
 impl SimDisk {
     /// Writes that no sync covered, finished or not: a power cut decides about each.
     pub fn unsynced(&self) -> usize {
-        let writes = |number: &u32| {
-            let in_flight = |flying: &&Flying| loose_of(&flying.op, *number).is_some();
-            self.flying.iter().filter(in_flight).count()
+        let loose = |(number, file): (&u32, &File)| {
+            file.loose.len() + self.writes_in_flight(*number).count()
         };
-        let loose = |(number, file): (&u32, &File)| file.loose.len() + writes(number);
         self.files.iter().map(loose).sum()
+    }
+
+    fn writes_in_flight(&self, number: u32) -> impl Iterator<Item = Loose> {
+        let of = move |flying: &&Flying| flying.file == number && flying.refused.is_none();
+        let flying = self.flying.iter().filter(of);
+        let reaped = self.met_by_the_cut.iter();
+        let reaped = reaped.filter(move |(file, _)| *file == number);
+        let reaped = reaped.map(|(_, write)| write.clone());
+        reaped.chain(flying.filter_map(|flying| loose_of(&flying.op)))
     }
 
     /// The disk as it is found after a power cut: durable bytes and a seeded subset of the writes
@@ -32,10 +39,7 @@ impl SimDisk {
         let mut write_number = 0;
         for (number, file) in &self.files {
             let mut bytes = Arc::clone(&file.durable);
-            let in_flight = self
-                .flying
-                .iter()
-                .filter_map(|flying| loose_of(&flying.op, *number));
+            let in_flight = self.writes_in_flight(*number);
             for write in file.loose.iter().cloned().chain(in_flight) {
                 survive(&mut bytes, &write, fate(write_number));
                 write_number += 1;
@@ -62,8 +66,7 @@ impl SimDisk {
                 continue;
             };
             (kept.durable, kept.loose) = (Arc::clone(&file.durable), file.loose.clone());
-            let in_flight = |flying: &Flying| loose_of(&flying.op, *number);
-            for write in self.flying.iter().filter_map(in_flight) {
+            for write in self.writes_in_flight(*number) {
                 if random.below(2) == 0 {
                     overlay(Arc::make_mut(&mut kept.now).as_mut_slice(), 0, &write);
                     kept.loose.push(write);

@@ -30,9 +30,9 @@ pub(super) struct File {
     pub(super) before: Option<Loose>,
 }
 
-/// The bytes that a write carries, when it is one of file `number`.
-pub(super) fn loose_of(op: &Op, number: u32) -> Option<Loose> {
-    if op.kind != OpKind::Write || op.file.0 != number {
+/// The bytes that a write carries, when it is one.
+pub(super) fn loose_of(op: &Op) -> Option<Loose> {
+    if op.kind != OpKind::Write {
         return None;
     }
     let first = op.buf.as_ref()?.get(op.buf_at..op.buf_at + op.len)?;

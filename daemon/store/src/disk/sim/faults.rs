@@ -14,9 +14,9 @@ pub enum Fault {
     TornPages,
     /// A write reports success and nothing arrives.
     LostWrite,
-    /// A write reports success and arrives elsewhere in the file.
+    /// A write reports success and arrives elsewhere, in this file or another.
     MisdirectedWrite,
-    /// A read brings what lies elsewhere in the file.
+    /// A read brings what lies elsewhere, in this file or another.
     MisdirectedRead,
     /// A read brings what lay there before the last write.
     StaleRead,
@@ -34,6 +34,8 @@ pub enum Fault {
     WriteError,
     /// A create fails with ENOSPC.
     NoSpace,
+    /// A write fails with ENOSPC, as on a file system that never writes in place.
+    WriteNoSpace,
     /// A sync fails and what it covered may be lost.
     SyncError,
     /// An operation is overtaken by younger ones.
@@ -67,6 +69,12 @@ impl Faults {
     #[must_use]
     pub fn all(per_million: u32) -> Self {
         Self([per_million; KINDS])
+    }
+
+    /// True when none of them loses or changes anything, or is an error.
+    pub fn are_harmless(&self) -> bool {
+        let harmless = [Fault::Short, Fault::Interrupted, Fault::Slow];
+        Fault::iter_all().all(|fault| harmless.contains(&fault) || self.per_million(fault) == 0)
     }
 
     /// Probability of `fault`.

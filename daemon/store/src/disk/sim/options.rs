@@ -20,6 +20,9 @@ pub struct SimOptions {
     pub faults: Faults,
     /// The power goes when this many calls and operations have been taken.
     pub crash_at: Option<u64>,
+    /// A misshapen operation is answered as a real lane answers it. Else it is a panic: nobody who
+    /// knows what a disk promises makes one.
+    pub refuses: bool,
 }
 
 impl Default for SimOptions {
@@ -32,6 +35,7 @@ impl Default for SimOptions {
             space: u64::MAX,
             faults,
             crash_at: None,
+            refuses: false,
         }
     }
 }

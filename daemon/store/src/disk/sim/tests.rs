@@ -1,7 +1,33 @@
 //! The simulator itself: deterministic, honest without faults, and as cruel as it says.
 
 use super::*;
+use crate::disk::conformance::conformance;
 use crate::mem::{Arena, Share};
+
+#[test]
+fn simulated_disk_keeps_the_promises_of_a_disk() {
+    for align in [512, 4096] {
+        conformance(|depth| {
+            Box::new(SimDisk::new(SimOptions {
+                depth,
+                align,
+                refuses: true,
+                ..SimOptions::default()
+            }))
+        });
+    }
+}
+
+#[test]
+#[should_panic(expected = "multiples of 512")]
+fn a_misshapen_operation_does_not_pass() {
+    let mut disk = SimDisk::new(SimOptions::default());
+    let file = disk.create("file", 1 << 20).unwrap();
+    let arena = Arena::create("test", 1 << 20, Share::Private).unwrap();
+    let mut op = crate::disk::conformance::op(OpKind::Write, 1, file, 0, arena.alloc(8192));
+    (op.buf_at, op.len) = (100, 4096);
+    let _ = disk.submit(op);
+}
 
 fn run(options: SimOptions, ops: u64) -> (SimDisk, Vec<String>) {
     let mut disk = SimDisk::new(options);
@@ -131,6 +157,42 @@ fn the_power_goes_where_it_was_told_to() {
     assert!(!disk.has_crashed());
     assert!(disk.list().is_err() && disk.has_crashed());
     assert!(disk.crash(1).list().is_ok(), "the next life has power");
+}
+
+// A lane that hears of the cut reaps what it had in flight: none of those writes is there for
+// certain, and none is gone for certain.
+#[test]
+fn writes_in_flight_when_the_power_goes_may_be_there_whoever_reaps_them() {
+    let mut disk = SimDisk::new(SimOptions::default());
+    let file = disk.create("file", 1 << 20).unwrap();
+    let arena = Arena::create("test", 1 << 20, Share::Private).unwrap();
+    for user in 0..5 {
+        let mut buf = arena.alloc(8192).unwrap();
+        buf.fill(1);
+        let at = user * 8192;
+        disk.submit(crate::disk::conformance::op(
+            OpKind::Write,
+            user,
+            file,
+            at,
+            Some(buf),
+        ))
+        .unwrap();
+    }
+    disk.cut_power_after(0);
+    assert!(disk.list().is_err());
+    let mut done = Vec::new();
+    while disk.in_flight() > 0 {
+        disk.reap(Wait::One, &mut done);
+    }
+    assert!(done.len() == 5 && done.iter().all(|one| one.moved.is_err()));
+    assert_eq!(disk.unsynced(), 5);
+    let mut after = disk.crash_with(1, |write| match write {
+        2 => Fate::Whole,
+        _ => Fate::Lost,
+    });
+    let written = after.content("file").unwrap();
+    assert_eq!(written.iter().filter(|byte| **byte == 1).count(), 8192);
 }
 
 #[test]
