@@ -25,6 +25,8 @@ pub(crate) struct Surveyed {
     pub(crate) header: Option<SegmentHeader>,
     /// A sound trailer that names this segment.
     pub(crate) trailer: Option<Trailer>,
+    /// The device did not deliver the header: nobody knows what life the file leads.
+    pub(crate) header_unread: bool,
 }
 
 impl Surveyed {
@@ -82,6 +84,7 @@ pub(crate) fn survey<D: Disk>(
                     size,
                     header: None,
                     trailer: None,
+                    header_unread: false,
                 });
             }
             Err(problem) => tracing::warn!(name = found.name, %problem, "segment not opened"),
@@ -123,6 +126,7 @@ fn read_ends<D: Disk>(lane: &mut Lane<D>, arena: &Arc<Arena>, surveyed: &mut [Su
             Ok(block) => one.note(last, &block),
             Err(problem) => {
                 tracing::warn!(segment = one.number, %problem, "end of a segment not read");
+                one.header_unread |= !last;
             }
         }
     }

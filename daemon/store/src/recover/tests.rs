@@ -308,3 +308,24 @@ fn a_store_whose_own_segments_do_not_fit_the_capacity_is_refused_by_their_size()
     let mut store = Fixture::reopened(disk.restart(2));
     assert!((0..30).all(|number| store.hits(number)));
 }
+
+// A segment that is prepared for its next life has the records of the last one until they are
+// overwritten. With a header that is not read for once, they look like what is stored.
+#[test]
+fn records_behind_a_header_that_was_not_read_are_promised_to_nobody() {
+    let mut store = Fixture::new();
+    store.put_all(0..200);
+    let ready = |life| life == crate::segments::Life::Ready;
+    let prepared = store.store.segments.iter().find(|one| ready(one.life));
+    let name = segment_name(prepared.expect("the next one").number);
+    let mut disk = store.store.abandon().restart(1);
+    disk.set_unreadable(&name, 0);
+    let mut half = Fixture::reopened(disk);
+    assert!(half.report.blocks > 50);
+    let found = half.index();
+    half.store.disk_mut().set_unreadable("none", 0);
+    let later = Fixture::reopened(half.store.abandon().crash(1)).index();
+    for (name, place) in found {
+        assert_eq!(later.get(&name), Some(&place), "it was here, and is not");
+    }
+}
