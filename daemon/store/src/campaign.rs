@@ -21,7 +21,9 @@ mod catalog;
 mod counts;
 mod crash;
 mod faulty;
+mod life;
 mod lives;
+mod model;
 mod planted;
 mod sound;
 
@@ -32,12 +34,15 @@ use kvtier_proto::{BlockKey, Miss, NamespaceId};
 
 use crate::disk::sim::{Seeded, SimDisk};
 use crate::disk::{Disk, Wait};
-use crate::mem::{Arena, Share};
+use crate::mem::Arena;
 use crate::testkit::*;
 use crate::*;
 
 use catalog::{Shelf, Spoil};
 use counts::Counts;
+use life::device;
+use model::{Before, Model, Promise};
+
 /// Fast enough that a pass ends within a run. Unit: bytes a second.
 const SCRUB_RATE: u64 = 1 << 30;
 
@@ -45,65 +50,6 @@ const SCRUB_RATE: u64 = 1 << 30;
 const NUMBERS: u64 = 90;
 
 type Name = (NamespaceId, u64);
-
-/// What was promised so far.
-#[derive(Debug, Default, Clone)]
-pub(crate) struct Model {
-    clock: u64,
-    /// Every put that the store took: version and when.
-    attempts: BTreeMap<Name, Vec<(u64, u64)>>,
-    /// Acknowledged, and since then neither evicted, condemned nor wiped.
-    durable: BTreeSet<Name>,
-    /// When the last acknowledged wipe of a namespace began.
-    wiped: BTreeMap<NamespaceId, u64>,
-    names: BTreeMap<BlockKey, u64>,
-    pub(crate) hits: u64,
-    pub(crate) misses: u64,
-    pub(crate) damage: u64,
-    pub(crate) evictions: u64,
-    pub(crate) acked: u64,
-    pub(crate) scrubs: u64,
-    pub(crate) scrub_bad: u64,
-}
-
-impl Model {
-    fn tick(&mut self) -> u64 {
-        self.clock += 1;
-        self.clock
-    }
-
-    /// P1 and P3 of one hit.
-    fn check_hit(&mut self, name: Name, record: &Record) {
-        let version = u64::from(record.head().header.summary.level.0);
-        let after = self.wiped.get(&name.0).copied().unwrap_or(0);
-        let attempts = self
-            .attempts
-            .get(&name)
-            .map(Vec::as_slice)
-            .unwrap_or_default();
-        let allowed = attempts
-            .iter()
-            .any(|(put, when)| *put == version && *when > after);
-        assert!(
-            allowed,
-            "P3: {name:?} version {version} is gone since {after}: {attempts:?}"
-        );
-        let all = payload(name.0, name.1, version, stored_len(name.1));
-        let rows = &record.head().parts()[record.parts()];
-        let from = rows[0].offset as usize;
-        let len: usize = rows.iter().map(|part| part.stored_len as usize).sum();
-        assert!(
-            record.payload() == &all[from..from + len],
-            "P1: wrong bytes of {name:?}"
-        );
-        self.hits += 1;
-    }
-
-    fn evicted(&mut self, namespace: NamespaceId, key: &BlockKey) {
-        self.evictions += 1;
-        self.durable.remove(&(namespace, self.names[key]));
-    }
-}
 
 /// One seeded run.
 pub(crate) struct Run {
@@ -118,66 +64,22 @@ pub(crate) struct Run {
     pub(crate) gave_up: bool,
     arena: Arc<Arena>,
     shelf: Shelf,
+    window_bytes: u64,
     next_tag: u64,
-    puts: BTreeMap<u64, Name>,
+    /// The device was sound when this life began: until the power goes nothing may fail.
+    sound: bool,
+    /// In some life it was not: records may be damaged.
+    tainted: bool,
+    /// The log was poisoned in this life.
+    poisoned: bool,
+    puts: BTreeMap<u64, Promise>,
     reads: BTreeMap<u64, Name>,
 }
 
-/// What outlives a store.
-struct Past {
-    model: Model,
-    random: Seeded,
-    arena: Arc<Arena>,
-    shelf: Shelf,
-    next_tag: u64,
-}
-
 impl Run {
-    pub(crate) fn new(seed: u64, disk: SimDisk) -> Option<Self> {
-        let names = (0..NUMBERS).map(|number| (key(number), number)).collect();
-        let model = Model {
-            names,
-            ..Model::default()
-        };
-        let past = Past {
-            model,
-            random: Seeded::new(seed),
-            arena: arena(),
-            shelf: Shelf::default(),
-            next_tag: 1,
-        };
-        Self::open(disk, past)
-    }
-
-    fn open(disk: SimDisk, past: Past) -> Option<Self> {
-        let Past {
-            mut model,
-            mut random,
-            arena,
-            shelf,
-            next_tag,
-        } = past;
-        let spoil = shelf.spoil_somehow(&mut random);
-        let opened = Store::open(disk, options(), shelf.catalog(), &mut |_| {});
-        let (mut store, report) = opened.ok()?;
-        // Saves that wait for reads hide bugs that need a segment to be written during one.
-        if random.below(2) == 0 {
-            store.lane.never_hold();
-        }
-        model.tick();
-        Some(Self {
-            store,
-            model,
-            random,
-            report,
-            spoil,
-            gave_up: false,
-            arena,
-            shelf,
-            next_tag,
-            puts: BTreeMap::new(),
-            reads: BTreeMap::new(),
-        })
+    /// True while the device does what it is told.
+    fn is_sound(&self) -> bool {
+        self.sound && !self.store.disk().has_crashed()
     }
 
     fn tag(&mut self) -> u64 {
@@ -209,15 +111,20 @@ impl Run {
     fn put(&mut self) {
         let (name, tag) = (self.some_name(), self.tag());
         let version = self.random.below(3);
+        if self.arena.alloc(64 * 1024).is_none() {
+            // Puts that wait have all of it.
+            return self.step();
+        }
         let image = image(&self.arena, name.0, name.1, version);
-        let when = self.model.tick();
-        if self.store.put(tag, image).is_ok() {
-            self.puts.insert(tag, name);
-            self.model
-                .attempts
-                .entry(name)
-                .or_default()
-                .push((version, when));
+        match self.store.put(tag, image) {
+            Ok(()) => {
+                let promise = self.model.took(name, version);
+                self.puts.insert(tag, promise);
+            }
+            Err((_, problem)) => {
+                assert!(!self.is_sound(), "{name:?} was refused: {problem}");
+                self.model.refused += 1;
+            }
         }
     }
 
@@ -236,7 +143,7 @@ impl Run {
         };
         match taken {
             Ok(()) => drop(self.reads.insert(tag, name)),
-            Err((_, Miss::Absent)) => self.absent(name),
+            Err((_, Miss::Absent)) => self.model.absent(name),
             Err(_) => {}
         }
     }
@@ -263,34 +170,25 @@ impl Run {
         }
     }
 
-    /// P2: what is promised cannot be absent.
-    fn absent(&mut self, name: Name) {
-        assert!(
-            !self.model.durable.contains(&name),
-            "P2: {name:?} was acknowledged and is absent"
-        );
-        self.model.misses += 1;
-    }
-
     pub(crate) fn pin(&mut self) {
         let name = self.some_name();
         if self.random.below(3) == 0 {
             self.store.unpin(name.0, &key(name.1));
-        } else {
-            self.store.pin(name.0, &key(name.1));
+            self.model.pinned.remove(&name);
+        } else if self.store.pin(name.0, &key(name.1)) {
+            self.model.pinned.insert(name);
         }
     }
 
     fn wipe(&mut self) {
         let namespace = if self.random.below(2) == 0 { NS } else { OTHER };
-        let when = self.model.tick();
+        let when = self.model.wipe_began(namespace);
         let mut events = Vec::new();
-        let outcome = self.store.wipe(namespace, &mut events);
-        self.model.durable.retain(|name| name.0 != namespace);
-        if outcome.is_ok() {
-            self.model.wiped.insert(namespace, when);
+        match self.store.wipe(namespace, &mut events) {
+            Ok(_) => self.model.wipe_held(namespace, when),
+            Err(problem) => assert!(!self.is_sound(), "{problem}"),
         }
-        events.into_iter().for_each(|event| self.note(event));
+        events.into_iter().for_each(|event| self.note(event, None));
     }
 
     /// The catalog goes while it is in use: by a hand or by an error. Nothing may depend on it.
@@ -303,9 +201,11 @@ impl Run {
     }
 
     pub(crate) fn step(&mut self) {
-        let mut events = Vec::new();
+        let (before, mut events) = (Before::of(&self.store), Vec::new());
         self.store.step(Wait::One, &mut events);
-        events.into_iter().for_each(|event| self.note(event));
+        for event in events {
+            self.note(event, Some(&before));
+        }
         let files = self.store.disk_mut().list().unwrap_or_default();
         let segments = files
             .iter()
@@ -317,35 +217,67 @@ impl Run {
     pub(crate) fn rest(&mut self) {
         for _ in 0..20_000 {
             if self.store.is_idle() {
-                return;
+                return self.at_rest();
             }
             self.step();
         }
         panic!("the store does not come to rest: {:?}", self.store.usage());
     }
 
-    fn note(&mut self, event: Event) {
+    /// Everybody is answered, and whatever is pinned is known to be.
+    fn at_rest(&self) {
+        let answered = self.puts.is_empty() && self.reads.is_empty();
+        assert!(answered, "{:?} {:?}", self.puts, self.reads);
+        for name in &self.model.pinned {
+            let here = self.store.peek(name.0, &key(name.1));
+            let pinned = here.is_some_and(|here| here.pinned);
+            assert!(pinned, "the pin of {name:?} was lost: {here:?}");
+        }
+    }
+
+    /// Takes what happened, in a step that began with `before`.
+    fn note(&mut self, event: Event, before: Option<&Before>) {
         match event {
             Event::Put { tag, image, result } => {
-                let name = self.puts.remove(&tag).expect("a put is answered once");
+                let promise = self.puts.remove(&tag).expect("a put is answered once");
+                let name = promise.name;
                 // Whoever put it goes on with this memory: it must be the record's own.
                 let own = |image: RecordImage| image.into_buf()[48..80] == key(name.1).0;
                 let own = image.is_none_or(own);
                 assert!(own, "{name:?} got the memory of another put");
-                if result.is_ok() {
-                    self.model.acked += 1;
-                    self.model.durable.insert(name);
-                }
+                self.model.ended(promise, &result, self.is_sound());
             }
             Event::Got { tag, result } => {
                 let name = self.reads.remove(&tag).expect("a read is answered once");
                 self.got(name, result);
             }
-            Event::Evicted { namespace, key, .. } => self.model.evicted(namespace, &key),
-            Event::Device(_) => {}
+            Event::Evicted {
+                namespace,
+                key,
+                place,
+                ..
+            } => self.evicted((namespace, self.model.names[&key]), &place, before),
+            Event::Device(state) => self.changed(state),
             Event::Scrub(to_check) => self.scrubbed(&to_check.check()),
             Event::Scrubbed(_) => self.model.scrubs += 1,
         }
+    }
+
+    fn evicted(&mut self, name: Name, place: &Place, before: Option<&Before>) {
+        // Nothing is overwritten any more: what is there is as good as it was.
+        assert!(!self.poisoned, "P8: {name:?} went from a poisoned log");
+        if let Some(before) = before.filter(|_| self.is_sound()) {
+            // A damaged record cannot be kept by anybody.
+            let pinned = self.model.pinned.contains(&name) && !self.tainted;
+            before.judge(&self.store, pinned, place);
+        }
+        self.model.evicted(name);
+    }
+
+    fn changed(&mut self, state: DeviceState) {
+        let fine = state <= DeviceState::Slow && state != DeviceState::Full;
+        assert!(fine || !self.is_sound(), "a sound device is {state:?}");
+        self.poisoned |= state >= DeviceState::ReadOnly;
     }
 
     /// What the scrub condemns is gone, and must be as bad as it says.
@@ -354,7 +286,7 @@ impl Run {
             let name = (checked.namespace(), self.model.names[&checked.key()]);
             self.model.damage += 1;
             self.model.scrub_bad += 1;
-            self.model.durable.remove(&name);
+            self.model.gone(name);
         }
     }
 
@@ -382,10 +314,10 @@ impl Run {
             if let Some(place) = place
                 && self.store.condemn(name.0, &key(name.1), &place, miss)
             {
-                self.model.durable.remove(&name);
+                self.model.gone(name);
             }
         } else if miss == Miss::Absent {
-            self.absent(name);
+            self.model.absent(name);
         } else {
             self.model.misses += 1;
         }
@@ -399,79 +331,12 @@ impl Run {
                 let buf = self.arena.alloc(64 * 1024).unwrap();
                 match self.store.get(tag, &want(namespace, number), buf) {
                     Ok(()) => drop(self.reads.insert(tag, name)),
-                    Err((_, Miss::Absent)) => self.absent(name),
+                    Err((_, Miss::Absent)) => self.model.absent(name),
                     Err((_, miss)) => panic!("{name:?}: {miss:?}"),
                 }
                 self.rest();
             }
         }
-    }
-
-    /// The store opened again on what a crash left, or on what a restart keeps.
-    pub(crate) fn reopen(self, change: impl FnOnce(SimDisk) -> SimDisk) -> Option<Self> {
-        let past = Past {
-            model: self.model,
-            random: self.random,
-            arena: self.arena,
-            shelf: self.shelf,
-            next_tag: self.next_tag,
-        };
-        Self::open(change(self.store.abandon()), past)
-    }
-
-    /// Another store on `disk`, beside this one, to which the same was promised.
-    pub(crate) fn fork(&self, disk: SimDisk) -> Option<Self> {
-        let past = Past {
-            model: self.model.clone(),
-            random: self.random.clone(),
-            arena: arena(),
-            shelf: self.shelf.copy(),
-            next_tag: self.next_tag,
-        };
-        Self::open(disk, past)
-    }
-
-    /// An end in order and the next life, with or without a power cut in between.
-    pub(crate) fn close(self, seed: u64) -> Self {
-        let Run {
-            store,
-            mut model,
-            mut puts,
-            mut reads,
-            ..
-        } = self;
-        let mut events = Vec::new();
-        let disk = store.close(&mut events);
-        for event in events {
-            match event {
-                Event::Put { tag, result, .. } => {
-                    let name = puts.remove(&tag).expect("a put is answered once");
-                    match result {
-                        Ok(_) => drop(model.durable.insert(name)),
-                        Err(PutError::Wiped { .. }) => {}
-                        Err(problem) => panic!("a close makes everything durable: {problem}"),
-                    }
-                }
-                Event::Evicted { namespace, key, .. } => model.evicted(namespace, &key),
-                Event::Got { tag, .. } => drop(reads.remove(&tag)),
-                Event::Device(state) => panic!("{state:?}"),
-                Event::Scrub(_) | Event::Scrubbed(_) => {}
-            }
-        }
-        let answered = puts.is_empty() && reads.is_empty();
-        assert!(answered, "a close answers everybody");
-        let disk = match seed % 2 {
-            0 => disk.restart(seed),
-            _ => disk.crash(seed),
-        };
-        let past = Past {
-            model,
-            random: self.random,
-            arena: self.arena,
-            shelf: self.shelf,
-            next_tag: self.next_tag,
-        };
-        Self::open(disk, past).expect("an end in order leaves a store")
     }
 
     /// Whoever saves a block that is here is told that it is durable: from now on it must stay.
@@ -489,8 +354,4 @@ impl Run {
             .map(|one| ((one.namespace, one.key), one.place))
             .collect()
     }
-}
-
-fn arena() -> Arc<Arena> {
-    Arena::create("campaign", 8 << 20, Share::Private).unwrap()
 }

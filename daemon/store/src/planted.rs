@@ -45,6 +45,16 @@ pub(crate) enum Bug {
     CatalogKeepsRemoved,
     /// Bytes of a merged operation go to the transfers in the wrong order.
     MergeSwapped,
+    /// What is left of a piece goes out again from the wrong place in memory.
+    ResumedElsewhere,
+    /// Records that a walk found are taken without a sync.
+    WalkNotSynced,
+    /// The scrub condemns what it has read once.
+    ScrubReadsOnce,
+    /// The youngest segment makes room.
+    YoungestGoes,
+    /// Pinned blocks go with their segment.
+    PinsIgnored,
 }
 
 /// Whether this bug is switched on, on this thread.

@@ -36,7 +36,8 @@ pub(crate) struct Counts {
     pub(crate) reordered: u64,
     /// Power cuts, each at an operation of its own.
     pub(crate) crash_points: u64,
-    /// Those that met a recovery.
+    /// Power cuts that met an end in order, or a recovery.
+    pub(crate) crashes_in_closing: u64,
     pub(crate) crashes_in_recovery: u64,
     /// Writers killed before the power went.
     pub(crate) kills: u64,
@@ -48,6 +49,8 @@ pub(crate) struct Counts {
     /// What happened to catalogs between two lives.
     pub(crate) catalogs: BTreeMap<&'static str, u64>,
     pub(crate) acknowledged: u64,
+    /// Puts that were refused, or ended without being stored.
+    pub(crate) refused: u64,
     pub(crate) hits: u64,
     pub(crate) refused_as_damaged: u64,
     pub(crate) evictions: u64,
@@ -62,6 +65,7 @@ impl Counts {
     pub(crate) fn add(&mut self, run: &Run) {
         self.disk(run.store.disk());
         self.acknowledged += run.model.acked;
+        self.refused += run.model.refused;
         self.hits += run.model.hits;
         self.refused_as_damaged += run.model.damage;
         self.evictions += run.model.evictions;
@@ -97,10 +101,12 @@ impl Counts {
         self.operations += other.operations;
         self.reordered += other.reordered;
         self.crash_points += other.crash_points;
+        self.crashes_in_closing += other.crashes_in_closing;
         self.crashes_in_recovery += other.crashes_in_recovery;
         self.kills += other.kills;
         self.images += other.images;
         self.acknowledged += other.acknowledged;
+        self.refused += other.refused;
         self.hits += other.hits;
         self.refused_as_damaged += other.refused_as_damaged;
         self.evictions += other.evictions;
@@ -129,9 +135,13 @@ fn workload(seed: u64, effort: &Effort) -> Counts {
     faulty::harmless(seed, &mut counts);
     faulty::honest(seed, &mut counts);
     faulty::half_read(seed);
-    faulty::copies(seed);
+    faulty::half_read_after_a_kill(seed);
+    faulty::copies(seed, 0);
+    faulty::copies(seed, 50_000);
+    faulty::scrub_of_a_misreading_device(seed);
     lives::run(seed, &mut counts);
     crash::everywhere(seed, effort, &mut counts);
+    crash::in_closing(seed, effort, &mut counts);
     crash::in_recovery(seed, effort, &mut counts);
     let faults = Faults::all(8_000)
         .with(Fault::NoSpace, 60_000)
@@ -140,6 +150,23 @@ fn workload(seed: u64, effort: &Effort) -> Counts {
         drop(faulty::storm(seed * STORMS + storm, &faults, &mut counts));
     }
     counts
+}
+
+/// Writes past the test harness, which keeps what a test that passes prints.
+pub(super) fn tell(line: &str) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// Says where it was when something panics.
+pub(super) struct Where<F: Fn() -> String>(pub(super) F);
+
+impl<F: Fn() -> String> Drop for Where<F> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("in {}", (self.0)());
+        }
+    }
 }
 
 fn number(variable: &str) -> Option<u64> {
@@ -181,7 +208,7 @@ fn the_campaign_keeps_every_promise_and_says_what_it_did() {
     });
     counts.seconds = begin.elapsed().as_secs();
     let line = serde_json::to_string(&counts).unwrap();
-    eprintln!("campaign counts: {line}");
+    tell(&format!("campaign counts: {line}"));
     for fault in Fault::iter() {
         let name: &str = fault.into();
         assert!(counts.faults[name] > 0, "{name} never happened");
@@ -194,5 +221,9 @@ fn the_campaign_keeps_every_promise_and_says_what_it_did() {
         assert!(all, "{:?}", counts.catalogs);
     }
     assert!(counts.hits > 1000 && counts.reordered > 0, "{line}");
+    assert!(
+        counts.crashes_in_closing > 0 && counts.crashes_in_recovery > 0,
+        "{line}"
+    );
     assert!(counts.scrubs > 0 && counts.scrubbed_bad > 0, "{line}");
 }

@@ -4,43 +4,72 @@
 //! that is not what the last end in order left is not believed.
 
 use super::catalog::Spoil;
+use super::life::found_after_end;
 use super::*;
-use crate::disk::sim::SimOptions;
+
+/// Most operations of an end in order before its power goes: more than it has, now and then.
+const OPERATIONS_OF_AN_END: u64 = 60;
+
+/// How the life before ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    Cut,
+    /// While it ended in order: from some operation on its catalog may be trusted.
+    HalfInOrder,
+    InOrder {
+        /// The catalog failed or was deleted while it was in use.
+        gave_up: bool,
+    },
+}
 
 /// Six lives of the store of `seed`.
 pub(super) fn run(seed: u64, counts: &mut Counts) {
-    let options = SimOptions {
-        seed,
-        ..SimOptions::default()
-    };
-    let mut run = Run::new(seed, SimDisk::new(options)).unwrap();
+    let mut run = Run::new(seed, SimDisk::new(device(seed))).unwrap();
     for life in 0..6 {
         run.act(120);
         let gave_up = run.gave_up;
         let how = run.random.below(6);
-        run = match how {
-            0 => run.reopen(|disk| disk.crash(seed ^ life)).unwrap(),
+        let salt = seed ^ life;
+        let ended;
+        (run, ended) = match how {
+            0 => {
+                counts.disk(run.store.disk());
+                (run.reopen(|disk| disk.crash(salt)).unwrap(), Ended::Cut)
+            }
             1 => {
-                let mut next = run.reopen(|disk| disk.killed(seed ^ life)).unwrap();
+                counts.disk(run.store.disk());
+                let mut next = run.reopen(|disk| disk.killed(salt)).unwrap();
                 next.read_all();
                 next.promise_what_is_here();
-                next
+                (next, Ended::Cut)
             }
-            _ => run.close(seed ^ life),
+            2 => {
+                let after = run.random.below(OPERATIONS_OF_AN_END);
+                let (disk, past) = run.end(Some(after));
+                counts.disk(&disk);
+                let next = Run::open(disk.crash(salt), past).unwrap();
+                (next, Ended::HalfInOrder)
+            }
+            _ => {
+                let (disk, past) = run.end(None);
+                counts.disk(&disk);
+                let next = Run::open(found_after_end(&disk, salt), past).unwrap();
+                (next, Ended::InOrder { gave_up })
+            }
         };
         *counts.catalogs.entry(run.spoil.into()).or_default() += 1;
-        judge(&mut run, how > 1, gave_up, seed);
+        judge(&mut run, ended, seed);
     }
     counts.add(&run);
 }
 
-/// The index of the present life against the one that the segments alone give. The life before
-/// ended `in_order`, and perhaps `gave_up` its catalog.
-fn judge(run: &mut Run, in_order: bool, gave_up: bool, seed: u64) {
+/// The index of the present life against the one that the segments alone give.
+pub(super) fn judge(run: &mut Run, ended: Ended, seed: u64) {
     let context = format!("seed {seed}, {:?}, {:?}", run.spoil, run.report.source);
     let trusted = run.report.source == IndexSource::Catalog;
-    assert!(in_order || !trusted, "P7: trusted after a crash: {context}");
-    if in_order && run.spoil == Spoil::Intact && !gave_up {
+    let crashed = ended == Ended::Cut;
+    assert!(!crashed || !trusted, "P7: trusted after a crash: {context}");
+    if ended == (Ended::InOrder { gave_up: false }) && run.spoil == Spoil::Intact {
         assert!(trusted, "P7: a whole catalog was not trusted: {context}");
     }
     let disk = run.store.disk().restart(seed);

@@ -1,13 +1,9 @@
 //! Runs without data faults: everything that is promised is found.
 
 use super::*;
-use crate::disk::sim::SimOptions;
 
 fn disk(seed: u64) -> SimDisk {
-    SimDisk::new(SimOptions {
-        seed,
-        ..SimOptions::default()
-    })
+    SimDisk::new(device(seed))
 }
 
 /// One run, read back.
@@ -39,12 +35,8 @@ fn what_fits_without_eviction_hits_completely() {
     for number in 0..60 {
         let tag = run.tag();
         let image = image(&run.arena, NS, number, 0);
-        run.model
-            .attempts
-            .entry((NS, number))
-            .or_default()
-            .push((0, 2));
-        run.puts.insert(tag, (NS, number));
+        let promise = run.model.took((NS, number), 0);
+        run.puts.insert(tag, promise);
         run.store.put(tag, image).unwrap();
     }
     run.rest();

@@ -107,7 +107,9 @@ impl<D: Disk> Lane<D> {
             return;
         };
         rest.at += moved as u64;
-        rest.buf_at += moved;
+        if !planted(Bug::ResumedElsewhere) {
+            rest.buf_at += moved;
+        }
         rest.len -= moved;
         let class = rest.class;
         if poisoned && rest.kind != OpKind::Read {

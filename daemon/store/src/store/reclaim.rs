@@ -122,7 +122,12 @@ impl<D: Disk> Store<D> {
                 pinned_bytes: self.index.pinned_in(segment.number),
             })
             .collect();
-        let Some(victim) = choose_victim(&candidates, space) else {
+        let youngest = || candidates.iter().max_by_key(|one| one.epoch);
+        let victim = match planted(Bug::YoungestGoes) {
+            true => youngest().map(|one| one.segment),
+            false => choose_victim(&candidates, space),
+        };
+        let Some(victim) = victim else {
             return;
         };
         let mut blocks: Vec<Stored> = self.index.in_segment(victim).collect();
@@ -140,7 +145,8 @@ impl<D: Disk> Store<D> {
             let len = u64::from(stored.place.len);
             let rows = drain.reserved_rows + 1;
             let space = active_room(self, own_rows + rows).saturating_sub(for_put);
-            if stored.pinned && drain.reserved_bytes + len <= space {
+            let keep = stored.pinned && !planted(Bug::PinsIgnored);
+            if keep && drain.reserved_bytes + len <= space {
                 drain.reserved_bytes += len;
                 drain.reserved_rows = rows;
                 drain.waiting.push_back(stored);

@@ -27,6 +27,7 @@ use crate::format::{Place, index};
 use crate::index::Stored;
 use crate::lane::{Class, Transfer};
 use crate::mem::IoBuf;
+use crate::planted::{Bug, planted};
 use crate::read::Unverified;
 use crate::segments::Life;
 
@@ -177,7 +178,8 @@ impl<D: Disk> Store<D> {
     /// A record that [`Event::Scrub`] handed out was checked. True when it was damaged, and leaves
     /// the index for that.
     pub fn scrubbed(&mut self, checked: &Checked) -> bool {
-        let Checked { item, verdict } = *checked;
+        let Checked { mut item, verdict } = *checked;
+        item.again |= planted(Bug::ScrubReadsOnce);
         let mine = self.scrub.as_mut().filter(|pass| pass.number == item.pass);
         if let Some(pass) = mine {
             pass.open = pass.open.saturating_sub(1);
