@@ -75,7 +75,8 @@ pub struct ConfigArgs {
     /// Configuration file (or KVTIER_CONFIG); without one the defaults hold
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Sets any setting: --set host.capacity="4 GiB". May be repeated; the last one wins
+    /// Sets any setting: --set host.capacity="4 GiB". May be repeated; the last one wins, also
+    /// over the flags below
     #[arg(long = "set", value_name = "TABLE.SETTING=VALUE")]
     pub set: Vec<String>,
     /// Unix socket to listen on (server.socket)
@@ -260,7 +261,13 @@ fn read_file(path: &Path, tree: &mut Tree) {
     }
 }
 
+/// Flags with names of their own first: they speak of every disk, `--set` perhaps of one.
 fn flags(args: &ConfigArgs, tree: &mut Tree) {
+    for (flag, key, value) in args.named() {
+        if let Some(value) = value {
+            tree.flag(flag, key, value);
+        }
+    }
     for set in &args.set {
         let flag = format!("--set {set}");
         match set.split_once('=') {
@@ -271,11 +278,6 @@ fn flags(args: &ConfigArgs, tree: &mut Tree) {
                 value: format!("{set:?}"),
                 accepted: String::from("TABLE.SETTING=VALUE"),
             }),
-        }
-    }
-    for (flag, key, value) in args.named() {
-        if let Some(value) = value {
-            tree.flag(flag, key, value);
         }
     }
 }

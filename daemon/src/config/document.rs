@@ -101,10 +101,10 @@ Generated from the settings' declarations in `daemon/src/config/tables.rs`; a te
 current.
 
 Precedence: defaults, then the file (`--config FILE` or `KVTIER_CONFIG`), then environment
-variables, then flags. `--set table.setting=value` sets anything, in every
-`[[disk]]` where there are several; `--set disk.NUMBER.setting=value` (from 0 on) and `--set
-namespace.NAME.setting=value` set it in one, and make the next disk or that namespace. Frequent
-settings have flags of their own (`kvtierd --help`). Sizes are whole numbers with B, KiB, MiB, GiB or TiB: `\"256 MiB\"`.
+variables, then flags. Frequent settings have flags of their own (`kvtierd --help`); `--set` goes
+over them. `--set table.setting=value` sets anything, in every `[[disk]]` where there are several,
+and in those that a later flag makes; `--set disk.NUMBER.setting=value` (from 0 on) and `--set
+namespace.NAME.setting=value` set it in one, and make the next disk or that namespace. Sizes are whole numbers with B, KiB, MiB, GiB or TiB: `\"256 MiB\"`.
 
 A daemon whose configuration is not usable names every problem and exits with code 64. So does
 `kvtier check-config`, which prints the effective configuration otherwise. An unknown setting or

@@ -75,6 +75,8 @@ pub(super) type Entries = BTreeMap<String, Given>;
 pub(super) struct Tree {
     pub(super) single: BTreeMap<&'static str, Entries>,
     pub(super) disks: Vec<Entries>,
+    /// What variables and flags said of every disk; one that comes later starts with it.
+    every_disk: Entries,
     pub(super) namespaces: Vec<Entries>,
     pub(super) problems: Vec<ConfigProblem>,
 }
@@ -205,6 +207,7 @@ impl Tree {
             entries.insert(setting.to_owned(), given);
             return;
         }
+        self.every_disk.insert(setting.to_owned(), given.clone());
         if self.disks.is_empty() {
             self.disks.push(Entries::new());
         }
@@ -222,7 +225,7 @@ impl Tree {
     fn put_disk(&mut self, number: &str, setting: &str, given: Given) {
         let at: usize = number.parse().unwrap_or(usize::MAX);
         if at == self.disks.len() {
-            self.disks.push(Entries::new());
+            self.disks.push(self.every_disk.clone());
         }
         if let Some(entries) = self.disks.get_mut(at) {
             entries.insert(setting.to_owned(), given);

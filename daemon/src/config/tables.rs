@@ -62,7 +62,8 @@ settings! {
 settings! {
     /// What the daemon keeps about itself.
     pub struct StateConfig in "state" {
-        /// Directory of identities and secrets of namespaces. Blocks do not live here.
+        /// Directory of identities and secrets of namespaces, and of the wipes that disks have
+        /// missed. Blocks do not live here.
         dir: PathBuf = default(PathBuf::from("/var/lib/kvtier")),
             accepts "the path of a directory that the daemon owns", if |dir| is_path(dir);
     }

@@ -380,6 +380,21 @@ fn one_of_several_disks_is_set_by_its_number() {
         (Path::new("/b"), Bytes::gib(4)),
     ];
     assert_eq!(disks, want);
+    // What is said of every disk holds for those that come later, and one of them may differ.
+    let sets = ["disk.0.path=/a", "disk.1.path=/b", "disk.1.lane=pread"];
+    let mut args = set(&sets);
+    args.disk_capacity = Some("8 GiB".into());
+    let variables = [
+        ("KVTIER_DISK_QUEUE_DEPTH", "7"),
+        ("KVTIER_DISK_LANE", "io_uring"),
+    ];
+    let config = Config::load(&args, env(&variables)).unwrap();
+    for (disk, lane) in config.disks.iter().zip([Lane::IoUring, Lane::Pread]) {
+        assert_eq!(
+            (disk.capacity, disk.queue_depth, disk.lane),
+            (Bytes::gib(8), 7, lane)
+        );
+    }
     let gap = Config::load(&set(&["disk.1.path=/b"]), env(&[])).unwrap_err();
     assert!(gap.to_string().contains("disk.<number>.<setting>"), "{gap}");
 }
