@@ -77,7 +77,7 @@ pub(super) async fn wipe(args: &WipeArgs) -> Result<Answer, CliError> {
     let mut text = format!("wiped: {blocks} blocks of namespace {name} are forgotten");
     for disk in &reply.waiting {
         let disk = crate::log::clean(disk);
-        text += &format!("\n{disk} is out of service and takes the wipe before it serves again");
+        text += &format!("\n{disk} takes no writes: the wipe reaches it when it is opened again");
     }
     Ok(Answer::new(
         json!({ "namespace": name, "blocks": blocks, "waiting": reply.waiting }),

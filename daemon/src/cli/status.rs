@@ -200,7 +200,12 @@ fn summary(counted: &Counted<'_>) -> String {
     ] {
         for (labels, value) in counted.series(metric).filter(|(_, value)| *value != 0.0) {
             let label = labels.split('"').nth(1).unwrap_or_default();
-            rows.add_row([format!("{what} {label}"), value.to_string()]);
+            let disk = if labels.starts_with("{device=") {
+                "disk "
+            } else {
+                ""
+            };
+            rows.add_row([format!("{what} {disk}{label}"), value.to_string()]);
         }
     }
     format!("\n{rows}\n")
@@ -209,15 +214,15 @@ fn summary(counted: &Counted<'_>) -> String {
 /// How much the scrub has read, how far it is, and when it was last through.
 fn scrub(counted: &Counted<'_>, bytes: f64) -> String {
     let mut text = size(whole(bytes));
-    let of = |metric| {
-        let each = counted.series(metric).map(|(_, value)| value);
-        each.filter(|value| *value > 0.0).reduce(f64::min)
-    };
-    // Of several devices the one that is behind the others.
-    if let Some(position) = of("kvtier_scrub_position_ratio") {
+    let each = |metric| counted.series(metric).map(|(_, value)| value);
+    // Of several passes under way the one that is behind the others.
+    let running = each("kvtier_scrub_position_ratio").filter(|position| *position > 0.0);
+    if let Some(position) = running.reduce(f64::min) {
         let _ = write!(text, ", now at {}", percent(position, 1.0));
     }
-    if let Some(ended) = of("kvtier_scrub_ended_seconds") {
+    // Of several devices the one whose last pass is the oldest; one that had none has 0.
+    let ended = each("kvtier_scrub_ended_seconds").reduce(f64::min);
+    if let Some(ended) = ended.filter(|ended| *ended > 0.0) {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let ago = now.unwrap_or_default().as_secs_f64() - ended;
         let _ = write!(text, ", all of it {} ago", duration(whole(ago)));
@@ -287,7 +292,7 @@ mod tests {
     use kvtier_proto::v1::{NamespaceStats, SessionStats};
 
     use super::*;
-    use crate::metrics::{Damage, Found, Metrics, Stage, Tier};
+    use crate::metrics::{Damage, Device, Found, Label, Metrics, Stage, Tier};
 
     fn stats() -> StatsReply {
         let metrics = Metrics::new();
@@ -371,6 +376,32 @@ mod tests {
         assert_eq!(json["tiers"][0]["device"], Value::Null);
         assert_eq!(json["tiers"][1]["device"], 1);
         assert_eq!(json["tiers"][1]["reads"], 77);
+    }
+
+    // Goal: nobody is told that all was checked while one device never was.
+    #[test]
+    fn scrub_is_as_old_as_on_the_device_that_is_behind() {
+        let metrics = Metrics::new();
+        metrics.set_devices(2);
+        let [first, second] = [0, 1].map(|at| <Device as Label>::all()[at]);
+        let shown = || {
+            let counters = metrics.counters().into_iter();
+            let counters: Vec<_> = counters
+                .map(|(name, value)| Counter { name, value })
+                .collect();
+            summary(&Counted::new(&counters))
+        };
+        metrics.scrub_ended.of(first).set(1e9);
+        metrics.disk_errors.of(second).inc_by(5);
+        metrics.scrub_bad.of(first).inc();
+        let text = shown();
+        assert!(!text.contains("all of it"), "{text}");
+        for row in ["DEVICE ERRORS disk 1", "FOUND DAMAGED BY SCRUB disk 0"] {
+            assert!(text.contains(row), "{text}");
+        }
+        metrics.scrub_ended.of(second).set(2e9);
+        let text = shown();
+        assert!(text.contains("all of it"), "{text}");
     }
 
     #[test]
