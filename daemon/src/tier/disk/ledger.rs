@@ -2,7 +2,7 @@
 //! directory.
 //!
 //! Upstairs:   `DiskTier` compares it with what a device says of itself, and writes it on a wipe;
-//!             `process` asks whether a directory that is missing held a store.
+//!             `process` asks whether a directory held a store that is missing.
 //! Downstairs: `keep`.
 //!
 //! A wipe must hold on a device that was not there, and on one that could not take it. So the
@@ -11,6 +11,8 @@
 //! the very same record; one that is not named was away, so that all it has is older.
 //!
 //! Invariants kept here
+//!   P2  What is not exactly what was written is refused: a device that is not named forgets all
+//!       that it has, so that one wrong digit of a name would cost durable blocks.
 //!   P3  A wipe is written here before the call that asked for it is answered.
 //!
 //! Not here on purpose: no word on where blocks are. Lost, this file costs nothing but the wipes
@@ -57,15 +59,16 @@ pub enum LedgerError {
 
 /// A device as it was seen last under its path.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Seen {
     /// Identity of its store, in hex digits.
     store: String,
-    /// It was on another file system than the state directory.
+    /// It was on a file system of its own.
     apart: bool,
 }
 
 impl Seen {
-    /// A store that is `apart` from the state directory's file system, or not.
+    /// A store that has a file system of its own, `apart` from the daemon's, or not.
     pub fn new(id: StoreId, apart: bool) -> Self {
         Self {
             store: hex(id),
@@ -75,15 +78,10 @@ impl Seen {
 
     /// Identity of the store.
     pub fn id(&self) -> Option<StoreId> {
-        let digits = |at: usize| u8::from_str_radix(self.store.get(2 * at..2 * at + 2)?, 16).ok();
-        let mut id = [0; 16];
-        for (at, byte) in id.iter_mut().enumerate() {
-            *byte = digits(at)?;
-        }
-        Some(StoreId(id))
+        from_hex(&self.store)
     }
 
-    /// It was on another file system than the state directory.
+    /// It was on a file system of its own.
     pub fn apart(&self) -> bool {
         self.apart
     }
@@ -96,14 +94,81 @@ fn hex(id: StoreId) -> String {
     })
 }
 
+/// The identity that is written like this, and in no other way.
+fn from_hex(text: &str) -> Option<StoreId> {
+    let digits = |at: usize| u8::from_str_radix(text.get(2 * at..2 * at + 2)?, 16).ok();
+    let mut id = [0; 16];
+    for (at, byte) in id.iter_mut().enumerate() {
+        *byte = digits(at)?;
+    }
+    let id = StoreId(id);
+    (hex(id) == text).then_some(id)
+}
+
+/// The file.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    /// Of what is kept, as [`Kept::crc32`] says.
+    crc32: u32,
+    kept: Kept,
+}
+
 /// What is in the file.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Kept {
     /// Devices by their path.
     seen: BTreeMap<String, Seen>,
     /// The last wipe of each namespace: for each device that heard of it, by its store's
     /// identity, the sequence below which its records are gone.
     wiped: BTreeMap<NamespaceId, BTreeMap<String, u64>>,
+}
+
+impl Kept {
+    /// Of the content, written without spaces and in order: however a person may have laid out
+    /// the file.
+    fn crc32(&self) -> Result<u32, String> {
+        let bytes = serde_json::to_vec(self).map_err(|problem| problem.to_string())?;
+        Ok(crc32fast::hash(&bytes))
+    }
+
+    fn parse(text: &[u8]) -> Result<Self, String> {
+        let file: File = serde_json::from_slice(text).map_err(|problem| problem.to_string())?;
+        let File { crc32, kept } = file;
+        if kept.crc32()? != crc32 {
+            return Err("its checksum is another".to_owned());
+        }
+        let stores = kept.wiped.values().flat_map(BTreeMap::keys);
+        let mut stores = stores.chain(kept.seen.values().map(|seen| &seen.store));
+        match stores.find(|store| from_hex(store).is_none()) {
+            Some(store) => Err(format!("{store:?} names no store")),
+            None => Ok(kept),
+        }
+    }
+
+    fn to_bytes(&self) -> Result<Vec<u8>, String> {
+        let file = File {
+            crc32: self.crc32()?,
+            kept: self.clone(),
+        };
+        serde_json::to_vec_pretty(&file).map_err(|problem| problem.to_string())
+    }
+}
+
+/// The file that the daemon would write after it has read one of this text. For the fuzz target of
+/// the file.
+///
+/// # Errors
+/// It is damaged.
+pub fn ledger_after(text: &[u8]) -> Result<Vec<u8>, LedgerError> {
+    let damaged = |problem| LedgerError::Damaged {
+        path: PathBuf::from(FILE),
+        problem,
+    };
+    Kept::parse(text)
+        .and_then(|kept| kept.to_bytes())
+        .map_err(damaged)
 }
 
 /// A wipe that a device has yet to take.
@@ -132,9 +197,9 @@ impl Ledger {
     pub fn open(state_dir: &Path) -> Result<Self, LedgerError> {
         let path = state_dir.join(FILE);
         let kept = match std::fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text).map_err(|problem| LedgerError::Damaged {
+            Ok(text) => Kept::parse(&text).map_err(|problem| LedgerError::Damaged {
                 path: path.clone(),
-                problem: problem.to_string(),
+                problem,
             })?,
             Err(problem) if problem.kind() == std::io::ErrorKind::NotFound => Kept::default(),
             Err(source) => return Err(LedgerError::File { path, source }),
@@ -208,7 +273,7 @@ impl Ledger {
         // What a write that failed has left is not known.
         self.written = None;
         let write = tokio::task::spawn_blocking(move || {
-            let bytes = serde_json::to_vec_pretty(&kept)?;
+            let bytes = kept.to_bytes().map_err(std::io::Error::other)?;
             keep::replace(&path, &bytes)?;
             Ok(kept)
         });
@@ -273,11 +338,9 @@ mod tests {
         let ledger = Ledger::open(dir.path()).unwrap();
         assert_eq!(ledger.seen(path), Some(&seen));
         assert_eq!(seen.id(), Some(id(0xc5)));
-        let broken = Seen {
-            store: "c5".into(),
-            apart: true,
-        };
-        assert_eq!(broken.id(), None);
+        for wrong in ["c5", &"C5".repeat(16), &"+5".repeat(16), &"c5".repeat(17)] {
+            assert_eq!(from_hex(wrong), None, "{wrong}");
+        }
     }
 
     #[tokio::test]
@@ -294,11 +357,39 @@ mod tests {
         assert_eq!(owed(&again, 1, 99), [(RED, Some(100))]);
     }
 
-    #[test]
-    fn a_damaged_file_is_refused_by_name() {
+    // Goal: P2 when a digit of a name has changed: taken as another device, the one that was meant
+    // would forget what it has.
+    #[tokio::test]
+    async fn a_file_of_which_any_bit_has_changed_is_refused_by_name() {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join(FILE), "{").unwrap();
-        let problem = Ledger::open(dir.path()).unwrap_err().to_string();
-        assert!(problem.contains("disks.json is damaged"), "{problem}");
+        let path = dir.path().join(FILE);
+        let mut ledger = Ledger::open(dir.path()).unwrap();
+        ledger.see(Path::new("/mnt/a"), Seen::new(id(1), true));
+        ledger.wipe(RED, [(id(1), 100), (id(2), 50)]);
+        ledger.write().await.unwrap();
+        let text = std::fs::read(&path).unwrap();
+        assert_eq!(ledger_after(&text).unwrap(), text);
+        for bit in 0..8 * text.len() {
+            let mut changed = text.clone();
+            changed[bit / 8] ^= 1 << (bit % 8);
+            assert!(ledger_after(&changed).is_err(), "bit {bit}");
+        }
+        for wrong in ["", "{", "{}", r#"{"seen":{},"wiped":{}}"#] {
+            std::fs::write(&path, wrong).unwrap();
+            let problem = Ledger::open(dir.path()).unwrap_err().to_string();
+            assert!(problem.contains("disks.json is damaged"), "{problem}");
+        }
+    }
+
+    // Goal: the names are looked at as well, whatever the checksum says.
+    #[test]
+    fn a_name_that_is_no_store_is_refused() {
+        for wrong in ["c5", &"C5".repeat(16)] {
+            let mut kept = Kept::default();
+            let devices = BTreeMap::from([(wrong.to_owned(), 7)]);
+            kept.wiped.insert(RED, devices);
+            let problem = ledger_after(&kept.to_bytes().unwrap()).unwrap_err();
+            assert!(problem.to_string().contains("names no store"), "{problem}");
+        }
     }
 }
