@@ -215,8 +215,11 @@ pub trait Disk: fmt::Debug {
 
     /// Tells the lane that buffers of `arena` will come, so that it can register its memory.
     /// Worth it for arenas that are populated and long-lived; never needed for correctness.
-    /// The lane lets go of the arena by itself.
-    fn attach(&mut self, _arena: &Arc<Arena>) {}
+    /// The lane lets go of the arena by itself. `Some` says why it cannot register it, though it
+    /// would.
+    fn attach(&mut self, _arena: &Arc<Arena>) -> Option<String> {
+        None
+    }
 
     /// Something another thread may use to end a [`Wait::One`].
     fn waker(&self) -> Waker;
@@ -281,8 +284,8 @@ impl<D: Disk + ?Sized> Disk for Box<D> {
         (**self).waker()
     }
 
-    fn attach(&mut self, arena: &Arc<Arena>) {
-        (**self).attach(arena);
+    fn attach(&mut self, arena: &Arc<Arena>) -> Option<String> {
+        (**self).attach(arena)
     }
 
     fn lane(&self) -> &'static str {

@@ -343,8 +343,8 @@ impl Disk for FaultLane {
         self.inner.align()
     }
 
-    fn attach(&mut self, arena: &Arc<Arena>) {
-        self.inner.attach(arena);
+    fn attach(&mut self, arena: &Arc<Arena>) -> Option<String> {
+        self.inner.attach(arena)
     }
 
     fn waker(&self) -> Waker {

@@ -113,8 +113,8 @@ impl<D: Disk> Disk for HollowDisk<D> {
         self.disk.align()
     }
 
-    fn attach(&mut self, arena: &Arc<Arena>) {
-        self.disk.attach(arena);
+    fn attach(&mut self, arena: &Arc<Arena>) -> Option<String> {
+        self.disk.attach(arena)
     }
 
     fn waker(&self) -> Waker {

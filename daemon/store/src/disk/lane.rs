@@ -83,7 +83,9 @@ fn choose(
             .and_then(|()| RingLane::open(path, depth));
         match ring {
             Ok(mut lane) => {
-                arenas.iter().for_each(|arena| lane.attach(arena));
+                for arena in arenas {
+                    lane.attach(arena);
+                }
                 let report = lane.report();
                 return Ok(Lane {
                     disk: Box::new(lane),

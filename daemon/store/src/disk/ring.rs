@@ -388,14 +388,13 @@ impl RingLane {
         }
     }
 
-    /// Registers an arena's memory, part by part; all or nothing.
-    fn register(&mut self, arena: &Arc<Arena>) {
+    /// Registers an arena's memory, part by part; all, or nothing and why.
+    fn register(&mut self, arena: &Arc<Arena>) -> Option<String> {
         let parts = arenas::parts(arena.capacity());
         let Some(entries) = self.arenas.room(parts.len()) else {
-            self.note(format!(
+            return self.note(format!(
                 "{arena:?} is not registered: the ring's table is full"
             ));
-            return;
         };
         for (entry, part) in entries.clone().zip(parts) {
             let base = arena.base().wrapping_add(part.start).cast();
@@ -415,14 +414,14 @@ impl RingLane {
             };
             if let Err(error) = registered {
                 self.clear(entries.start..entry);
-                self.note(format!(
+                return self.note(format!(
                     "{arena:?} is not registered: {}",
                     explain_pin(&error)
                 ));
-                return;
             }
         }
         self.arenas.insert(arena, entries);
+        None
     }
 
     fn clear(&mut self, entries: std::ops::Range<u16>) {
@@ -448,9 +447,10 @@ impl RingLane {
         }
     }
 
-    fn note(&mut self, text: String) {
+    fn note(&mut self, text: String) -> Option<String> {
         tracing::warn!("{text}");
-        self.without.push(text);
+        self.without.push(text.clone());
+        Some(text)
     }
 }
 

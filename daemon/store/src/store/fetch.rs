@@ -1,6 +1,6 @@
 //! Reads: from an index entry to bytes that wait for verification.
 //!
-//! Upstairs:   `Store::get`, `Store::get_parts`.
+//! Upstairs:   `Store::get`, `Store::get_parts`; `Store::attach` names memory to come.
 //! Downstairs: `lane`, `read`.
 //!
 //! Invariants kept here
@@ -19,7 +19,7 @@ use crate::disk::Disk;
 use crate::events::{Counter, Event};
 use crate::format::{Head, Place, index};
 use crate::lane::Transfer;
-use crate::mem::IoBuf;
+use crate::mem::{Arena, IoBuf};
 use crate::read::{Covered, Expectation, Partial, Unverified, Want, cover};
 
 use super::{Flight, Store};
@@ -43,6 +43,11 @@ enum Stage {
 }
 
 impl<D: Disk> Store<D> {
+    /// Tells the lane that buffers of `arena`, which is populated, will come. See [`Disk::attach`].
+    pub fn attach(&mut self, arena: &Arc<Arena>) -> Option<String> {
+        self.lane.disk().attach(arena)
+    }
+
     /// Reads a whole record into `buf`, which has at least `peek(..).place.len` bytes. The answer
     /// is an [`Event::Got`] with this `tag`. Reads in flight are bounded by the caller's buffers.
     ///

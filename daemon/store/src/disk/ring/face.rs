@@ -98,15 +98,15 @@ impl Disk for RingLane {
         self.dir.align()
     }
 
-    fn attach(&mut self, arena: &Arc<Arena>) {
+    fn attach(&mut self, arena: &Arc<Arena>) -> Option<String> {
         if !self.buffers || self.failed || self.arenas.contains(arena) {
-            return;
+            return None;
         }
         if self.owner.is_some() && !self.bind() {
-            return;
+            return None;
         }
         self.sweep();
-        self.register(arena);
+        self.register(arena)
     }
 
     fn waker(&self) -> Waker {
