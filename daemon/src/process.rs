@@ -4,8 +4,8 @@
 //! Downstairs: everything.
 //!
 //! ```text
-//!   config -> log -> HTTP endpoint -> state directory -> namespaces and their arenas
-//!          -> disk tier (recovery) -> sockets -> READY=1 -> serve
+//!   config -> log -> state directory -> HTTP endpoint -> namespaces and their arenas
+//!          -> memory populated, beside it disk tier (recovery) -> sockets -> READY=1 -> serve
 //!   SIGTERM or Drain -> `end`
 //! ```
 //!
@@ -58,6 +58,9 @@ const SCRATCH_SHARE: u64 = 8;
 /// Least scratch memory. Unit: bytes.
 const SCRATCH_MIN: u64 = 64 << 20;
 
+/// From the start to the first scrub of a disk: what a restart brings back goes first.
+const FIRST_SCRUB_AFTER: Duration = Duration::from_secs(600);
+
 /// Runs the daemon until it is told to stop. Blocks.
 ///
 /// # Errors
@@ -89,6 +92,8 @@ pub(crate) fn allow_open_files() {
 
 async fn serve(config: Config) -> Result<(), Failed> {
     let (health, metrics) = (Arc::new(Health::new()), Arc::new(Metrics::new()));
+    // Before anybody looks: a series that shows is there from the start.
+    metrics.set_devices(config.disks.len());
     let (drain, mut drained) = watch::channel(Drain::No);
     let stop = Stop::listen(drain.clone())?;
     let mut directories = Directories::prepare(&config)?;
@@ -108,13 +113,7 @@ async fn serve(config: Config) -> Result<(), Failed> {
     let tenants = open_tenants(&config, pages)?;
     let scratch = Scratch::create(scratch_bytes(&config), pages)
         .map_err(|problem| failed(format!("cannot reserve scratch memory: {problem}")))?;
-    populate(&tenants, &scratch).await?;
-    let disk = open_disks(&config, directories, &tenants, &scratch, &health, &metrics).await?;
-    let level = config
-        .disks
-        .first()
-        .map_or(kvtier_proto::Level::RAW, |disk| disk.level.level());
-    let tiers = Tiers::new(disk, level, scratch, Arc::clone(&metrics));
+    let tiers = open_tiers(&config, directories, &tenants, scratch, &health, &metrics).await?;
     let descriptor_socket = config.server.descriptor_socket();
     let shared = Arc::new(Shared {
         tenants,
@@ -266,11 +265,38 @@ fn open_tenants(config: &Config, pages: Pages) -> Result<Tenants, Failed> {
     Tenants::open(&options).map_err(|problem| failed(chain(&problem)))
 }
 
+/// Populates all memory and opens the disks. Both take long after a restart, one the cores and the
+/// other mostly a disk, so that they go side by side.
+async fn open_tiers(
+    config: &Config,
+    directories: Directories,
+    tenants: &Tenants,
+    scratch: Scratch,
+    health: &Arc<Health>,
+    metrics: &Arc<Metrics>,
+) -> Result<Arc<Tiers>, Failed> {
+    let ((), disk) = tokio::try_join!(
+        populate(tenants, &scratch),
+        open_disks(config, directories, tenants, health, metrics),
+    )?;
+    if let Some(disk) = &disk {
+        disk.attach(&arenas(tenants, &scratch)).await;
+    }
+    let level = config.disks.first();
+    let level = level.map_or(kvtier_proto::Level::RAW, |disk| disk.level.level());
+    Ok(Tiers::new(disk, level, scratch, Arc::clone(metrics)))
+}
+
+/// All memory that blocks and records lie in.
+fn arenas(tenants: &Tenants, scratch: &Scratch) -> Vec<Arc<Arena>> {
+    let arenas = tenants.all().map(|tenant| Arc::clone(tenant.host.arena()));
+    arenas.chain([Arc::clone(scratch.arena())]).collect()
+}
+
 /// Takes all host memory and touches it once: later there may be none, and no restore is to pay
 /// for a first touch.
 async fn populate(tenants: &Tenants, scratch: &Scratch) -> Result<(), Failed> {
-    let arenas = tenants.all().map(|tenant| Arc::clone(tenant.host.arena()));
-    let arenas: Vec<_> = arenas.chain([Arc::clone(scratch.arena())]).collect();
+    let arenas = arenas(tenants, scratch);
     let touched = tokio::task::spawn_blocking(move || {
         arenas.iter().try_for_each(|arena| {
             touch(arena).map_err(|problem| {
@@ -305,7 +331,6 @@ async fn open_disks(
     config: &Config,
     directories: Directories,
     tenants: &Tenants,
-    scratch: &Scratch,
     health: &Arc<Health>,
     metrics: &Arc<Metrics>,
 ) -> Result<Option<DiskTier>, Failed> {
@@ -314,8 +339,6 @@ async fn open_disks(
         return Ok(None);
     }
     health.enter(State::Recovering);
-    let mut arenas = vec![Arc::clone(scratch.arena())];
-    arenas.extend(tenants.all().map(|tenant| Arc::clone(tenant.host.arena())));
     let hosts: Vec<_> = tenants.all().map(|one| Arc::clone(&one.host)).collect();
     let numbers = <Device as Label>::all();
     let unusable = directories.unusable.into_iter();
@@ -333,9 +356,9 @@ async fn open_disks(
         },
         scrub: ScrubOptions {
             rate: disk.scrub_rate,
+            first_after: FIRST_SCRUB_AFTER,
             every: Duration::from_secs(3600 * u64::from(disk.scrub_every_h)),
         },
-        arenas: arenas.clone(),
         hosts: hosts.clone(),
         unusable,
     });

@@ -99,6 +99,8 @@ pub struct Tiers {
 /// How long a save or a load waits for host memory before it gives up: time for the writes in
 /// flight to finish, not for a client to release its leases.
 const ROOM_WAIT: Duration = Duration::from_secs(5);
+/// How long a caller waits for a wipe. A device that hangs takes longer than that, or for ever.
+const WIPE_WAIT: Duration = Duration::from_secs(30);
 
 impl Tiers {
     /// Tiers over a disk, or over host memory alone.
@@ -202,10 +204,27 @@ impl Tiers {
     /// Forgets every block of a namespace, durably, before it returns. Leases that clients hold
     /// keep their bytes until they are released; nothing else can be reached.
     ///
+    /// Cancel safety: dropped early, a wipe that has begun goes on.
+    ///
     /// # Errors
-    /// A device, or the state directory, did not take it; nothing that was saved before is served
-    /// meanwhile.
-    pub async fn wipe(&self, host: &HostTier) -> Result<Wiped, String> {
+    /// A device, or the state directory, did not take it, or not in time; nothing that was saved
+    /// before is served meanwhile. Or an earlier wipe of the namespace hangs.
+    pub async fn wipe(self: &Arc<Self>, host: &Arc<HostTier>) -> Result<Wiped, String> {
+        let late = || "a device does not answer".to_owned();
+        let limit = Instant::now() + WIPE_WAIT;
+        let turn = Arc::clone(&host.lines.wipes).acquire_owned();
+        let turn = timeout_at(limit, turn).await.map_err(|_| late())?;
+        let (tiers, host) = (Arc::clone(self), Arc::clone(host));
+        let wiping = tokio::spawn(async move {
+            let wiped = tiers.wipe_to_the_end(&host).await;
+            drop(turn);
+            wiped
+        });
+        let wiped = timeout_at(limit, wiping).await.map_err(|_| late())?;
+        wiped.unwrap_or_else(|lost| Err(lost.to_string()))
+    }
+
+    async fn wipe_to_the_end(&self, host: &HostTier) -> Result<Wiped, String> {
         let gone = host.clear();
         let blocks = gone.len() as u64;
         for block in gone {

@@ -35,7 +35,7 @@ pub enum Miss {
     Device,
     /// No room to restore into: host arena or quota exhausted by leased blocks.
     NoSpace,
-    /// The deadline of the request passed first.
+    /// It did not come in time: the request's deadline passed first, or a device hangs.
     Deadline,
 }
 

@@ -11,6 +11,7 @@
 use std::fs::File;
 use std::path::Path;
 
+use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
 use super::{Failed, failed};
@@ -94,7 +95,8 @@ fn check_mounted(path: &Path, ledger: &Ledger) -> Result<(), Refused> {
     if seen.apart() && !is_apart(path, ledger.state_dir()) {
         let state = ledger.state_dir().display();
         let why = format!(
-            "{shown} is on the file system of {state}, and was on another before: is it mounted?"
+            "{shown} is on the file system of {state} or of the root, and had one of its own before: \
+             is it mounted?"
         );
         return Err(Refused::Unusable(why));
     }
@@ -127,12 +129,20 @@ fn lock(dir: &Path) -> Result<File, Refused> {
         .map_err(say)?;
     let file = File::create(dir.join("lock")).map_err(say)?;
     let how = rustix::fs::FlockOperation::NonBlockingLockExclusive;
-    rustix::fs::flock(&file, how).map_err(|_| {
-        Refused::InUse(format!(
+    match rustix::fs::flock(&file, how) {
+        Ok(()) => Ok(file),
+        Err(problem) => Err(not_locked(dir, problem)),
+    }
+}
+
+fn not_locked(dir: &Path, problem: Errno) -> Refused {
+    let shown = dir.display();
+    match problem {
+        Errno::WOULDBLOCK => Refused::InUse(format!(
             "{shown} is in use by another daemon (its lock is held)"
-        ))
-    })?;
-    Ok(file)
+        )),
+        _ => Refused::Unusable(format!("cannot lock {shown}: {problem}")),
+    }
 }
 
 #[cfg(test)]
@@ -179,6 +189,14 @@ mod tests {
         let refused = Directories::prepare(&config(other.path(), &["b", &shared]));
         let why = refused.err().unwrap().to_string();
         assert!(why.contains("in use by another daemon"), "{why}");
+    }
+
+    // Goal: a device that fails is out of service, as ever; only a lock that is held is a mistake.
+    #[test]
+    fn a_lock_that_fails_is_no_other_daemon() {
+        let is_in_use = |problem| matches!(not_locked(Path::new("/d"), problem), Refused::InUse(_));
+        assert!(is_in_use(Errno::WOULDBLOCK));
+        assert!(!is_in_use(Errno::IO) && !is_in_use(Errno::NOLCK) && !is_in_use(Errno::STALE));
     }
 
     #[test]

@@ -471,3 +471,39 @@ fn a_release_of_more_names_than_a_call_may_carry_is_refused() {
         daemon.ended().await;
     });
 }
+
+// Goal: a tenant hears that its wipe is not durable, and nothing of where the operator keeps
+// things.
+#[test]
+fn a_wipe_that_fails_tells_paths_to_operators_only() {
+    run(async {
+        let daemon = Daemon::start().await;
+        let mut session = daemon.session().await;
+        std::fs::remove_dir_all(daemon.home.path().join("state")).unwrap();
+        let wipe = |session: Bytes, name: &str| v1::WipeRequest {
+            session,
+            namespace_name: name.into(),
+        };
+        let home = daemon.home.path().display().to_string();
+        let refusal = session
+            .rpc
+            .wipe(wipe(session.token.clone(), ""))
+            .await
+            .unwrap_err();
+        assert_eq!(refusal.code(), Code::Unavailable);
+        let said = refusal.message();
+        assert!(
+            said.contains("repeat it") && !said.contains(&home),
+            "{said}"
+        );
+        let refusal = session
+            .rpc
+            .wipe(wipe(Bytes::new(), "default"))
+            .await
+            .unwrap_err();
+        assert!(refusal.message().contains(&home), "{refusal:?}");
+        drop(session);
+        daemon.stop().await;
+        daemon.ended().await;
+    });
+}

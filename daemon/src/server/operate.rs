@@ -53,8 +53,15 @@ pub async fn wipe(
             convert::bad_field("namespace_name", &asked.namespace_name, known().join(", "))
         })?)
     };
+    let by_operator = !asked.namespace_name.is_empty();
     // No refusal: nothing of the namespace that was there is served any more.
     let wiped = shared.tiers.wipe(&tenant.host).await.map_err(|problem| {
+        tracing::error!(namespace = tenant.name, problem, "a wipe is not durable");
+        // Where the operator keeps disks is not a tenant's business.
+        let problem = match by_operator {
+            true => problem.as_str(),
+            false => "some disk or the state directory did not take it",
+        };
         Status::unavailable(format!("the wipe is not durable, repeat it: {problem}"))
     })?;
     let Wiped {
@@ -62,8 +69,7 @@ pub async fn wipe(
         mut waiting,
     } = wiped;
     tracing::info!(namespace = tenant.name, blocks, ?waiting, "namespace wiped");
-    if asked.namespace_name.is_empty() {
-        // Where the operator keeps disks is not a tenant's business.
+    if !by_operator {
         waiting.clear();
     }
     Ok(v1::WipeReply { blocks, waiting })

@@ -11,7 +11,7 @@
 //!
 //! A device that does not open, or fails later, is out of service: it serves nothing until a
 //! restart, and keeps its share. A block that is found nowhere and belongs to it is a miss for
-//! `device`, and may be saved again to another.
+//! `device`, and may be saved again to another. So is one that hangs, until it answers again.
 //!
 //! Invariants kept here
 //!   P3  A wipe is forgotten by every device in service, then in the ledger, then in every
@@ -21,6 +21,7 @@ mod answers;
 mod device;
 #[cfg(test)]
 mod faulty;
+mod late;
 mod ledger;
 mod open;
 mod pins;
@@ -31,13 +32,13 @@ mod thread;
 
 use std::ops::Deref;
 use std::sync::Arc;
-
 use std::time::Duration;
 
 use kvtier_proto::{LayoutFingerprint, Miss, NamespaceId};
-use kvtier_store::mem::IoBuf;
+use kvtier_store::mem::{Arena, IoBuf};
 use kvtier_store::{DeviceState, Forgotten, RecordImage, Stored, Unverified};
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use super::host::Life;
 use crate::block::BlockId;
@@ -50,7 +51,33 @@ pub use open::is_apart;
 pub use scrub::ScrubOptions;
 
 use device::{Command, Handle, Unstored};
+use late::Silent;
 use place::Share;
+
+/// How long a device may take for what others wait for.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    /// To say what it holds: its thread knows that without the device, and is busy for less than
+    /// this with one that works.
+    look: Duration,
+    /// To read what it holds, with a queue before it.
+    get: Duration,
+    /// To store a record, behind all that scratch memory holds and beside restores, which go
+    /// first. It is not given up then.
+    put: Duration,
+    /// To open, since the recovery moved on: many times what the largest catalog takes
+    /// (docs/SCALE.md), and less than a service manager waits.
+    open: Duration,
+}
+
+impl Patience {
+    const USUAL: Self = Self {
+        look: Duration::from_secs(1),
+        get: Duration::from_secs(30),
+        put: Duration::from_secs(300),
+        open: Duration::from_secs(300),
+    };
+}
 
 /// A block that was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,10 +116,16 @@ struct Slot {
 }
 
 impl Slot {
-    /// The device, unless it is out of service.
+    /// The device, unless it is out of service or does not answer.
     fn serving(&self) -> Option<&Handle> {
         let handle = self.handle.as_ref()?;
-        (handle.state() != DeviceState::Failed).then_some(handle)
+        (handle.state() != DeviceState::Failed && !handle.is_late()).then_some(handle)
+    }
+
+    /// The device, if it takes writes, whether it answers or not.
+    fn writable(&self) -> Option<&Handle> {
+        let handle = self.handle.as_ref()?;
+        (handle.state() < DeviceState::ReadOnly).then_some(handle)
     }
 
     fn status(&self) -> DiskStatus {
@@ -109,6 +142,7 @@ pub struct DiskTier {
     shares: Vec<Option<Share>>,
     /// One wipe at a time: each tells the ledger what the devices said.
     ledger: Mutex<Ledger>,
+    patience: Patience,
 }
 
 impl DiskTier {
@@ -133,8 +167,10 @@ impl DiskTier {
         found
     }
 
-    /// Asks each device for those blocks, by their places in `ids`; all devices at once.
+    /// Asks each device for those blocks, by their places in `ids`; all devices at once. One that
+    /// does not answer has none of them.
     async fn look(&self, ids: &[BlockId], wanted: Vec<Vec<usize>>, found: &mut [Option<OnDisk>]) {
+        let until = Instant::now() + self.patience.look;
         let mut asked = Vec::new();
         for (slot, places) in self.slots.iter().zip(wanted) {
             let Some(handle) = slot.serving().filter(|_| !places.is_empty()) else {
@@ -144,17 +180,18 @@ impl DiskTier {
                 .iter()
                 .filter_map(|at| ids.get(*at).copied())
                 .collect();
-            let answer = handle.send(|reply| Command::Find { ids, reply }).await;
-            asked.push((slot, handle.state(), places, answer));
+            let answer = handle.ask(|reply| Command::Find { ids, reply });
+            asked.push((slot.status.device, handle, places, answer));
         }
-        for (slot, state, places, answer) in asked {
-            let answer = answer.await.unwrap_or_default();
+        for (device, handle, places, answer) in asked {
+            let answer = handle.answer(until, answer).await.unwrap_or_default();
+            let state = handle.state();
             for (at, stored) in places.into_iter().zip(answer) {
                 let Some((stored, place)) = stored.zip(found.get_mut(at)) else {
                     continue;
                 };
                 place.get_or_insert(OnDisk {
-                    device: slot.status.device,
+                    device,
                     state,
                     stored,
                 });
@@ -181,8 +218,8 @@ impl DiskTier {
         }
     }
 
-    /// Appends a record to the device that it belongs to, or the next that takes it. Returns when
-    /// it is durable.
+    /// Appends a record to the device that it belongs to, or the next that takes it; one that does
+    /// not answer comes last. Returns when it is durable.
     ///
     /// # Errors
     /// Why it is not stored, for the log. The block stays where it was.
@@ -194,15 +231,15 @@ impl DiskTier {
     ) -> Result<Device, String> {
         let mut refused = Vec::new();
         let mut image = image;
-        for at in place::order(&image.summary().key, &self.shares) {
-            let Some((slot, handle)) = self.slots.get(at).and_then(|slot| {
-                let handle = slot.serving()?;
-                (handle.state() < DeviceState::ReadOnly).then_some((slot, handle))
-            }) else {
-                continue;
-            };
-            let device = slot.status.device;
-            match handle.put(image, Arc::clone(&lives), life).await {
+        let order = place::order(&image.summary().key, &self.shares);
+        let slots = order.into_iter().filter_map(|at| self.slots.get(at));
+        let (quick, late): (Vec<_>, Vec<_>) = slots
+            .filter_map(Slot::writable)
+            .partition(|handle| !handle.is_late());
+        for handle in quick.into_iter().chain(late) {
+            let device = handle.device();
+            let put = handle.put(image, Arc::clone(&lives), life, self.patience.put);
+            match put.await {
                 Ok(()) => return Ok(device),
                 Err(Unstored {
                     problem,
@@ -220,7 +257,8 @@ impl DiskTier {
         Err(refused.join("; "))
     }
 
-    /// Reads a record that was found into `buf`, which is at least as long as the place says.
+    /// Reads a record that was found into `buf`, which is at least as long as the place says. One
+    /// that does not come in time is no damage: a miss for `deadline`.
     pub async fn get(
         &self,
         id: BlockId,
@@ -229,13 +267,17 @@ impl DiskTier {
         device: Device,
     ) -> Result<Unverified, Miss> {
         let handle = self.handle(device).ok_or(Miss::Device)?;
-        let done = handle.ask(|reply| Command::Get {
+        let get = |reply| Command::Get {
             id,
             layout,
             buf,
             reply,
-        });
-        done.await.unwrap_or(Err(Miss::Device))
+        };
+        let got = handle.ask_within(self.patience.get, get).await;
+        got.unwrap_or_else(|silent| match silent {
+            Silent::Ended => Err(Miss::Device),
+            Silent::Late => Err(Miss::Deadline),
+        })
     }
 
     /// Takes a record that cannot be served out of the index. False when it stays, because the
@@ -245,12 +287,13 @@ impl DiskTier {
             return false;
         };
         let place = found.place;
-        let done = handle.ask(|reply| Command::Condemn {
+        let condemn = |reply| Command::Condemn {
             id,
             place,
             miss,
             reply,
-        });
+        };
+        let done = handle.ask_within(self.patience.look, condemn);
         done.await.unwrap_or(false)
     }
 
@@ -261,13 +304,14 @@ impl DiskTier {
     /// Keeps blocks when their segments are recycled; `None` ends that. Says which exist.
     pub async fn pin(&self, ids: Vec<BlockId>, ttl: Option<Duration>) -> Vec<bool> {
         let mut pinned = vec![false; ids.len()];
+        let until = Instant::now() + self.patience.look;
         let mut asked = Vec::new();
         for handle in self.slots.iter().filter_map(Slot::serving) {
             let ids = ids.clone();
-            asked.push(handle.send(|reply| Command::Pin { ids, ttl, reply }).await);
+            asked.push((handle, handle.ask(|reply| Command::Pin { ids, ttl, reply })));
         }
-        for answer in asked {
-            let stored = answer.await.unwrap_or_default();
+        for (handle, answer) in asked {
+            let stored = handle.answer(until, answer).await.unwrap_or_default();
             for (pinned, stored) in pinned.iter_mut().zip(stored) {
                 *pinned |= stored;
             }
@@ -275,40 +319,45 @@ impl DiskTier {
         pinned
     }
 
-    /// Forgets a namespace, durably, on every device.
+    /// Forgets a namespace, durably, on every device. It waits for every device, also for one that
+    /// hangs, since nothing else would keep what was acknowledged there.
+    ///
+    /// Not cancel safe: run it to its end, or the next wipe tells the ledger while this one does.
     ///
     /// # Errors
-    /// Some device in service, or the state directory, did not take it; nothing that was saved
-    /// before is served meanwhile.
+    /// The state directory, or some device that takes writes, did not take it; nothing that was
+    /// saved before is served meanwhile.
     pub async fn wipe(&self, namespace: NamespaceId) -> Result<Wiped, String> {
         let mut ledger = self.ledger.lock().await;
         let forgotten = self.forget(namespace).await;
         let mut wiped = Wiped::default();
         let mut bounds = Vec::new();
-        for (slot, forgotten) in &forgotten {
+        for (handle, forgotten) in &forgotten {
             wiped.blocks += forgotten.blocks;
-            let handle = slot.handle.as_ref();
-            bounds.extend(handle.map(|handle| (handle.id, forgotten.below)));
+            bounds.push((handle.id, forgotten.below));
         }
         ledger.wipe(namespace, bounds);
         let mut problems = Vec::new();
         if let Err(problem) = ledger.write().await {
             problems.push(crate::log::chain(&problem));
         }
-        let (mut kept, mut waiting) = (0, Vec::new());
         for slot in &self.slots {
-            match slot.keep_wipes(namespace).await {
-                Some(Ok(())) => kept += 1,
-                Some(Err(problem)) if slot.serving().is_some() => {
-                    problems.push(format!("{}: {problem}", slot.status.device));
-                }
-                _ => waiting.push(slot.name()),
+            let Some(handle) = slot.writable() else {
+                // From the ledger, before it serves again after a restart.
+                wiped.waiting.push(slot.name());
+                continue;
+            };
+            let kept = handle.ask(|reply| Command::KeepWipes { namespace, reply });
+            match kept.await {
+                Some(Ok(())) => {}
+                Some(Err(problem)) => problems.push(format!("{}: {problem}", handle.device())),
+                None => wiped.waiting.push(slot.name()),
             }
         }
-        if kept == 0 && problems.is_empty() {
+        let failed = |slot: &Slot| slot.status().state == DeviceState::Failed;
+        if problems.is_empty() && self.slots.iter().all(failed) {
             problems.push("no device is in service".to_owned());
         }
-        wiped.waiting = waiting;
         match problems.is_empty() {
             true => Ok(wiped),
             false => Err(problems.join("; ")),
@@ -316,34 +365,54 @@ impl DiskTier {
     }
 
     /// First half of a wipe, on all devices at once: nothing of the namespace is served any more.
-    async fn forget(&self, namespace: NamespaceId) -> Vec<(&Slot, Forgotten)> {
+    async fn forget(&self, namespace: NamespaceId) -> Vec<(&Handle, Forgotten)> {
         let mut asked = Vec::new();
-        for slot in &self.slots {
-            if let Some(handle) = &slot.handle {
-                let forget = handle.send(|reply| Command::Forget {
-                    namespace,
-                    below: None,
-                    reply,
-                });
-                asked.push((slot, forget.await));
-            }
+        for handle in self.handles() {
+            let forget = handle.ask(|reply| Command::Forget {
+                namespace,
+                below: None,
+                reply,
+            });
+            asked.push((handle, forget));
         }
         let mut forgotten = Vec::new();
-        for (slot, answer) in asked {
-            forgotten.extend(answer.await.ok().map(|answer| (slot, answer)));
+        for (handle, answer) in asked {
+            forgotten.extend(answer.await.map(|answer| (handle, answer)));
         }
         forgotten
     }
 
+    /// Registers memory that I/O will go to and from, where a device can use that. It is to be
+    /// populated.
+    pub async fn attach(&self, arenas: &[Arc<Arena>]) {
+        let until = Instant::now() + self.patience.open;
+        let mut asked = Vec::new();
+        for handle in self.handles() {
+            let arenas = arenas.to_vec();
+            asked.push((
+                handle,
+                handle.ask(|reply| Command::Attach { arenas, reply }),
+            ));
+        }
+        for (handle, done) in asked {
+            // Without it every operation takes longer, and that is all.
+            let _ = handle.answer(until, done).await;
+        }
+    }
+
     /// Makes everything durable, closes the stores in order and ends the threads.
     pub async fn close(&self) {
-        let mut closing = Vec::new();
-        for handle in self.slots.iter().filter_map(|slot| slot.handle.as_ref()) {
-            closing.push(handle.send(|reply| Command::Close { reply }).await);
-        }
+        let close = |handle: &Handle| handle.ask(|reply| Command::Close { reply });
+        // All are told before anybody is waited for.
+        let closing: Vec<_> = self.handles().map(close).collect();
         for closed in closing {
             let _ = closed.await;
         }
+    }
+
+    /// Devices that were opened.
+    fn handles(&self) -> impl Iterator<Item = &Handle> {
+        self.slots.iter().filter_map(|slot| slot.handle.as_ref())
     }
 
     /// What each device is, holds and did.
@@ -353,13 +422,6 @@ impl DiskTier {
 }
 
 impl Slot {
-    /// Second half of a wipe. `None` when there is nobody to ask.
-    async fn keep_wipes(&self, namespace: NamespaceId) -> Option<Result<(), String>> {
-        let handle = self.handle.as_ref()?;
-        let ask = handle.ask(|reply| Command::KeepWipes { namespace, reply });
-        ask.await
-    }
-
     /// As people know it.
     fn name(&self) -> String {
         format!("{} ({})", self.status.device, self.status.path)

@@ -61,6 +61,8 @@ pub struct Lines {
     pub prefetches: Arc<Semaphore>,
     /// Blocks being encoded.
     pub encodes: Semaphore,
+    /// The wipe under way.
+    pub wipes: Arc<Semaphore>,
 }
 
 /// Where blocks that were handed out come back to.
@@ -118,6 +120,7 @@ impl HostTier {
                 prefetched: line(PREFETCHED_MAX),
                 prefetches: line(PREFETCHES_MAX),
                 encodes: Semaphore::new(ENCODES_PER_CORE * cores),
+                wipes: line(1),
             },
         })
     }

@@ -79,7 +79,6 @@ impl Fixture {
             queue_depth: 8,
             lane: LaneKind::Pread,
             scrub: ScrubOptions::OFF,
-            arenas: Vec::new(),
             hosts: hosts.iter().map(|host| Arc::clone(host)).collect(),
             unusable: None,
         };
@@ -414,4 +413,43 @@ async fn a_record_that_was_replaced_since_it_was_found_is_a_miss() {
     fixture.save_durable(&host(1, 8), one).await;
     assert_ne!(disk.find(vec![one]).await[0].unwrap().level, found.level);
     assert_eq!(get().await, Err(Miss::Evicted));
+}
+
+// Goal: P3 when whoever asked for a wipe goes away in the middle of it: it is made durable all the
+// same, and never at the same time as the next one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wipe_goes_on_when_its_caller_goes_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(1, 8);
+    let fixture = Fixture::new(dir.path(), Level::RAW, &[&host]).await;
+    for number in 0..3 {
+        fixture.save_durable(&host, id(1, number)).await;
+    }
+    {
+        let mut wipe = std::pin::pin!(fixture.tiers.wipe(&host));
+        let once = std::future::poll_fn(|context| {
+            std::task::Poll::Ready(wipe.as_mut().poll(context).is_pending())
+        });
+        assert!(once.await, "it waits for the device");
+    }
+    let named = || {
+        let text = std::fs::read_to_string(dir.path().join("disks.json")).unwrap();
+        let file: serde_json::Value = serde_json::from_str(&text).unwrap();
+        file["kept"]["wiped"]["1"].is_object()
+    };
+    let told = async {
+        while !named() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(Duration::from_secs(30), told)
+        .await
+        .expect("the ledger hears of it");
+    assert_eq!(
+        fixture.tiers.wipe(&host).await.unwrap().blocks,
+        0,
+        "the first took all"
+    );
+    fixture.tiers.disk().unwrap().close().await;
+    Ledger::open(dir.path()).unwrap();
 }

@@ -749,8 +749,8 @@ pub struct WipeRequest {
 pub struct WipeReply {
     #[prost(uint64, tag = "1")]
     pub blocks: u64,
-    /// Operators only: devices that are out of service, by number and path. Each takes the wipe before
-    /// it serves again; until then its bytes are where they were.
+    /// Operators only: devices that are out of service or take no writes, by number and path. Each
+    /// takes the wipe before it serves after a restart; until then its bytes are where they were.
     #[prost(string, repeated, tag = "2")]
     pub waiting: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }

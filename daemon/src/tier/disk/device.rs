@@ -6,12 +6,16 @@
 //! Commands go in through a bounded channel, answers come back through one-shot channels. The
 //! thread sleeps in the kernel until the device finishes something or a command wakes it.
 //!
+//! A device may hang instead of failing: no answer comes, and no error. While a question that had
+//! a limit waits beyond it, the device is late, and is asked nothing that others could answer.
+//!
 //! Invariants kept here
 //!   P3  A record of a life that a wipe has ended is not stored: a put shows the life its bytes
 //!       belong to, and is checked on the same thread that wipes, each time it is tried.
 
 use std::path::PathBuf;
-use std::sync::mpsc::SyncSender;
+use std::pin::Pin;
+use std::sync::mpsc::{SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,6 +26,7 @@ use kvtier_store::mem::{Arena, IoBuf};
 use kvtier_store::{DeviceState, Forgotten, Place, RecordImage, StoreId, Stored, Unverified};
 use tokio::sync::oneshot;
 
+use super::late::{Late, Silent};
 use super::roll::Roll;
 use super::scrub::ScrubOptions;
 use super::thread;
@@ -33,6 +38,8 @@ use crate::tier::host::{HostTier, Life};
 /// Commands that wait for the thread. It takes them as fast as it can queue them, so that this
 /// bounds bursts, not throughput.
 const COMMANDS_WAITING: usize = 1024;
+/// Pause of whoever finds no room for a command.
+const FULL_PAUSE: Duration = Duration::from_micros(200);
 
 /// How one device of the disk tier is made.
 #[derive(Debug, Clone)]
@@ -51,8 +58,6 @@ pub struct DiskOptions {
     pub lane: LaneKind,
     /// How often and how fast everything is read and checked.
     pub scrub: ScrubOptions,
-    /// Memory that I/O goes to and from, for registration with the ring.
-    pub arenas: Vec<Arc<Arena>>,
     /// Namespaces that are told what leaves the device to make room.
     pub hosts: Vec<Arc<HostTier>>,
     /// Why the directory is not to be opened, when it is not.
@@ -76,7 +81,7 @@ pub struct DiskStatus {
     pub capacity_bytes: u64,
     /// Space its segments take. Unit: bytes.
     pub used_bytes: u64,
-    /// Blocks that can be read.
+    /// Blocks that can be read: none of a device that is out of service.
     pub blocks: u64,
 }
 
@@ -99,6 +104,7 @@ impl DiskStatus {
     pub(super) fn fail(&mut self, problem: impl Into<String>) {
         self.state = DeviceState::Failed;
         self.problem = problem.into();
+        self.blocks = 0;
     }
 }
 
@@ -142,6 +148,10 @@ pub(super) enum Command {
     KeepWipes {
         namespace: NamespaceId,
         reply: oneshot::Sender<Result<(), String>>,
+    },
+    Attach {
+        arenas: Vec<Arc<Arena>>,
+        reply: oneshot::Sender<()>,
     },
     Close {
         reply: oneshot::Sender<()>,
@@ -192,17 +202,34 @@ impl Drop for Alarm {
     }
 }
 
+/// Hands a command to the thread and wakes it. `Some` is the command back, when there is no room.
+fn deliver(commands: &SyncSender<Command>, waker: &Waker, command: Command) -> Option<Command> {
+    let left = match commands.try_send(command) {
+        Err(TrySendError::Full(back)) => Some(back),
+        // Nobody answers: the other end of the reply goes with the command.
+        Ok(()) | Err(TrySendError::Disconnected(_)) => None,
+    };
+    waker.wake();
+    left
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Handle {
     commands: SyncSender<Command>,
     waker: Waker,
     status: Arc<Mutex<DiskStatus>>,
+    late: Arc<Late>,
     pub(super) id: StoreId,
 }
 
+/// A question that was asked, on its way to an answer. `None` when the thread has ended.
+pub(super) type Question<T> = Pin<Box<dyn Future<Output = Option<T>> + Send>>;
+
 /// A device that is being opened.
 pub(super) struct Opening {
+    device: Device,
+    roll: Arc<Roll>,
     commands: SyncSender<Command>,
     status: Arc<Mutex<DiskStatus>>,
     opened: oneshot::Receiver<Opened>,
@@ -214,34 +241,51 @@ impl Opening {
         let (commands, receiver) = std::sync::mpsc::sync_channel(COMMANDS_WAITING);
         let (opened, wait) = oneshot::channel();
         let status = Arc::new(Mutex::new(DiskStatus::new(&options)));
-        let told = Arc::clone(&status);
+        let device = options.device;
+        let (told, alarmed) = (Arc::clone(&status), Arc::clone(&roll));
         let threads = tokio::runtime::Handle::try_current().ok();
         std::thread::Builder::new()
             .name(format!("kvtier-disk-{}", options.device.position()))
             .spawn(move || {
-                let status = told;
+                let (status, roll) = (told, alarmed);
                 let alarm = Alarm { roll, status };
                 thread::main(options, receiver, &alarm, opened, threads);
             })
             .map_err(|problem| format!("cannot start the disk thread: {problem}"))?;
         Ok(Self {
+            device,
+            roll,
             commands,
             status,
             opened: wait,
         })
     }
 
-    /// Waits until the index is whole.
+    /// Waits until the index is whole; with `patience`, for as long as less than that has passed
+    /// since the recovery moved on.
     ///
     /// # Errors
-    /// The directory cannot be used, or the options are out of bounds. Damage is no error.
-    pub(super) async fn done(self) -> Result<Handle, String> {
+    /// The directory cannot be used, or the options are out of bounds, or the device hangs. Damage
+    /// is no error.
+    pub(super) async fn done(mut self, patience: Option<Duration>) -> Result<Handle, String> {
+        let opened = loop {
+            let Some(patience) = patience else {
+                break (&mut self.opened).await;
+            };
+            let left = patience.saturating_sub(self.roll.unmoved(self.device));
+            match tokio::time::timeout(left, &mut self.opened).await {
+                Ok(opened) => break opened,
+                Err(_) if self.roll.unmoved(self.device) < patience => {}
+                Err(_) => return Err(format!("it did not open: it hung for {patience:?}")),
+            }
+        };
         let gone = |_| "the disk thread ended while it opened the store".to_owned();
-        let (waker, id) = self.opened.await.map_err(gone)??;
+        let (waker, id) = opened.map_err(gone)??;
         Ok(Handle {
             commands: self.commands,
             waker,
             status: self.status,
+            late: Arc::new(Late::new(self.device, self.roll)),
             id,
         })
     }
@@ -250,7 +294,12 @@ impl Opening {
 impl Handle {
     /// What it is, holds and did.
     pub(super) fn status(&self) -> DiskStatus {
-        self.lock().clone()
+        let mut status = self.lock().clone();
+        if self.is_late() && status.problem.is_empty() {
+            "it does not answer; its blocks are misses until it does"
+                .clone_into(&mut status.problem);
+        }
+        status
     }
 
     /// How the device does.
@@ -258,54 +307,95 @@ impl Handle {
         self.lock().state
     }
 
+    /// Its number.
+    pub(super) fn device(&self) -> Device {
+        self.lock().device
+    }
+
+    /// It has not answered in time, and not since.
+    pub(super) fn is_late(&self) -> bool {
+        self.late.is()
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, DiskStatus> {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends a command. Its answer comes through what is returned, which breaks when the thread
-    /// has ended.
-    pub(super) async fn send<T>(
+    /// Lets the device go: its thread closes the store and ends.
+    pub(super) fn let_go(self) {
+        let Self {
+            commands, waker, ..
+        } = self;
+        drop(commands);
+        // It may sleep until something happens.
+        waker.wake();
+    }
+
+    /// Asks. Whoever wants the answer waits for what is returned; the thread has the command
+    /// before that, unless very many others wait for it too.
+    pub(super) fn ask<T: Send + 'static>(
         &self,
         command: impl FnOnce(oneshot::Sender<T>) -> Command,
-    ) -> oneshot::Receiver<T> {
+    ) -> Question<T> {
         let (reply, answer) = oneshot::channel();
-        let mut command = command(reply);
-        // The channel is bounded and its other end never waits for us: full means a burst.
-        while let Err(refused) = self.commands.try_send(command) {
-            match refused {
-                std::sync::mpsc::TrySendError::Full(back) => command = back,
-                std::sync::mpsc::TrySendError::Disconnected(_) => return answer,
+        let waiting = deliver(&self.commands, &self.waker, command(reply));
+        let again = waiting.map(|back| (back, self.commands.clone(), self.waker.clone()));
+        Box::pin(async move {
+            if let Some((mut command, commands, waker)) = again {
+                // The channel is bounded and its other end never waits for us: full is a burst.
+                while let Some(back) = deliver(&commands, &waker, command) {
+                    tokio::time::sleep(FULL_PAUSE).await;
+                    command = back;
+                }
             }
-            self.waker.wake();
-            tokio::time::sleep(Duration::from_micros(200)).await;
-        }
-        self.waker.wake();
-        answer
+            answer.await.ok()
+        })
     }
 
-    /// Sends a command and waits for its answer. `None` when the thread has ended.
-    pub(super) async fn ask<T>(
+    /// The answer, if it comes by `until`. Otherwise the device is late until it does come.
+    pub(super) async fn answer<T: Send + 'static>(
         &self,
-        command: impl FnOnce(oneshot::Sender<T>) -> Command,
-    ) -> Option<T> {
-        self.send(command).await.await.ok()
+        until: tokio::time::Instant,
+        question: Question<T>,
+    ) -> Result<T, Silent> {
+        Late::answer(&self.late, until, question).await
     }
 
-    /// Appends a record. Returns when it is durable.
+    /// Asks, and waits no longer than this.
+    pub(super) async fn ask_within<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, Silent> {
+        let until = tokio::time::Instant::now() + limit;
+        self.answer(until, self.ask(command)).await
+    }
+
+    /// Appends a record. Returns when it is durable; the device is late when that takes longer than
+    /// `patience`.
     pub(super) async fn put(
         &self,
         image: RecordImage,
         lives: Arc<AtomicU64>,
         life: Life,
+        patience: Duration,
     ) -> PutDone {
-        let done = self.ask(|reply| Command::Put {
+        let mut done = self.ask(|reply| Command::Put {
             image,
             lives,
             life,
             reply,
         });
         let ended = || Err(Unstored::for_good("the disk thread has ended"));
-        done.await.unwrap_or_else(ended)
+        let done = match tokio::time::timeout(patience, &mut done).await {
+            Ok(done) => done,
+            Err(_) => {
+                // The record is with the device, and nobody else can have it.
+                let _late = Late::begin(&self.late);
+                done.await
+            }
+        };
+        done.unwrap_or_else(ended)
     }
 }
 
@@ -328,7 +418,6 @@ mod tests {
             queue_depth: 1,
             lane: LaneKind::Pread,
             scrub: ScrubOptions::OFF,
-            arenas: Vec::new(),
             hosts: Vec::new(),
             unusable: None,
         };

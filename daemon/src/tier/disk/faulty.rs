@@ -10,9 +10,13 @@ use std::io::Error;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use kvtier_store::disk::{Disk, Done, FileId, Found, Op, OpKind, SubmitError, Wait, Waker};
 use kvtier_store::mem::Arena;
+
+/// How often the switch is looked at while the device hangs.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// What the device does wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +31,10 @@ pub(crate) struct Mood {
     pub(crate) gone: bool,
     /// The thread that uses the lane breaks.
     pub(crate) breaks: bool,
+    /// No operation comes back.
+    pub(crate) hangs: bool,
+    /// The thread that uses the lane waits for it.
+    pub(crate) stuck: bool,
 }
 
 impl Mood {
@@ -37,6 +45,8 @@ impl Mood {
         syncs_fail: false,
         gone: false,
         breaks: false,
+        hangs: false,
+        stuck: false,
     };
     /// Everything answers EIO.
     pub(crate) const DEAD: Self = Self {
@@ -61,8 +71,15 @@ impl Switch {
         *self.mood.lock().unwrap_or_else(PoisonError::into_inner) = mood;
     }
 
+    /// The mood, once it lets go of the thread.
     fn mood(&self) -> Mood {
-        *self.mood.lock().unwrap_or_else(PoisonError::into_inner)
+        loop {
+            let mood = *self.mood.lock().unwrap_or_else(PoisonError::into_inner);
+            if !mood.stuck {
+                return mood;
+            }
+            std::thread::sleep(LOOK);
+        }
     }
 }
 
@@ -88,6 +105,7 @@ pub(super) fn on(path: &Path, lane: Box<dyn Disk + Send>) -> Box<dyn Disk + Send
             lane,
             switch: Arc::clone(switch),
             failed: Vec::new(),
+            hanging: Vec::new(),
         }),
         None => lane,
     }
@@ -99,10 +117,13 @@ struct Faulty {
     switch: Arc<Switch>,
     /// Operations that the device was never asked for.
     failed: Vec<Done>,
+    /// Operations that the device has not begun with.
+    hanging: Vec<Op>,
 }
 
 impl Disk for Faulty {
     fn list(&mut self) -> std::io::Result<Vec<Found>> {
+        self.switch.mood();
         self.lane.list()
     }
 
@@ -131,6 +152,10 @@ impl Disk for Faulty {
         if mood.gone {
             return Err((op, SubmitError::Failed));
         }
+        if mood.hangs {
+            self.hanging.push(op);
+            return Ok(());
+        }
         let fails = match op.kind {
             OpKind::Read => mood.reads_fail,
             OpKind::Write => mood.writes_fail,
@@ -151,17 +176,25 @@ impl Disk for Faulty {
     }
 
     fn reap(&mut self, wait: Wait, done: &mut Vec<Done>) {
-        let wait = if self.failed.is_empty() {
-            wait
-        } else {
-            Wait::No
+        if !self.switch.mood().hangs {
+            while let Some(op) = self.hanging.pop() {
+                if let Err((op, _)) = self.lane.submit(op) {
+                    self.hanging.push(op);
+                    break;
+                }
+            }
+        }
+        let wait = match (self.failed.is_empty(), self.hanging.is_empty()) {
+            (false, _) => Wait::No,
+            (true, false) if wait != Wait::No => Wait::For(LOOK),
+            _ => wait,
         };
         done.append(&mut self.failed);
         self.lane.reap(wait, done);
     }
 
     fn in_flight(&self) -> usize {
-        self.lane.in_flight() + self.failed.len()
+        self.lane.in_flight() + self.failed.len() + self.hanging.len()
     }
 
     fn depth(&self) -> usize {
@@ -176,8 +209,8 @@ impl Disk for Faulty {
         self.lane.align()
     }
 
-    fn attach(&mut self, arena: &Arc<Arena>) {
-        self.lane.attach(arena);
+    fn attach(&mut self, arena: &Arc<Arena>) -> Option<String> {
+        self.lane.attach(arena)
     }
 
     fn waker(&self) -> Waker {

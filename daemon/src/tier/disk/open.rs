@@ -6,8 +6,8 @@
 //! ```text
 //!   all devices open, side by side -> who is who -> wipes that they missed -> ledger -> serve
 //! ```
-//! A single device that does not open is an error. Of several, each that does not is out of
-//! service, and said so; none at all is an error.
+//! A single device that does not open is an error. Of several, each that does not, or hangs, is out
+//! of service, and said so; none at all is an error.
 //!
 //! Invariants kept here
 //!   P3  A device serves nothing before it has forgotten what the ledger says was wiped, and the
@@ -22,10 +22,11 @@ use kvtier_store::DeviceState;
 use tokio::sync::Mutex;
 
 use super::device::{Command, DiskOptions, Handle, Opening};
+use super::late::Silent;
 use super::ledger::{Ledger, Owed, Seen};
 use super::place::Share;
 use super::roll::Roll;
-use super::{DiskStatus, DiskTier, Slot};
+use super::{DiskStatus, DiskTier, Patience, Slot};
 use crate::health::Health;
 use crate::log::chain;
 use crate::metrics::Metrics;
@@ -43,11 +44,20 @@ impl DiskTier {
         health: Arc<Health>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, String> {
+        Self::open_with(Patience::USUAL, devices, ledger, health, metrics).await
+    }
+
+    pub(super) async fn open_with(
+        patience: Patience,
+        devices: Vec<DiskOptions>,
+        ledger: Ledger,
+        health: Arc<Health>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, String> {
         let begin = Instant::now();
-        metrics.set_devices(devices.len());
         let roll = Arc::new(Roll::new(devices.len(), health, Arc::clone(&metrics)));
         let paths: Vec<_> = devices.iter().map(|one| one.path.clone()).collect();
-        let mut slots = open_all(devices, &roll).await;
+        let mut slots = open_all(devices, patience, &roll).await;
         twins_apart(&mut slots, &roll);
         let mut ledger = ledger;
         for (slot, path) in slots.iter().zip(&paths) {
@@ -58,7 +68,7 @@ impl DiskTier {
                 );
             }
         }
-        catch_up(&mut slots, &mut ledger, &roll).await?;
+        catch_up(&mut slots, &mut ledger, patience, &roll).await?;
         if slots.iter().all(|slot| slot.handle.is_none()) {
             let problems = slots.iter().map(|slot| slot.status.problem.as_str());
             return Err(problems.collect::<Vec<_>>().join("; "));
@@ -74,6 +84,7 @@ impl DiskTier {
             slots,
             shares,
             ledger: Mutex::new(ledger),
+            patience,
         };
         let blocks: u64 = tier.status().iter().map(|status| status.blocks).sum();
         let blocks = i64::try_from(blocks).unwrap_or(i64::MAX);
@@ -85,7 +96,9 @@ impl DiskTier {
 }
 
 /// Opens every device; one that does not open has no handle, and its status says why.
-async fn open_all(devices: Vec<DiskOptions>, roll: &Arc<Roll>) -> Vec<Slot> {
+async fn open_all(devices: Vec<DiskOptions>, patience: Patience, roll: &Arc<Roll>) -> Vec<Slot> {
+    // Without its only device the daemon could do nothing but end.
+    let patience = (devices.len() > 1).then_some(patience.open);
     let start = |options: DiskOptions| {
         let status = DiskStatus::new(&options);
         let opening = match options.unusable.clone() {
@@ -98,7 +111,7 @@ async fn open_all(devices: Vec<DiskOptions>, roll: &Arc<Roll>) -> Vec<Slot> {
     let mut slots = Vec::new();
     for (status, opening) in openings {
         let opened = match opening {
-            Ok(opening) => opening.done().await,
+            Ok(opening) => opening.done(patience).await,
             Err(problem) => Err(problem),
         };
         let mut slot = Slot {
@@ -144,49 +157,64 @@ impl Slot {
         );
         roll.state(device, DeviceState::Failed, &problem);
         self.status.fail(problem);
-        // Its thread, if it has one, closes the store and ends.
-        self.handle = None;
+        self.handle.take().into_iter().for_each(Handle::let_go);
     }
 }
 
 /// Every device forgets what was wiped without it, and the ledger hears of it before anything is
 /// served. That it is in the superblock too can wait: the next start would find out.
-async fn catch_up(slots: &mut [Slot], ledger: &mut Ledger, roll: &Roll) -> Result<(), String> {
+async fn catch_up(
+    slots: &mut [Slot],
+    ledger: &mut Ledger,
+    patience: Patience,
+    roll: &Roll,
+) -> Result<(), String> {
     let mut taken = Vec::new();
     for (at, slot) in slots.iter_mut().enumerate() {
-        match forget_owed(slot, ledger).await {
+        match forget_owed(slot, ledger, patience).await {
             Ok(namespaces) => taken.extend(namespaces.into_iter().map(|one| (at, one))),
             Err(problem) => slot.take_out(problem, roll),
         }
     }
     ledger.write().await.map_err(|problem| chain(&problem))?;
     for (at, namespace) in taken {
-        let Some(slot) = slots.get(at) else { continue };
-        if let Some(Err(problem)) = slot.keep_wipes(namespace).await {
-            tracing::warn!(
-                device = slot.status.device.number(),
-                namespace = namespace.0,
-                problem,
-                "a wipe that was made up for is not durable on its disk; every start repeats it"
-            );
-        }
+        let Some(handle) = slots.get(at).and_then(|slot| slot.handle.as_ref()) else {
+            continue;
+        };
+        let keep = |reply| Command::KeepWipes { namespace, reply };
+        let problem = match handle.ask_within(patience.get, keep).await {
+            Ok(Ok(())) => continue,
+            Ok(Err(problem)) => problem,
+            Err(silent) => silent.to_string(),
+        };
+        tracing::warn!(
+            device = handle.device().number(),
+            namespace = namespace.0,
+            problem,
+            "a wipe that was made up for is not durable on its disk; every start repeats it"
+        );
     }
     Ok(())
 }
 
 /// Namespaces that one device has forgotten now, because it had missed their wipes.
-async fn forget_owed(slot: &Slot, ledger: &mut Ledger) -> Result<Vec<NamespaceId>, String> {
+async fn forget_owed(
+    slot: &Slot,
+    ledger: &mut Ledger,
+    patience: Patience,
+) -> Result<Vec<NamespaceId>, String> {
     let Some(handle) = &slot.handle else {
         return Ok(Vec::new());
     };
     let mut taken = Vec::new();
-    for Owed { namespace, below } in owed(handle, ledger).await? {
-        let forget = handle.ask(|reply| Command::Forget {
+    for Owed { namespace, below } in owed(handle, ledger, patience).await? {
+        let forget = |reply| Command::Forget {
             namespace,
             below,
             reply,
-        });
-        let forgotten = forget.await.ok_or_else(ended)?;
+        };
+        let forgotten = handle.ask_within(patience.get, forget).await;
+        let forgotten = forgotten.map_err(ended)?;
         tracing::warn!(
             device = slot.status.device.number(),
             namespace = namespace.0,
@@ -199,13 +227,13 @@ async fn forget_owed(slot: &Slot, ledger: &mut Ledger) -> Result<Vec<NamespaceId
     Ok(taken)
 }
 
-async fn owed(handle: &Handle, ledger: &Ledger) -> Result<Vec<Owed>, String> {
+async fn owed(handle: &Handle, ledger: &Ledger, patience: Patience) -> Result<Vec<Owed>, String> {
     let namespaces = ledger.namespaces();
-    let ask = handle.ask(|reply| Command::WipedBelow {
+    let ask = |reply| Command::WipedBelow {
         namespaces: namespaces.clone(),
         reply,
-    });
-    let below = ask.await.ok_or_else(ended)?;
+    };
+    let below = handle.ask_within(patience.get, ask).await.map_err(ended)?;
     let said = |namespace| {
         let at = namespaces.iter().position(|one| *one == namespace);
         at.and_then(|at| below.get(at).copied()).unwrap_or(0)
@@ -213,15 +241,36 @@ async fn owed(handle: &Handle, ledger: &Ledger) -> Result<Vec<Owed>, String> {
     Ok(ledger.owed(handle.id, said))
 }
 
-fn ended() -> String {
-    "the disk thread ended while it took wipes that it had missed".to_owned()
+fn ended(silent: Silent) -> String {
+    format!("{silent} while it took wipes that it had missed")
 }
 
-/// True when `path` lies on another file system than the daemon's own state. Unknown counts as
-/// the same.
+/// True when `path` lies on a file system of its own, neither that of the daemon's state nor the
+/// root's. Unknown counts as no.
 pub fn is_apart(path: &Path, state_dir: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
     let device = |path: &Path| std::fs::metadata(path).map(|found| found.dev()).ok();
-    let (one, other) = (device(path), device(state_dir));
-    one.is_some() && other.is_some() && one != other
+    let others = [state_dir, Path::new("/")].map(device);
+    own_device(device(path), others)
+}
+
+/// Whether a directory on the file system `own` can only be a mounted one.
+fn own_device(own: Option<u64>, others: [Option<u64>; 2]) -> bool {
+    own.is_some() && others.iter().all(|other| other.is_some() && *other != own)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Goal: a disk that is not mounted is found out wherever its mount point is: under /var on a
+    // file system of its own, and on the root's.
+    #[test]
+    fn a_disk_is_apart_from_the_state_directory_and_from_the_root() {
+        let (root, var, disk) = (Some(1), Some(2), Some(3));
+        assert!(own_device(disk, [var, root]) && own_device(disk, [root, root]));
+        assert!(!own_device(root, [var, root]), "below /mnt, not mounted");
+        assert!(!own_device(var, [var, root]), "below /var, not mounted");
+        assert!(!own_device(None, [var, root]) && !own_device(disk, [None, root]));
+    }
 }

@@ -1,13 +1,16 @@
 //! How the devices do together: one progress of all recoveries, one health of the process.
 //!
-//! Upstairs:   every device's thread says how its device does.
+//! Upstairs:   every device's thread says how its device does; who waits for one says when it does
+//!             not answer.
 //! Downstairs: `health`, `metrics`.
 //!
 //! Invariants kept here
+//!   E2  A device that has failed stays so: what its thread says afterwards changes nothing.
 //!   E3  The process is unwell when its last device has failed, and not before: a restart, which is
 //!       what bad health asks for, would not bring the device back and would cost host memory.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use kvtier_store::DeviceState;
 
@@ -23,19 +26,26 @@ pub(super) struct Roll {
     each: Mutex<Vec<One>>,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 struct One {
     progress: Progress,
+    /// When the progress was another.
+    moved: Instant,
     failed: bool,
 }
 
 impl Roll {
     /// Of `devices` devices, of which nothing is known yet.
     pub(super) fn new(devices: usize, health: Arc<Health>, metrics: Arc<Metrics>) -> Self {
+        let one = One {
+            progress: Progress::default(),
+            moved: Instant::now(),
+            failed: false,
+        };
         Self {
             health,
             metrics,
-            each: Mutex::new(vec![One::default(); devices]),
+            each: Mutex::new(vec![one; devices]),
         }
     }
 
@@ -44,6 +54,7 @@ impl Roll {
         let mut each = self.each();
         if let Some(one) = each.get_mut(device.position()) {
             one.progress = progress;
+            one.moved = Instant::now();
         }
         let sum = |of: fn(&One) -> u64| each.iter().map(of).sum();
         self.health.recovered(Progress {
@@ -52,8 +63,36 @@ impl Roll {
         });
     }
 
+    /// How long the recovery of a device has not moved on.
+    pub(super) fn unmoved(&self, device: Device) -> Duration {
+        let each = self.each();
+        let one = each.get(device.position());
+        one.map_or(Duration::ZERO, |one| one.moved.elapsed())
+    }
+
+    /// A device does not answer, or does again.
+    pub(super) fn answers(&self, device: Device, answers: bool) {
+        let number = device.number();
+        match answers {
+            true => tracing::info!(device = number, "the disk answers again"),
+            false => tracing::error!(
+                device = number,
+                "the disk does not answer; its blocks are misses until it does"
+            ),
+        }
+        let what = (!answers).then(|| "does not answer".to_owned());
+        self.health.trouble(format!("the thread of {device}"), what);
+    }
+
     /// How a device does from now on, and why, when it has failed.
     pub(super) fn state(&self, device: Device, state: DeviceState, why: &str) {
+        let mut each = self.each();
+        if let Some(one) = each.get_mut(device.position()) {
+            if one.failed {
+                return;
+            }
+            one.failed = state == DeviceState::Failed;
+        }
         self.metrics.set_disk_state(device, label(state));
         let trouble = match state {
             DeviceState::Healthy | DeviceState::Full => None,
@@ -62,10 +101,6 @@ impl Roll {
             DeviceState::Failed => Some(format!("serves nothing: {why}")),
         };
         self.health.trouble(device, trouble);
-        let mut each = self.each();
-        if let Some(one) = each.get_mut(device.position()) {
-            one.failed |= state == DeviceState::Failed;
-        }
         if each.iter().all(|one| one.failed) {
             let reason = format!("the disk tier failed: {device} serves nothing: {why}");
             self.health.fail(reason);
@@ -119,6 +154,14 @@ mod tests {
         );
         roll.state(devices[0], DeviceState::ReadOnly, "");
         assert_eq!(roll.health.live(), Ok(()), "it serves");
+        roll.state(devices[1], DeviceState::Healthy, "");
+        assert_eq!(
+            roll.metrics
+                .disk_state
+                .of((devices[1], DiskState::Failed))
+                .get(),
+            1
+        );
         roll.state(devices[0], DeviceState::Failed, "it burns too");
         let why = roll.health.live().unwrap_err();
         assert!(why.contains("disk 0 serves nothing: it burns too"), "{why}");

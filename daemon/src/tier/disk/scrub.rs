@@ -18,14 +18,13 @@ use super::roll::Roll;
 use super::thread::AnyStore;
 use crate::metrics::{Device, Metrics};
 
-/// From the start of the daemon to its first pass: what a restart brings back goes first.
-const FIRST_AFTER: Duration = Duration::from_secs(600);
-
 /// How often and how fast a device is scrubbed.
 #[derive(Debug, Clone, Copy)]
 pub struct ScrubOptions {
     /// Bytes a second; 0 is never.
     pub rate: Bytes,
+    /// From the start of the daemon to the first pass.
+    pub first_after: Duration,
     /// From the end of a pass to the beginning of the next.
     pub every: Duration,
 }
@@ -34,6 +33,7 @@ impl ScrubOptions {
     /// Never.
     pub const OFF: Self = Self {
         rate: Bytes(0),
+        first_after: Duration::MAX,
         every: Duration::MAX,
     };
 }
@@ -55,13 +55,14 @@ impl Scrubber {
     pub(super) fn new(options: ScrubOptions, threads: Option<Handle>, waker: Waker) -> Self {
         let (tell, checked) = channel();
         let on = options.rate.get() > 0 && threads.is_some();
+        let first = Instant::now().checked_add(options.first_after);
         Self {
             options,
             threads,
             tell,
             checked,
             waker,
-            due: on.then(|| Instant::now() + FIRST_AFTER),
+            due: first.filter(|_| on),
             counted: [0; 2],
         }
     }

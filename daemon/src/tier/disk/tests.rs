@@ -6,13 +6,14 @@ use std::sync::atomic::Ordering;
 
 use kvtier_proto::{BlockKey, Bytes, Level, PayloadKind};
 use kvtier_store::disk::lane::LaneKind;
-use kvtier_store::mem::{Arena, Share};
+use kvtier_store::mem::{Arena, Pages, Share};
 use kvtier_store::{PartCode, PartSpec, RecordBuilder, RecordMeta};
 
 use super::faulty::{Mood, switch};
 use super::*;
 use crate::health::Health;
-use crate::metrics::{DiskState, Label, Metrics};
+use crate::metrics::{DiskState, Label, Metrics, Tier};
+use crate::tier::host::HostTier;
 
 const SEGMENT: u64 = 1 << 20;
 const NS: NamespaceId = NamespaceId(1);
@@ -50,7 +51,6 @@ fn options(home: &Path, at: usize) -> DiskOptions {
         queue_depth: 8,
         lane: LaneKind::Pread,
         scrub: ScrubOptions::OFF,
-        arenas: Vec::new(),
         hosts: Vec::new(),
         unusable: None,
     }
@@ -58,14 +58,25 @@ fn options(home: &Path, at: usize) -> DiskOptions {
 
 /// Opens the disks of these numbers out of as many, the others being away.
 async fn try_open(home: &Path, count: usize, here: &[usize]) -> Result<Fixture, String> {
+    open_with(home, count, here, Patience::USUAL, |options| options).await
+}
+
+async fn open_with(
+    home: &Path,
+    count: usize,
+    here: &[usize],
+    patience: Patience,
+    change: impl Fn(DiskOptions) -> DiskOptions,
+) -> Result<Fixture, String> {
     let (health, metrics) = (Arc::new(Health::new()), Arc::new(Metrics::new()));
     let devices = (0..count).map(|at| DiskOptions {
         unusable: (!here.contains(&at)).then(|| format!("disk-{at} is away")),
-        ..options(home, at)
+        ..change(options(home, at))
     });
     let ledger = Ledger::open(home).unwrap();
     let (told, counted) = (Arc::clone(&health), Arc::clone(&metrics));
-    let tier = DiskTier::open(devices.collect(), ledger, told, counted).await?;
+    counted.set_devices(count);
+    let tier = DiskTier::open_with(patience, devices.collect(), ledger, told, counted).await?;
     let arena = Arena::create("test", 8 << 20, Share::Private).unwrap();
     Ok(Fixture {
         tier,
@@ -290,7 +301,9 @@ async fn a_device_that_fails_takes_its_blocks_with_it_and_no_others() {
             assert_eq!(miss, want, "{number}");
         }
         assert_eq!(fixture.health.live(), Ok(()));
-        assert!(!fixture.tier.status()[1].problem.is_empty());
+        let status = &fixture.tier.status()[1];
+        assert!(!status.problem.is_empty());
+        assert_eq!(status.blocks, 0, "none can be restored");
         for number in &lost {
             let device = fixture.put(id(NS, *number)).await.unwrap();
             assert_eq!(device.position(), 0, "saved anew");
@@ -306,6 +319,219 @@ async fn a_device_that_fails_takes_its_blocks_with_it_and_no_others() {
         );
         fixture.close().await;
     }
+}
+
+impl Fixture {
+    /// A block that belongs to the second device and was not saved.
+    fn owned_by_second(&self) -> BlockId {
+        let mut ids = (1000..).map(|number| id(NS, number));
+        ids.find(|id| self.tier.owner(id) == Some(1)).unwrap()
+    }
+
+    /// Blocks of which the second device says something, or why not.
+    async fn misses(&self, numbers: std::ops::Range<u32>) -> Vec<Option<Miss>> {
+        let ids: Vec<_> = numbers.map(|number| id(NS, number)).collect();
+        let found = self.tier.find(ids.clone()).await;
+        let miss = |(id, found): (&BlockId, Option<OnDisk>)| match found {
+            Some(_) => None,
+            None => Some(self.tier.why_not(id)),
+        };
+        ids.iter().zip(found).map(miss).collect()
+    }
+
+    async fn until_it_answers(&self) {
+        while self.tier.slots[1].handle.as_ref().unwrap().is_late() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+// Goal: a device of which nothing comes back, not even an error, costs what one that has failed
+// does: its own blocks, and a wait that is bounded. It is back when it answers.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_whose_thread_hangs_takes_its_blocks_with_it_until_it_answers() {
+    let home = tempfile::tempdir().unwrap();
+    let switch = switch(&path(home.path(), 1));
+    let fixture = open(home.path(), 2).await;
+    fixture.put_all(NS, 0..40).await;
+    let before = fixture.places(NS, 0..40).await;
+    switch.set(Mood {
+        stuck: true,
+        ..Mood::GOOD
+    });
+    let put = fixture.put(fixture.owned_by_second());
+    let short = Duration::from_millis(100);
+    assert!(
+        tokio::time::timeout(short, put).await.is_err(),
+        "it waits for the device"
+    );
+    let lost = |place: &Option<usize>| (*place == Some(1)).then_some(Miss::Device);
+    let want: Vec<_> = before.iter().map(lost).collect();
+    assert_eq!(fixture.misses(0..40).await, want);
+    let begin = std::time::Instant::now();
+    for _ in 0..10 {
+        assert_eq!(fixture.misses(0..40).await, want);
+    }
+    assert!(
+        begin.elapsed() < 5 * fixture.tier.patience.look,
+        "each waits anew"
+    );
+    let shown = fixture.health.to_string();
+    assert!(
+        shown.contains("the thread of disk 1 does not answer"),
+        "{shown}"
+    );
+    assert!(fixture.tier.status()[1].problem.contains("does not answer"));
+    for number in (0..40).filter(|at| want[*at as usize].is_some()) {
+        let device = fixture.put(id(NS, number)).await.unwrap();
+        assert_eq!(device.position(), 0, "saved anew");
+    }
+    let ids = (0..40).map(|at| id(NS, at)).collect();
+    let pinned = fixture.tier.pin(ids, Some(Duration::from_secs(3600))).await;
+    assert_eq!(pinned, [true; 40]);
+    switch.set(Mood::GOOD);
+    fixture.until_it_answers().await;
+    assert_eq!(fixture.places(NS, 0..40).await, before);
+    assert_eq!(fixture.tier.status()[1].problem, "");
+    let shown = fixture.health.to_string();
+    assert!(!shown.contains("does not answer"), "{shown}");
+    fixture.close().await;
+}
+
+// Goal: the same when the thread is well and what it asks of the device does not come back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_that_does_not_come_back_ends_and_costs_no_block() {
+    let home = tempfile::tempdir().unwrap();
+    let switch = switch(&path(home.path(), 1));
+    let patience = Patience {
+        get: Duration::from_millis(200),
+        put: Duration::from_millis(200),
+        ..Patience::USUAL
+    };
+    let fixture = open_with(home.path(), 2, &[0, 1], patience, |options| options)
+        .await
+        .unwrap();
+    fixture.put_all(NS, 0..40).await;
+    let before = fixture.places(NS, 0..40).await;
+    let number = (0..40).find(|at| before[*at as usize] == Some(1)).unwrap();
+    let one = id(NS, number);
+    let found = fixture.tier.find(vec![one]).await[0].unwrap();
+    switch.set(Mood {
+        hangs: true,
+        ..Mood::GOOD
+    });
+    let buf = fixture.arena.alloc(found.place.len as usize).unwrap();
+    let got = fixture.tier.get(one, LAYOUT, buf, found.device).await;
+    assert_eq!(got.err(), Some(Miss::Deadline));
+    assert_eq!(
+        fixture.misses(number..number + 1).await,
+        [Some(Miss::Device)]
+    );
+    switch.set(Mood::GOOD);
+    fixture.until_it_answers().await;
+    assert_eq!(fixture.places(NS, 0..40).await, before);
+    // A write is waited for, since nobody else has the record; others go elsewhere.
+    switch.set(Mood {
+        hangs: true,
+        ..Mood::GOOD
+    });
+    let second = fixture.owned_by_second();
+    let (waits, other) = tokio::join!(fixture.put(second), async {
+        while !fixture.tier.slots[1].handle.as_ref().unwrap().is_late() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let other = fixture.put(one).await;
+        switch.set(Mood::GOOD);
+        other
+    });
+    let devices = [waits, other].map(|device| device.unwrap().position());
+    assert_eq!(devices, [1, 0]);
+    fixture.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_of_several_devices_that_hangs_while_it_opens_is_done_without() {
+    let home = tempfile::tempdir().unwrap();
+    let fixture = open(home.path(), 2).await;
+    fixture.put_all(NS, 0..40).await;
+    let before = fixture.places(NS, 0..40).await;
+    fixture.close().await;
+    let switch = switch(&path(home.path(), 1));
+    switch.set(Mood {
+        stuck: true,
+        ..Mood::GOOD
+    });
+    let patience = Patience {
+        open: Duration::from_secs(2),
+        ..Patience::USUAL
+    };
+    let fixture = open_with(home.path(), 2, &[0, 1], patience, |options| options)
+        .await
+        .unwrap();
+    let status = &fixture.tier.status()[1];
+    assert!(
+        status.problem.contains("did not open"),
+        "{}",
+        status.problem
+    );
+    // What comes too late changes nothing: it is out of service until a restart.
+    switch.set(Mood::GOOD);
+    let want = before.iter().map(|place| place.filter(|at| *at == 0));
+    assert_eq!(fixture.places(NS, 0..40).await, want.collect::<Vec<_>>());
+    assert!(fixture.is(1, DiskState::Failed));
+    fixture.close().await;
+}
+
+// Goal: the scrub that nobody asks for: what is damaged is found, told and counted, once.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_scrub_finds_a_damaged_record_before_anybody_reads_it() {
+    use std::os::unix::fs::FileExt as _;
+    let home = tempfile::tempdir().unwrap();
+    let fixture = open(home.path(), 1).await;
+    fixture.put_all(NS, 0..40).await;
+    let bad = fixture.tier.find(vec![id(NS, 7)]).await[0].unwrap();
+    fixture.close().await;
+    let name = kvtier_store::format::segment::segment_name(bad.place.segment);
+    let mut options = std::fs::File::options();
+    let file = options
+        .read(true)
+        .write(true)
+        .open(path(home.path(), 0).join(name))
+        .unwrap();
+    let (mut byte, at) = ([0], bad.place.offset + u64::from(bad.place.len) / 2);
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+    let host = HostTier::create(NS, "test", 1 << 20, Pages::Small).unwrap();
+    let host = Arc::new(host);
+    let mut events = host.watch();
+    let scrubbed = |options| DiskOptions {
+        scrub: ScrubOptions {
+            rate: Bytes::gib(1),
+            first_after: Duration::ZERO,
+            every: Duration::MAX,
+        },
+        hosts: vec![Arc::clone(&host)],
+        ..options
+    };
+    let fixture = open_with(home.path(), 1, &[0], Patience::USUAL, scrubbed)
+        .await
+        .unwrap();
+    let event = events.recv().await.unwrap();
+    assert_eq!((event.key, event.tier), (id(NS, 7).key, Tier::Disk));
+    assert_eq!(event.removed, Some(Miss::PayloadCrc));
+    let metrics = &fixture.metrics;
+    while metrics.scrub_ended.of(Device::FIRST).get() == 0.0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // The thread has ended, and has told everything.
+    fixture.tier.close().await;
+    assert_eq!(metrics.scrub_bad.of(Device::FIRST).get(), 1);
+    let damage = crate::metrics::Damage::of(Miss::PayloadCrc).unwrap();
+    assert_eq!(metrics.corrupt.of(damage).get(), 1);
+    assert!(metrics.scrub_bytes.of(Device::FIRST).get() > 40 * u64::from(LEN));
+    let fixture = open(home.path(), 1).await;
+    assert_eq!(fixture.count(NS, 0..40).await, 39);
+    fixture.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -362,6 +588,14 @@ async fn a_copy_of_a_store_is_not_served_beside_it() {
         "{problem}"
     );
     assert_eq!(fixture.places(NS, 0..10).await, vec![Some(0); 10]);
+    // The thread of the copy has closed it, though nothing happens on its device.
+    let closed = async {
+        while !path(home.path(), 1).join("catalog").exists() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let limit = Duration::from_secs(30);
+    tokio::time::timeout(limit, closed).await.expect("it ends");
     fixture.close().await;
 }
 
@@ -446,6 +680,7 @@ async fn a_wipe_that_a_device_does_not_take_is_refused_and_holds_all_the_same() 
         let switch = switch(&path(&home, 1));
         let fixture = open(&home, 2).await;
         fixture.put_all(NS, 0..40).await;
+        fixture.put_all(OTHER, 0..20).await;
         switch.set(mood);
         let why = fixture.tier.wipe(NS).await.unwrap_err();
         assert!(why.contains("disk 1") && !why.contains("disk 0"), "{why}");
@@ -454,6 +689,12 @@ async fn a_wipe_that_a_device_does_not_take_is_refused_and_holds_all_the_same() 
         fixture.put_all(NS, 40..80).await;
         let places = fixture.places(NS, 40..80).await;
         assert_eq!(places.contains(&Some(1)), mood.writes_fail, "{places:?}");
+        // One that takes no writes has it from the ledger: no wipe fails for its sake.
+        let wiped = fixture.tier.wipe(OTHER).await.unwrap();
+        assert_eq!(
+            (wiped.blocks, wiped.waiting.len()),
+            (20, usize::from(mood.syncs_fail))
+        );
         // As a kill would: the superblock never hears of it.
         switch.set(Mood::DEAD);
         fixture.close().await;
@@ -461,6 +702,7 @@ async fn a_wipe_that_a_device_does_not_take_is_refused_and_holds_all_the_same() 
         for _ in 0..2 {
             let fixture = open(&home, 2).await;
             assert_eq!(fixture.count(NS, 0..40).await, 0, "after a restart");
+            assert_eq!(fixture.count(OTHER, 0..20).await, 0, "after a restart");
             assert_eq!(
                 fixture.places(NS, 40..80).await,
                 places,

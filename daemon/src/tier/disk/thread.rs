@@ -15,6 +15,7 @@ use kvtier_proto::{Miss, NamespaceId};
 use kvtier_store::catalog::SledCatalog;
 use kvtier_store::disk::lane::open_lane;
 use kvtier_store::disk::{Disk, Wait};
+use kvtier_store::mem::Arena;
 use kvtier_store::{
     Counter, DeviceState, DistrustReason, Event, IndexSource, PutError, RecordImage,
     RecoveryReport, Store, StoreOptions, Want,
@@ -77,7 +78,8 @@ fn open(options: &DiskOptions, roll: &Roll) -> Result<(AnyStore, String), String
         &options.path,
         options.lane,
         options.queue_depth,
-        &options.arenas,
+        // Memory comes when it is populated: pinned before, it would be taken page by page here.
+        &[],
     )
     .map_err(|problem| say("cannot open", &problem))?;
     let mut about = format!(
@@ -270,7 +272,20 @@ impl<'a> Served<'a> {
             wipe @ (Command::WipedBelow { .. }
             | Command::Forget { .. }
             | Command::KeepWipes { .. }) => self.wipe(wipe, events),
+            Command::Attach { arenas, reply } => {
+                self.attach(&arenas);
+                let _ = reply.send(());
+            }
             Command::Close { reply } => drop(reply.send(())),
+        }
+    }
+
+    fn attach(&mut self, arenas: &[Arc<Arena>]) {
+        for arena in arenas {
+            if let Some(without) = self.store.attach(arena) {
+                let mut status = self.status();
+                status.lane = format!("{}; {without}", status.lane);
+            }
         }
     }
 
@@ -395,7 +410,9 @@ impl<'a> Served<'a> {
             if state == DeviceState::Failed && status.problem.is_empty() {
                 failed.clone_into(&mut status.problem);
             }
-            status.blocks = usage.blocks;
+            // Nothing can be restored from a device that has failed.
+            let serves = state != DeviceState::Failed;
+            status.blocks = if serves { usage.blocks } else { 0 };
             status.used_bytes = usage.segments * usage.segment_size;
         }
         if self.told.replace(state) != Some(state) {

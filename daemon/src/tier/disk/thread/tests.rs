@@ -35,7 +35,6 @@ fn status() -> Arc<Mutex<DiskStatus>> {
         queue_depth: 8,
         lane: LaneKind::Pread,
         scrub: ScrubOptions::OFF,
-        arenas: Vec::new(),
         hosts: Vec::new(),
         unusable: None,
     })))
