@@ -71,10 +71,19 @@ pub(crate) fn run(options: &Options, common: &Common) -> Result<Report, Problem>
     if rounds > 0 {
         let tally = kill::campaign(rounds, seed, &common.dir, &mut |line| eprintln!("{line}"));
         rows(&mut report, "kill9", &tally);
+        if rounds > 4 && tally.killed_recovering == 0 {
+            report.fail("kill9: no kill met a recovery".to_owned());
+        }
     }
     if cuts > 0 {
         match cut_elsewhere(&common.dir, cuts, seed)? {
-            Some(tally) => rows(&mut report, "power_cut", &tally),
+            Some(tally) => {
+                rows(&mut report, "power_cut", &tally);
+                if tally.control_lost == 0 {
+                    report
+                        .note("SKIPPED the control of the cuts: a release build has no fault lane");
+                }
+            }
             None => report.note("SKIPPED power cuts: only root may make private mounts"),
         }
     }
@@ -100,6 +109,17 @@ fn rows(report: &mut Report, name: &str, tally: &Tally) {
     if tally.orderly > 0 {
         row("behind_an_end_in_order", "crashes", count(tally.orderly));
         row("catalogs_rebuilt", "crashes", count(tally.catalogs_rebuilt));
+    }
+    if tally.killed_starting > 0 {
+        row("killed_starting", "crashes", count(tally.killed_starting));
+        row(
+            "killed_recovering",
+            "crashes",
+            count(tally.killed_recovering),
+        );
+    }
+    if tally.control_lost > 0 {
+        row("lost_without_syncs", "blocks", count(tally.control_lost));
     }
     row("seconds", "s", tally.seconds);
     if !tally.holds() {

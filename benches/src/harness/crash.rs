@@ -42,6 +42,13 @@ pub struct Tally {
     pub orderly: u64,
     /// See `orderly`.
     pub catalogs_rebuilt: u64,
+    /// Daemons that were killed while they started, and those of them that had begun to recover:
+    /// the store's next life was on the device.
+    pub killed_starting: u64,
+    /// See `killed_starting`.
+    pub killed_recovering: u64,
+    /// Blocks that a device without syncs lost; 0 where there was none.
+    pub control_lost: u64,
     /// What some of the lost and wrong ones were.
     pub examples: Vec<String>,
     /// Time of the whole campaign. Unit: seconds.

@@ -19,7 +19,9 @@ use kvtier_client::{
     BlockKey, Bytes, Client, ConnectOptions, Endpoint, Error, ModelDescriptor, SaveBlock, Session,
     SessionOptions,
 };
+use kvtier_store::format::Superblock;
 use kvtier_store::format::segment::{segment_name, segment_number};
+use kvtier_store::format::superblock::{SLOT_LEN, SUPERBLOCK_NAME};
 use rustix::process::{Pid, Signal};
 
 use super::options::Options;
@@ -39,6 +41,7 @@ pub struct Daemon {
     home: tempfile::TempDir,
     child: Option<Child>,
     metrics: SocketAddr,
+    took_to_start: Duration,
 }
 
 impl Daemon {
@@ -59,6 +62,7 @@ impl Daemon {
             home,
             child: None,
             metrics,
+            took_to_start: Duration::ZERO,
         };
         daemon.launch();
         daemon
@@ -126,6 +130,7 @@ impl Daemon {
             }
             if let Some(address) = launch::serving(&self.log_since(from)) {
                 self.metrics = address;
+                self.took_to_start = begin.elapsed();
                 return Ok(());
             }
             if begin.elapsed() > READY_LIMIT {
@@ -133,6 +138,19 @@ impl Daemon {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// Time from the last start to readiness.
+    pub fn took_to_start(&self) -> Duration {
+        self.took_to_start
+    }
+
+    /// Openings for writing that the store on the device knows of; 0 when none is to be read.
+    pub fn incarnation(&self) -> u32 {
+        let file = std::fs::read(self.disk_dir().join(SUPERBLOCK_NAME)).unwrap_or_default();
+        let slots = file.chunks(usize::try_from(SLOT_LEN).unwrap());
+        let sound = slots.filter_map(Superblock::decode);
+        sound.map(|one| one.incarnation).max().unwrap_or(0)
     }
 
     /// SIGKILL: what a crash or the OOM killer does.
@@ -250,7 +268,7 @@ impl Daemon {
     }
 
     /// Rules of the fault lane (`kvtier_store::disk::fault`). The lane is there when the file was
-    /// there at the start; from then on a change counts at once.
+    /// there at the start; from then on a change counts at once. The rules before must have struck.
     pub fn inject(&self, rules: &str) {
         self.inject_into(&self.disk_dir(), rules);
     }
@@ -260,6 +278,14 @@ impl Daemon {
         std::fs::create_dir_all(dir).unwrap();
         // By another name first: a lane never sees half of it.
         let (new, now) = (dir.join("faults.new"), dir.join("faults"));
+        let (before, struck) = (std::fs::read_to_string(&now), dir.join("faults.struck"));
+        let before = before.unwrap_or_default();
+        assert!(
+            before.is_empty() || struck.exists(),
+            "{before:?} struck nothing"
+        );
+        // There may be none.
+        let _ = std::fs::remove_file(struck);
         std::fs::write(&new, rules).unwrap();
         std::fs::rename(new, now).unwrap();
     }

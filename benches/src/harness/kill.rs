@@ -4,8 +4,8 @@
 //! Downstairs: `daemon`, `journal`.
 //!
 //! A round: random saves and restores; SIGKILL after a random time; another lane, queue depth and
-//! level; sometimes a second SIGKILL while it recovers; sometimes the catalog is deleted;
-//! everything compared.
+//! level; every third time a second SIGKILL while it starts or recovers; sometimes the catalog is
+//! deleted; everything compared.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -47,11 +47,11 @@ pub fn campaign(rounds: u32, seed: u64, parent: &Path, tell: &mut dyn FnMut(&str
         });
         daemon.wait_exit(EXIT_LIMIT);
         *daemon.options_mut() = shuffled(daemon.options(), &mut rng);
-        if rng.random_bool(0.3) {
+        if round % 3 == 1 {
             // Recovery must survive its own crash.
-            daemon.spawn();
-            std::thread::sleep(Duration::from_millis(rng.random_range(0..50)));
-            daemon.kill9();
+            let watch = round % 2 == 0;
+            tally.killed_starting += 1;
+            tally.killed_recovering += u64::from(kill_at_start(&mut daemon, watch, &mut rng));
         }
         if rng.random_bool(0.2) {
             // Nothing may depend on it.
@@ -74,6 +74,22 @@ pub fn campaign(rounds: u32, seed: u64, parent: &Path, tell: &mut dyn FnMut(&str
     tally.durable += journal.durable.len() as u64;
     tally.seconds = begin.elapsed().as_secs_f64();
     tally
+}
+
+/// A start that does not get far: killed at some moment of it, or, with `watch`, soon after the
+/// store's next life is on the device. True when it was.
+fn kill_at_start(daemon: &mut Daemon, watch: bool, rng: &mut ChaCha8Rng) -> bool {
+    let (before, begin) = (daemon.incarnation(), Instant::now());
+    let most = daemon.took_to_start();
+    daemon.spawn();
+    while watch && daemon.incarnation() == before {
+        assert!(begin.elapsed() < LIMIT, "the daemon does not recover");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let rest = if watch { most / 4 } else { most };
+    std::thread::sleep(rest.mul_f64(rng.random_range(0.0..1.0)));
+    daemon.kill9();
+    daemon.incarnation() > before
 }
 
 /// Saves and restores until the daemon is gone; notes what it acknowledged.
