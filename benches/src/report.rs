@@ -4,9 +4,11 @@
 //! Downstairs: a terminal and a JSON file.
 //!
 //! A result file is one object: `{"suite", "machine": {"cores", "cpu", "kernel", "device"},
-//! "notes": [..], "rows": [{"name", "unit", "n", "min", "median", "max", "limit", "ratio"}]}`.
-//! `limit` names the row it was measured beside; `ratio` is the median of the pairwise ratios, so
-//! a slow minute of the machine hurts both sides of a pair and not the ratio. Promises that were
+//! "notes": [..], "rows": [{"name", "unit", "n", "min", "median", "max", "limit", "ratio", "bar",
+//! "holds"}]}`. `limit` names the row it was measured beside; `ratio` is the median of the pairwise
+//! ratios, so a slow minute of the machine hurts both sides of a pair and not the ratio. `bar` is
+//! the least ratio that is promised; where there is one, a ratio that could not be measured does
+//! not hold, and neither does a row with a value that is no number. Promises that were
 //! not kept are listed as `failures`; without one the field is not there.
 //!
 //! Not here on purpose: no mean and no standard deviation. Runs on shared machines have long
@@ -44,8 +46,9 @@ struct Row {
     max: f64,
     limit: Option<String>,
     ratio: Option<f64>,
-    #[serde(skip)]
     bar: Option<f64>,
+    /// Whether the bar is reached; `None` without one.
+    holds: Option<bool>,
 }
 
 impl Report {
@@ -94,12 +97,18 @@ impl Report {
             .zip(limits)
             .map(|(ours, limit)| ours / limit)
             .collect();
-        let Some(mut row) = Row::of(name.into(), unit, values) else {
+        let name = name.into();
+        let Some(mut row) = Row::of(name.clone(), unit, values) else {
+            if bar.is_some() {
+                self.fail(format!("{name}: nothing was measured"));
+            }
             return;
         };
         row.limit = Some(limit.to_owned());
         row.ratio = Spread::of(&ratios).map(|spread| spread.median);
         row.bar = bar;
+        let whole = ratios.len() == values.len() && ratios.iter().all(|ratio| ratio.is_finite());
+        row.holds = bar.map(|bar| whole && row.ratio.is_some_and(|ratio| ratio >= bar));
         self.rows.push(row);
     }
 
@@ -127,7 +136,7 @@ impl Report {
 
     /// Whether every row with a bar reaches it.
     pub fn holds(&self) -> bool {
-        self.rows.iter().all(Row::holds)
+        self.rows.iter().all(|row| row.holds != Some(false))
     }
 
     fn table(&self) -> Table {
@@ -141,7 +150,11 @@ impl Report {
             let bar = row.bar.map_or(String::new(), |bar| {
                 format!(
                     ">= {bar:.2} {}",
-                    if row.holds() { "holds" } else { "BELOW" }
+                    if row.holds == Some(true) {
+                        "holds"
+                    } else {
+                        "BELOW"
+                    }
                 )
             });
             table.add_row([
@@ -177,14 +190,8 @@ impl Row {
             limit: None,
             ratio: None,
             bar: None,
+            holds: None,
         })
-    }
-
-    fn holds(&self) -> bool {
-        match (self.ratio, self.bar) {
-            (Some(ratio), Some(bar)) => ratio >= bar,
-            _ => true,
-        }
     }
 }
 
@@ -237,7 +244,7 @@ mod tests {
         let (ours, limit) = ([8.0, 4.0, 0.8], [10.0, 5.0, 1.0]);
         report.beside(("a.gib_s", "GiB/s"), &ours, ("limit.a", &limit), Some(0.75));
         let row = report.rows.first().unwrap();
-        assert_eq!((row.ratio, row.holds()), (Some(0.8), true));
+        assert_eq!((row.ratio, row.holds), (Some(0.8), Some(true)));
     }
 
     #[test]
@@ -258,11 +265,32 @@ mod tests {
         assert_eq!(
             fields,
             [
-                "limit", "max", "median", "min", "n", "name", "ratio", "unit"
+                "bar", "holds", "limit", "max", "median", "min", "n", "name", "ratio", "unit"
             ]
         );
         assert!(file["rows"][0]["limit"].is_null());
         assert_eq!(file["rows"][1]["ratio"], 0.5);
+        assert_eq!(file["rows"][1]["bar"], 0.9);
+        assert_eq!(file["rows"][1]["holds"], false);
         assert!(!report.holds());
+    }
+
+    #[test]
+    fn a_bar_without_a_ratio_does_not_hold() {
+        let with = |values: &[f64], limits: &[f64]| {
+            let mut report = Report::new("test", Path::new("/"));
+            report.beside(("a", "us"), values, ("b", limits), Some(0.5));
+            report.holds() && !report.has_failed()
+        };
+        assert!(with(&[1.0], &[1.0]));
+        for (values, limits) in [
+            (&[1.0][..], &[][..]),
+            (&[1.0], &[0.0]),
+            (&[1.0, 1.0], &[1.0, 0.0]),
+            (&[1.0, 1.0], &[1.0, f64::NAN]),
+            (&[], &[]),
+        ] {
+            assert!(!with(values, limits), "{values:?} beside {limits:?}");
+        }
     }
 }
