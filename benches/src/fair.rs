@@ -6,8 +6,9 @@
 //! A reader keeps a few restores open all the time, alone and beside each kind of other work; the
 //! sides are taken in turn, round by round. A restore's time is from the request to the store to
 //! its bytes; checksums are another thread's. Beside it stands fio: the same reads, alone and
-//! beside a writer at the rate that our saves had in that round. What fio's reads lose to fio's
-//! writes the device takes, whatever the software does.
+//! beside a writer, to a file of its own, at the rate that our saves had last. What fio's reads
+//! lose to fio's writes the device takes, whatever the software does: it is the limit of what is
+//! kept beside saves (docs/decisions/0007).
 //!
 //! Not here on purpose: no daemon. Its own threads would be measured with the device.
 
@@ -25,8 +26,11 @@ use crate::fio;
 
 /// Payload of a block. Unit: bytes.
 const SIZES: [u64; 2] = [64 * KIB, 2 * MIB];
-/// A reader's p99 alone over its p99 beside other work: it may rise by a fifth.
+/// A reader's p99 alone over its p99 beside other work: it may rise by a fifth. Beside saves, of
+/// what fio keeps.
 const P99_BAR: f64 = 1.0 / 1.2;
+/// Part by which fio's writes may miss the rate that was asked of them, unmentioned.
+const RATE_OFF: f64 = 0.1;
 
 /// Options of this suite.
 #[derive(Debug, clap::Args)]
@@ -86,6 +90,14 @@ pub(crate) fn run(options: &Options, common: &Common) -> Result<Report, Problem>
     Ok(report)
 }
 
+/// Rate of the saves of the round before, or of this one. Unit: MiB/s.
+fn saved_last(seen: &[Vec<Seen>]) -> f64 {
+    let mut sides = Beside::ALL.into_iter().zip(seen);
+    let saves = sides.find(|(beside, _)| *beside == Beside::Saves);
+    let last = saves.and_then(|(_, seen)| seen.last());
+    last.map_or(0.0, |seen| seen.other_mib_s)
+}
+
 impl Rows<'_> {
     fn measure(
         &mut self,
@@ -96,43 +108,93 @@ impl Rows<'_> {
     ) -> Result<(), Problem> {
         let mut seen = Beside::ALL.map(|_| Vec::new());
         let (mut fio_alone, mut fio_beside) = (Vec::new(), Vec::new());
+        let mut asked = Vec::new();
         for round in 0..rounds {
             eprintln!("{}: round {} of {rounds}", self.label, round + 1);
-            let mut order: Vec<_> = Beside::ALL.into_iter().zip(&mut seen).collect();
-            order.rotate_left(round % Beside::ALL.len());
-            for (beside, seen) in order {
-                seen.push(bed.read_beside(beside, span)?);
+            let mut order: Vec<_> = Beside::ALL.into_iter().map(Some).chain([None]).collect();
+            order.rotate_left(round % (Beside::ALL.len() + 1));
+            for side in order {
+                let Some(beside) = side else {
+                    let rate = saved_last(&seen);
+                    asked.push(rate);
+                    fio_alone.push(fio.read(span, None)?);
+                    fio_beside.push(fio.read(span, Some(rate))?);
+                    continue;
+                };
+                let here = Beside::ALL.iter().position(|one| *one == beside);
+                if let Some(seen) = here.and_then(|at| seen.get_mut(at)) {
+                    seen.push(bed.read_beside(beside, span)?);
+                }
             }
-            let writes = seen
-                .iter()
-                .zip(Beside::ALL)
-                .find(|(_, one)| *one == Beside::Saves);
-            let rate = writes
-                .and_then(|(seen, _)| seen.last())
-                .map_or(0.0, |seen| seen.other_mib_s);
-            fio_alone.push(fio.read(span, None)?);
-            fio_beside.push(fio.read(span, Some(rate))?);
         }
         for (beside, seen) in Beside::ALL.into_iter().zip(&seen) {
             self.side(beside.name(), seen);
-        }
-        let alone = seen.first().map(Vec::as_slice).unwrap_or_default();
-        for (beside, seen) in Beside::ALL.into_iter().zip(&seen).skip(1) {
-            self.kept("", alone, (beside.name(), seen), Some(P99_BAR));
+            if beside == Beside::Copies && !seen.iter().any(|seen| seen.copied_mib_s > 0.0) {
+                self.report
+                    .fail(format!("{}: nothing was copied", self.label));
+            }
         }
         self.side("limit.alone", &fio_alone);
         self.side("limit.saves", &fio_beside);
+        self.note_rate(&asked, &fio_beside);
+        let alone = seen.first().map(Vec::as_slice).unwrap_or_default();
         self.kept("limit.", &fio_alone, ("limit.saves", &fio_beside), None);
+        for (beside, seen) in Beside::ALL.into_iter().zip(&seen).skip(1) {
+            let scrub = beside == Beside::Scrub;
+            let bar = scrub.then_some(P99_BAR);
+            self.kept("", alone, (beside.name(), seen), bar);
+            if !scrub {
+                self.kept_of_limit(beside, (alone, seen), (&fio_alone, &fio_beside));
+            }
+        }
         Ok(())
+    }
+
+    /// Says when fio did not write as fast as our saves did: its reads had it easier then.
+    fn note_rate(&mut self, asked: &[f64], fio: &[Seen]) {
+        let off = |(asked, seen): (&f64, &Seen)| (seen.other_mib_s / asked - 1.0).abs() > RATE_OFF;
+        let rounds = asked.iter().zip(fio).filter(|pair| off(*pair)).count();
+        if rounds > 0 {
+            self.report.note(format!(
+                "{}: in {rounds} of {} rounds fio missed the rate of the saves by more than a tenth",
+                self.label,
+                asked.len()
+            ));
+        }
+    }
+
+    /// What of its p99 our reader keeps, beside what fio's keeps, pair by pair.
+    fn kept_of_limit(
+        &mut self,
+        beside: Beside,
+        (alone, seen): (&[Seen], &[Seen]),
+        (fio_alone, fio_beside): (&[Seen], &[Seen]),
+    ) {
+        let kept = |alone: &[Seen], beside: &[Seen]| -> Vec<f64> {
+            let pairs = alone.iter().zip(beside);
+            pairs
+                .map(|(alone, beside)| alone.us_p99 / beside.us_p99)
+                .collect()
+        };
+        let name = format!("kept.{}.{}.share", beside.name(), self.label);
+        let limit = format!("limit.kept.saves.{}.share", self.label);
+        let (ours, limits) = (kept(alone, seen), kept(fio_alone, fio_beside));
+        if beside == Beside::Saves {
+            self.report.row(limit.clone(), "of p99 alone", &limits);
+        }
+        let row = (name, "of p99 alone");
+        self.report
+            .beside(row, &ours, (&limit, &limits), Some(P99_BAR));
     }
 
     fn side(&mut self, side: &str, seen: &[Seen]) {
         let name = |quantity: &str| format!("{side}.read.{}.{quantity}", self.label);
-        let quantities: [(&str, &str, Quantity); 5] = [
+        let quantities: [(&str, &str, Quantity); 6] = [
             ("us_p50", "us", |seen| seen.us_p50),
             ("us_p99", "us", |seen| seen.us_p99),
             ("mib_s", "MiB/s", |seen| seen.read_mib_s),
             ("other_mib_s", "MiB/s", |seen| seen.other_mib_s),
+            ("copied_mib_s", "MiB/s", |seen| seen.copied_mib_s),
             ("cpu", "cores", |seen| seen.cpu),
         ];
         for (quantity, unit, of) in quantities {

@@ -3,7 +3,9 @@
 //! Upstairs:   suites that move bytes to and from a device.
 //! Downstairs: the program `fio`.
 //!
-//! fio gets its best engine: io_uring, direct, registered files and buffers. The kind of page
+//! fio gets its best engine: io_uring, direct, registered files, and registered buffers where it
+//! does not sync. With `fdatasync` it cannot have them (`arguments` says why): our runs beside
+//! `DurableWrite` and `Mixed` have what fio lacks there. The kind of page
 //! behind a buffer decides the speed of a disk, and fio cannot ask for transparent huge pages, so
 //! it maps an arena of ours: both sides fill memory of the same kind.
 //!

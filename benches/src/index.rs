@@ -143,7 +143,7 @@ impl Suite {
         let filled = shape.fill(home.path())?;
         // Memory that an earlier part gave back and this one took again would not show.
         if !shape.hollow {
-            let more = anonymous_bytes("self")?.saturating_sub(before);
+            let more = more_bytes(before)?;
             let row = format!("index.ram.{name}.bytes_per_block");
             let each = more as f64 / shape.blocks as f64;
             at_most(report, (&row, "B"), &[each], BLOCK_BYTES_BAR);
@@ -195,7 +195,7 @@ impl Suite {
             }
             times.add(&opened);
             ours.push(opened.found.bytes as f64 / f64::from(1 << 30) / opened.wall_s);
-            limits.push(self.limit.run(Pattern::Read, 4 * MIB, 4)?);
+            limits.push(self.limit.run(Pattern::Read, 4 * MIB, 4, self.limit.span)?);
         }
         times.tell(report, "index.walk.64KiB");
         report.row("limit.walk.4MiB.gib_s", "GiB/s", &limits);
@@ -223,7 +223,7 @@ impl Suite {
         let begin = Instant::now();
         let filled = shape.fill(home.path())?;
         let fill = begin.elapsed().as_secs_f64();
-        let ram = (anonymous_bytes("self")?.saturating_sub(before)) as f64 / self.large as f64;
+        let ram = more_bytes(before)? as f64 / self.large as f64;
         report.note(format!("large: {} blocks, put in {fill:.1} s", self.large));
         at_most(
             report,
@@ -248,6 +248,13 @@ impl Suite {
         report.row("limit.rebuild.large.s", "s", &[limit]);
         Ok(())
     }
+}
+
+/// Memory that this process took since it had `before`. Unit: bytes.
+fn more_bytes(before: u64) -> Result<u64, Problem> {
+    let more = anonymous_bytes("self")?.checked_sub(before);
+    let more = more.filter(|more| *more > 0);
+    more.ok_or_else(|| "this process has less memory than before: nothing to measure".into())
 }
 
 /// What openings took, round by round.
@@ -309,11 +316,11 @@ impl Limit {
         })
     }
 
-    fn run(&self, pattern: Pattern, size: u64, depth: usize) -> Result<f64, Problem> {
+    fn run(&self, pattern: Pattern, size: u64, depth: usize, span: u64) -> Result<f64, Problem> {
         let job = Job {
             pattern,
             file: &self.home.path().join("span"),
-            span: self.span,
+            span: span.next_multiple_of(size).min(self.span),
             size,
             depth,
             seconds: self.seconds,
@@ -322,14 +329,15 @@ impl Limit {
         Ok(job.run()?.gib_s())
     }
 
-    /// Time that fio takes for the reads of a rebuild: the ends of every segment, and its table.
+    /// Time that fio takes for the reads of a rebuild: the ends of every segment, and its table,
+    /// from as many bytes as the rebuild read.
     fn seconds(&self, found: &RecoveryReport) -> Result<f64, Problem> {
         let ends = 2 * 4 * KIB * found.segments;
         let tables = found.bytes.saturating_sub(ends);
         let table = (tables / found.by_footer.max(1)).next_multiple_of(4 * KIB);
         let depth = usize::try_from(16 * MIB / table)?.clamp(1, DEPTH);
-        let ends_at = self.run(Pattern::RandomRead, 4 * KIB, DEPTH)?;
-        let tables_at = self.run(Pattern::RandomRead, table, depth)?;
+        let ends_at = self.run(Pattern::RandomRead, 4 * KIB, DEPTH, found.bytes)?;
+        let tables_at = self.run(Pattern::RandomRead, table, depth, found.bytes)?;
         let seconds = |bytes: u64, gib_s: f64| bytes as f64 / f64::from(1 << 30) / gib_s;
         Ok(seconds(ends, ends_at) + seconds(tables, tables_at))
     }

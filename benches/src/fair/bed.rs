@@ -36,6 +36,8 @@ const DEPTH: usize = 64;
 const VERIFIED_HERE: u64 = 256 * KIB;
 /// Every so many-th block is pinned where pinned blocks are copied.
 const PIN_EVERY: usize = 3;
+/// Longest wait for the first copy.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Faster than any device: the scrub reads what the lane lets through. Unit: bytes a second.
 const SCRUB_RATE: u64 = 1 << 40;
 
@@ -69,6 +71,8 @@ pub(super) struct Seen {
     pub(super) read_mib_s: f64,
     /// Bytes of the other work: saved and copied, or scrubbed.
     pub(super) other_mib_s: f64,
+    /// Of that, pinned blocks that were copied.
+    pub(super) copied_mib_s: f64,
     /// How busy the store's thread was: 1 is all the time.
     pub(super) cpu: f64,
 }
@@ -173,12 +177,22 @@ impl Bed {
             ];
             of.into_iter().map(|one| counters.get(one)).sum::<u64>()
         };
+        let copied = |bed: &Self| bed.store.counters().get(Counter::BytesForwarded);
+        // Copies begin with the next segment that makes room.
+        let (none, begin) = (copied(self), Instant::now());
+        while beside == Beside::Copies && copied(self) == none {
+            if begin.elapsed() > PATIENCE {
+                return Err(format!("nothing was copied within {PATIENCE:?}").into());
+            }
+            self.turn(true, true)?;
+        }
         self.took.reset();
         self.read_bytes = 0;
         if beside == Beside::Scrub {
             self.store.scrub(SCRUB_RATE);
         }
-        let (before, cpu, start) = (other(self), cpu_s(), Instant::now());
+        let (before, copied_before) = (other(self), copied(self));
+        let (cpu, start) = (cpu_s(), Instant::now());
         while start.elapsed() < span {
             let saves = matches!(beside, Beside::Saves | Beside::Copies);
             self.turn(saves, true)?;
@@ -191,6 +205,7 @@ impl Bed {
             us_p99,
             read_mib_s: mib_s(self.read_bytes),
             other_mib_s: mib_s(other(self) - before),
+            copied_mib_s: mib_s(copied(self) - copied_before),
             cpu: (cpu_s() - cpu) / seconds,
         };
         self.store.stop_scrub();

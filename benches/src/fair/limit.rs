@@ -27,9 +27,10 @@ const WRITE: u64 = 128 * KIB;
 /// Writes per sync: 16 MiB.
 const SYNC_EVERY: u64 = 128;
 
-/// A file to read and write, and fio's memory.
+/// A file to read, one to write, and fio's memory.
 pub(super) struct Fio {
     file: PathBuf,
+    written: PathBuf,
     span: u64,
     size: u64,
     depth: usize,
@@ -37,15 +38,18 @@ pub(super) struct Fio {
 }
 
 impl Fio {
-    /// Writes the file once.
+    /// Writes both files once: what lies there is overwritten, as a store does with its segments.
     pub(super) fn make(home: &Path, size: u64, depth: usize, span: u64) -> Result<Self, Problem> {
         let arena = noisy_arena("bench-fio", (size * depth as u64).max(16 * MIB) + MIB)?;
         let mut disk = open_lane(home, LaneKind::Auto, 8, std::slice::from_ref(&arena))?.disk;
-        let file = disk.create("span", span)?;
-        let bar = indicatif::ProgressBar::hidden();
-        LaneRun::new(&mut *disk, file, &arena, MIB, span, 8).fill(&bar)?;
+        for name in ["span", "written"] {
+            let file = disk.create(name, span)?;
+            let bar = indicatif::ProgressBar::hidden();
+            LaneRun::new(&mut *disk, file, &arena, MIB, span, 8).fill(&bar)?;
+        }
         Ok(Self {
             file: home.join("span"),
+            written: home.join("written"),
             span,
             size,
             depth,
@@ -81,7 +85,6 @@ impl Fio {
             "--time_based".to_owned(),
             "--scramble_buffers=0".to_owned(),
             "--allow_file_create=0".to_owned(),
-            format!("--filename={}", self.file.display()),
             format!("--size={}", self.span),
             format!("--runtime={}ms", span.as_millis()),
             format!("--iomem=mmapshared:{memory}"),
@@ -98,6 +101,7 @@ impl Fio {
             .map(str::to_owned),
         );
         arguments.extend([
+            format!("--filename={}", self.file.display()),
             format!("--bs={}", self.size),
             format!("--iodepth={}", self.depth),
         ]);
@@ -106,6 +110,7 @@ impl Fio {
             arguments.extend(common);
             arguments.extend([
                 "--rw=write".to_owned(),
+                format!("--filename={}", self.written.display()),
                 format!("--bs={WRITE}"),
                 "--iodepth=4".to_owned(),
                 format!("--fdatasync={SYNC_EVERY}"),
@@ -135,6 +140,7 @@ fn seen(result: &Value) -> Option<Seen> {
             Some(job) => mib_s(job.get("write")?)?,
             None => 0.0,
         },
+        copied_mib_s: 0.0,
         cpu: 0.0,
     })
 }
