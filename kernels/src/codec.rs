@@ -1,7 +1,8 @@
 //! Codecs: one rung of the ladder each, all behind one trait.
 //!
 //! Upstairs:   [`registry`] finds them by level; the tier manager encodes, restore decodes.
-//! Downstairs: [`raw`], [`byte_planes`], and the reference kernels in [`crate::planes`].
+//! Downstairs: [`raw`], [`lossless`], [`byte_planes`], and the kernels below them: [`crate::rans`],
+//!             [`halves`], [`crate::planes`].
 //!
 //! Invariants kept here
 //!   K1  Encoded bytes never exceed [`Codec::stored_bytes_max`], which is the raw size plus at
@@ -21,7 +22,10 @@ use kvtier_proto::{Level, Miss};
 use crate::shape::PartShape;
 
 pub mod byte_planes;
+mod envelope;
+pub mod halves;
 pub mod header;
+pub mod lossless;
 pub mod raw;
 pub mod registry;
 
@@ -162,6 +166,15 @@ pub enum DecodeError {
         /// What the decompressor said, where it was asked.
         #[source]
         source: Option<std::io::Error>,
+    },
+    /// An entropy-coded stream is none.
+    #[error("stream {stream} of the stored part {source}")]
+    Stream {
+        /// Index of the stream.
+        stream: usize,
+        /// What is wrong with it.
+        #[source]
+        source: crate::rans::StreamError,
     },
     /// Everything decodes, to other bytes than were encoded.
     #[error("decoded part has CRC {got:#010x} but was stored as {want:#010x}")]

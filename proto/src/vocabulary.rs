@@ -107,6 +107,8 @@ pub struct Level(pub u8);
 impl Level {
     /// As the engine stores it.
     pub const RAW: Level = Level(0);
+    /// Bit-exact: exponents of 16-bit floats entropy-coded, their other bits as they are.
+    pub const LOSSLESS: Level = Level(1);
     /// Bit-exact: byte planes, each compressed with `zstd`.
     pub const ZSTD: Level = Level(8);
 }

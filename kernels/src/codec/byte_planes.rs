@@ -18,7 +18,6 @@
 //! without numeric meaning get level 1 as it comes.
 //!
 //! Invariants kept here
-//!   K1  A part that would grow is stored behind its header as it is.
 //!   K2  Scratch is at most [`SCRATCH_BYTES`] a thread beside the contexts of `zstd`, which
 //!       decode in one pass, without a window of their own.
 //!
@@ -32,9 +31,8 @@ use kvtier_proto::element::Element;
 use zstd::bulk::{Compressor, Decompressor};
 use zstd::zstd_safe::{CParameter, find_frame_compressed_size};
 
-use super::header::{Form, HEADER_BYTES, Header};
 use super::raw::exact_length;
-use super::{Codec, DecodeError, EncodeError, check_decode, check_encode};
+use super::{Codec, DecodeError, EncodeError, envelope};
 use crate::planes;
 use crate::shape::PartShape;
 
@@ -85,58 +83,19 @@ impl Codec for BytePlanes {
     }
 
     fn stored_bytes_max(&self, shape: &PartShape) -> usize {
-        HEADER_BYTES + shape.raw_bytes()
+        envelope::bytes_max(shape)
     }
 
     fn encode(&self, shape: &PartShape, raw: &[u8], out: &mut [u8]) -> Result<usize, EncodeError> {
-        check_encode(self, shape, raw, out)?;
-        let (want, got) = (self.stored_bytes_max(shape), out.len());
-        let too_small = || EncodeError::OutTooSmall { want, got };
-        let out = out.get_mut(..want).ok_or_else(too_small)?;
-        let (head, body) = out
-            .split_first_chunk_mut::<HEADER_BYTES>()
-            .ok_or_else(too_small)?;
-        let coded = encode_body(shape.element(), raw, body).map_err(EncodeError::Compressor)?;
-        let (form, len) = match coded {
-            Some(len) => (Form::Coded, len),
-            None => {
-                body.copy_from_slice(raw);
-                (Form::Stored, raw.len())
-            }
-        };
-        let raw_len = u32::try_from(raw.len()).map_err(|_| EncodeError::RawLength {
-            want: u32::MAX as usize,
-            got: raw.len(),
-        })?;
-        let (level, raw_crc) = (self.level().0, crc32fast::hash(raw));
-        let header = Header {
-            level,
-            form,
-            table_version: self.table_version(),
-            raw_len,
-            raw_crc,
-        };
-        *head = header.to_bytes();
-        Ok(HEADER_BYTES + len)
+        envelope::seal(self, shape, (raw, out), |body| {
+            encode_body(shape.element(), raw, body).map_err(EncodeError::Compressor)
+        })
     }
 
     fn decode(&self, shape: &PartShape, stored: &[u8], out: &mut [u8]) -> Result<(), DecodeError> {
-        check_decode(shape, out)?;
-        let (header, body) = Header::read(shape, self.level().0, self.table_version(), stored)?;
-        let got = match header.form {
-            Form::Stored => {
-                exact_length(body, out.len())?;
-                out.copy_from_slice(body);
-                crc32fast::hash(out)
-            }
-            Form::Coded => decode_body(shape.element(), body, out)?,
-        };
-        let want = header.raw_crc;
-        if want == got {
-            Ok(())
-        } else {
-            Err(DecodeError::Checksum { want, got })
-        }
+        envelope::open(self, shape, (stored, out), |body, out| {
+            decode_body(shape.element(), body, out)
+        })
     }
 }
 

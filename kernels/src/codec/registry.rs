@@ -16,6 +16,7 @@ use kvtier_proto::Level;
 
 use super::Codec;
 use super::byte_planes::BytePlanes;
+use super::lossless::Lossless;
 use super::raw::Raw;
 
 /// The codecs of this build, by level. Cheap to clone.
@@ -56,10 +57,14 @@ impl fmt::Display for Levels {
 }
 
 impl Registry {
-    /// Levels that need no tables: raw and zstd.
+    /// Levels that need no tables of a model: raw, lossless and zstd.
     pub fn builtin() -> Self {
         Self {
-            codecs: vec![Arc::new(Raw), Arc::new(BytePlanes::new())],
+            codecs: vec![
+                Arc::new(Raw),
+                Arc::new(Lossless::new()),
+                Arc::new(BytePlanes::new()),
+            ],
         }
     }
 
@@ -73,7 +78,7 @@ impl Registry {
     /// assert_eq!(codecs.get(Level::ZSTD)?.name(), "zstd");
     /// assert_eq!(
     ///     codecs.get(Level(3)).unwrap_err().to_string(),
-    ///     "codec level 3 is not available; available: 0 (raw), 8 (zstd)"
+    ///     "codec level 3 is not available; available: 0 (raw), 1 (lossless), 8 (zstd)"
     /// );
     /// # Ok::<(), kvtier_kernels::codec::registry::UnknownLevel>(())
     /// ```
@@ -144,12 +149,18 @@ mod tests {
     #[test]
     fn registry_names_what_is_available_when_asked_for_a_reserved_level() {
         let codecs = Registry::builtin();
-        for level in (1..=7).chain([9, 255]) {
+        for level in (2..=7).chain([9, 255]) {
             let problem = codecs.get(Level(level)).unwrap_err().to_string();
-            assert!(problem.contains("0 (raw), 8 (zstd)"), "{problem}");
+            assert!(
+                problem.contains("0 (raw), 1 (lossless), 8 (zstd)"),
+                "{problem}"
+            );
         }
         let problem = codecs.by_name("lz4").unwrap_err();
-        assert_eq!(problem, "\"lz4\" is no codec level; accepted: raw, zstd");
+        assert_eq!(
+            problem,
+            "\"lz4\" is no codec level; accepted: raw, lossless, zstd"
+        );
     }
 
     #[test]
@@ -157,7 +168,7 @@ mod tests {
         let mut codecs = Registry::builtin();
         let problem = codecs.add(Arc::new(Raw)).unwrap_err();
         assert_eq!(problem.to_string(), "codec level 0 is taken by raw");
-        assert_eq!(codecs.iter().count(), 2);
+        assert_eq!(codecs.iter().count(), Registry::builtin().iter().count());
     }
 
     #[test]
