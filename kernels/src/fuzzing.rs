@@ -109,6 +109,10 @@ fn mended(codec: &dyn Codec, shape: &PartShape, stored: &[u8]) -> Option<Vec<u8>
 
 fn encode(data: &[u8]) {
     with(data, |codec, shape, bytes| {
+        if !codec.applies(shape) {
+            let (raw, mut out) = (vec![0; shape.raw_bytes()], vec![0; 2 * PART_MAX]);
+            return assert!(codec.encode(shape, &raw, &mut out).is_err());
+        }
         let raw = bytes.iter().copied().cycle().take(shape.raw_bytes());
         let mut raw: Vec<u8> = raw.collect();
         raw.resize(shape.raw_bytes(), 0);
@@ -159,9 +163,12 @@ fn encode_seeds() -> Vec<Vec<u8>> {
     vec![
         of(0, 0, 16, 8, &[1, 2, 3]),
         of(1, 0, 64, 32, &values(256)),
-        of(1, 5, 1, 100, b"opaque bytes"),
-        of(1, 2, 16, 512, &values(1000)),
-        of(1, 3, 2048, 256, &[]),
+        of(1, 1, 33, 70, &values(256)),
+        of(1, 0, 2048, 72, &values(5000)),
+        of(2, 0, 64, 32, &values(256)),
+        of(2, 5, 1, 100, b"opaque bytes"),
+        of(2, 2, 16, 512, &values(1000)),
+        of(2, 3, 2048, 256, &[]),
     ]
 }
 
@@ -174,6 +181,9 @@ fn decode_seeds() -> Vec<Vec<u8>> {
             let Ok(shape) = PartShape::new(element, tokens.into(), width.into()) else {
                 continue;
             };
+            if !codec.applies(&shape) {
+                continue;
+            }
             let mut stored = vec![0; codec.stored_bytes_max(&shape)];
             let raw = values(shape.raw_bytes());
             let len = codec.encode(&shape, &raw, &mut stored).unwrap_or_default();
@@ -182,6 +192,6 @@ fn decode_seeds() -> Vec<Vec<u8>> {
         }
     }
     // More than one chunk, of two planes each.
-    seeds.push([lead(1, 0, 2048, 72), vec![0; 40]].concat());
+    seeds.push([lead(2, 0, 2048, 72), vec![0; 40]].concat());
     seeds
 }

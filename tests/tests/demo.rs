@@ -162,7 +162,7 @@ fn demo_fails_loudly_when_one_restored_bit_is_wrong() {
         "{err}"
     );
     assert!(
-        err.contains("level zstd: restore from memory: the KV DIFFERS"),
+        err.contains("level lossless: restore from memory: the KV DIFFERS"),
         "{err}"
     );
     assert!(text(&output.stdout).contains("DIFFERENT"));
@@ -175,7 +175,7 @@ fn demo_fails_for_missing_and_not_for_wrong_kv_when_the_device_has_lost_a_page()
     let (_, output) = demo(&["--tiny", "--tokens", "2000", "--plant", "stored-bytes"]);
     let err = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{err}");
-    for level in ["raw", "zstd"] {
+    for level in ["raw", "lossless"] {
         assert!(
             err.contains(&format!("level {level}: restore from NVMe: ")),
             "{err}"

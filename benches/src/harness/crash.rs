@@ -84,7 +84,7 @@ impl Tally {
 /// The same daemon with another lane, depth and level.
 pub(super) fn shuffled(options: &Options, rng: &mut impl Rng) -> Options {
     let lane = ["io_uring", "pread"].choose(rng).copied();
-    let level = ["raw", "zstd"].choose(rng).copied();
+    let level = ["raw", "lossless", "zstd"].choose(rng).copied();
     let depth = [1, 2, 7, 64, 256].choose(rng).copied();
     (options.clone())
         .lane(lane.unwrap_or("auto"))

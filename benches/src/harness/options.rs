@@ -112,7 +112,7 @@ impl Options {
         self
     }
 
-    /// `raw` or `zstd`.
+    /// `raw`, `lossless` or `zstd`.
     #[must_use]
     pub fn level(mut self, level: &'static str) -> Self {
         self.level = level;

@@ -188,7 +188,7 @@ fn single_disk_comes_from_variables_alone() {
     assert_eq!(config.disks.len(), 1);
     assert_eq!(config.disks[0].path, Path::new("/disk"));
     assert_eq!(config.disks[0].lane, Lane::Pread);
-    assert_eq!(config.disks[0].level.level(), kvtier_proto::Level::ZSTD);
+    assert_eq!(config.disks[0].level.level(), kvtier_proto::Level::LOSSLESS);
 }
 
 #[test]

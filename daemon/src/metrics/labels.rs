@@ -121,6 +121,8 @@ label! {
     Rung is "level" {
         /// As the engine stores it.
         Raw,
+        /// Exponents of 16-bit floats entropy-coded.
+        Lossless,
         /// Byte planes through zstd.
         Zstd,
         /// Any other rung.
@@ -132,6 +134,7 @@ impl From<Level> for Rung {
     fn from(level: Level) -> Self {
         match level {
             Level::RAW => Self::Raw,
+            Level::LOSSLESS => Self::Lossless,
             Level::ZSTD => Self::Zstd,
             _ => Self::Other,
         }

@@ -71,7 +71,7 @@ pub(super) struct Plan {
     pub(super) folder: PathBuf,
     /// Folder of its sockets; their paths must be short.
     pub(super) sockets: PathBuf,
-    /// Codec level of its disk tier: "raw" or "zstd".
+    /// Codec level of its disk tier: "raw" or "lossless".
     pub(super) level: &'static str,
     /// KV bytes that it has to hold.
     pub(super) payload: u64,
@@ -209,7 +209,7 @@ mod tests {
             binary: PathBuf::new(),
             folder: "/store".into(),
             sockets: "/s".into(),
-            level: "zstd",
+            level: "lossless",
             payload,
             block,
         }

@@ -112,7 +112,7 @@ impl Restored {
 /// How one part of one block is stored on the daemon's side.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored {
-    /// Level of the codec: "raw", "zstd".
+    /// Level of the codec: "raw", "lossless".
     pub level: String,
     /// Size on the device, header and padding included. Unit: bytes.
     pub bytes: u64,

@@ -4,7 +4,7 @@
 //! Downstairs: `daemon` and `children` for processes, `job` for what engines are asked.
 //!
 //! ```text
-//!   two daemons start, one a codec level            raw          zstd
+//!   two daemons start, one a codec level            raw       lossless
 //!   engine A  prefill -> first token -> save to      |            |
 //!                                      both, durable v            v
 //!   SIGKILL                                          X            X
@@ -43,7 +43,7 @@ use crate::engine::DEFAULT_BLOCK_TOKENS;
 use crate::weights;
 
 /// Codec levels of the disk tier, in the order they are shown.
-const LEVELS: [&str; 2] = ["raw", "zstd"];
+const LEVELS: [&str; 2] = ["raw", "lossless"];
 /// Length of the continuation. Unit: tokens.
 const GENERATE: usize = 48;
 /// Longest time that an engine process may take; a long prompt on a small busy machine.

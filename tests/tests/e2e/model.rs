@@ -182,7 +182,7 @@ fn random_sequences_do_what_the_model_says() {
         ..Config::default()
     };
     let mut runner = TestRunner::new(config);
-    let level = prop_oneof![Just("raw"), Just("zstd")];
+    let level = prop_oneof![Just("raw"), Just("lossless"), Just("zstd")];
     let outcome = runner.run(&(level, steps()), |(level, steps)| {
         let limit = Duration::from_secs(120);
         let sequence = async {

@@ -261,7 +261,7 @@ fn a_drain_refuses_new_work_keeps_restores_and_makes_all_durable() {
 #[test]
 fn sigterm_drains_pending_writes_and_ends_in_order() {
     run(LIMIT, async {
-        for level in ["raw", "zstd"] {
+        for level in ["raw", "lossless", "zstd"] {
             let mut daemon = Daemon::start(Options::default().level(level).host_mib(64));
             let session = daemon.session(&blocks::wide()).await;
             let set = blocks::loose(&session, 1, 60, PayloadKind::Kv);

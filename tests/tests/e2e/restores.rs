@@ -30,7 +30,7 @@ async fn no_leases(daemon: &Daemon) {
 #[test]
 fn concurrent_restores_of_one_block_read_the_disk_once() {
     run(LIMIT, async {
-        for level in ["raw", "zstd"] {
+        for level in ["raw", "lossless", "zstd"] {
             let model = blocks::wide();
             let (daemon, set) = Daemon::cold(Options::default().level(level), &model, |session| {
                 blocks::loose(session, 1, 1, PayloadKind::Kv)

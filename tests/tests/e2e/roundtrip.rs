@@ -64,6 +64,11 @@ fn raw_blocks_come_back_after_a_restart_through_pread() {
 }
 
 #[test]
+fn lossless_blocks_come_back_after_a_restart_through_io_uring() {
+    run(LIMIT, round_trip("io_uring", "lossless"));
+}
+
+#[test]
 fn zstd_blocks_come_back_after_a_restart_through_io_uring() {
     run(LIMIT, round_trip("io_uring", "zstd"));
 }
@@ -96,9 +101,10 @@ fn blocks_come_back_after_lane_and_level_changed() {
     });
 }
 
-/// Every kind that a layout stores, through host memory and the device.
-async fn layout_round_trip(model: ModelDescriptor, kinds: &[PayloadKind]) {
-    let mut daemon = Daemon::start(Options::default().level("zstd"));
+/// Every kind that a layout stores, through host memory and the device. With level lossless
+/// configured, a block of 16-bit floats has it, any other the level that takes everything.
+async fn layout_round_trip(model: ModelDescriptor, kinds: &[PayloadKind], level: &str) {
+    let mut daemon = Daemon::start(Options::default().level("lossless"));
     let mut sets = Vec::new();
     let session = daemon.session(&model).await;
     for (seed, kind) in (0u64..).zip(kinds) {
@@ -110,6 +116,11 @@ async fn layout_round_trip(model: ModelDescriptor, kinds: &[PayloadKind]) {
     daemon.restart();
     let session = daemon.session(&model).await;
     for set in &sets {
+        let stored = session.explain(&set[0].key).await.unwrap().variants;
+        assert!(
+            stored.iter().all(|one| one.level_name == level),
+            "{stored:?}"
+        );
         let found = blocks::restore_all(&session, set).await;
         assert_eq!(found.from(Tier::Disk), set.len());
         let found = blocks::restore_all(&session, set).await;
@@ -120,7 +131,7 @@ async fn layout_round_trip(model: ModelDescriptor, kinds: &[PayloadKind]) {
 #[test]
 fn latent_attention_comes_back_whole_and_as_latents_alone() {
     let kinds = [PayloadKind::Kv, PayloadKind::Latent, PayloadKind::Hidden];
-    run(LIMIT, layout_round_trip(blocks::mla(), &kinds));
+    run(LIMIT, layout_round_trip(blocks::mla(), &kinds, "lossless"));
 }
 
 #[test]
@@ -132,7 +143,7 @@ fn a_layout_with_every_kind_of_layer_comes_back() {
         PayloadKind::Opaque,
         PayloadKind::Hidden,
     ];
-    run(LIMIT, layout_round_trip(blocks::hybrid(), &kinds));
+    run(LIMIT, layout_round_trip(blocks::hybrid(), &kinds, "zstd"));
 }
 
 // Goal: KV and hidden states of one block have one key and are two variants; neither replaces

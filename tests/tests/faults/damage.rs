@@ -100,6 +100,14 @@ fn a_page_corrupted_under_zstd_is_a_counted_miss() {
 }
 
 #[test]
+fn a_page_corrupted_under_lossless_is_a_counted_miss() {
+    run(
+        LIMIT,
+        corrupt_pages(Options::default().level("lossless"), true),
+    );
+}
+
+#[test]
 fn a_corrupted_record_header_is_a_counted_miss() {
     run(LIMIT, async {
         let (daemon, set) = cold(Options::default(), 40).await;

@@ -45,7 +45,7 @@ pub(in crate::demo) fn good() -> Outcome {
         host: restore(0, 16),
         counted: Counted { disk: 16, host: 16 },
     };
-    let levels = vec![level("raw", 3 << 20), level("zstd", 2 << 20)];
+    let levels = vec![level("raw", 3 << 20), level("lossless", 2 << 20)];
     Outcome {
         prompt_tokens: 4096,
         computed: Computed {
@@ -70,7 +70,11 @@ fn spoiled(spoil: impl FnOnce(&mut LevelOutcome)) -> String {
     let mut outcome = good();
     spoil(&mut outcome.levels[1]);
     let problems = outcome.problems();
-    assert!(problems.iter().all(|one| one.starts_with("level zstd: ")));
+    assert!(
+        problems
+            .iter()
+            .all(|one| one.starts_with("level lossless: "))
+    );
     problems.join("\n")
 }
 
