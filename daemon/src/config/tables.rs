@@ -111,9 +111,8 @@ settings! {
         /// begins ten minutes after a start.
         scrub_every_h: u32 = default(168), accepts "1 to 8760",
             if |hours| (1..=8760).contains(hours);
-        /// Codec of stored blocks; all are bit-exact. "raw" costs no CPU, the others two thirds of
-        /// the space: "lossless" is the faster one and for 16-bit floats, what is none goes as
-        /// with "zstd". The same for every disk.
+        /// Codec of stored blocks; all are bit-exact. "raw" costs no CPU, the others take two thirds
+        /// of the space, and "lossless" is the faster of them. The same for every disk.
         level: DiskLevel = default(DiskLevel::Lossless),
             accepts "\"raw\", \"lossless\" or \"zstd\"";
     }

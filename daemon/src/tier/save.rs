@@ -251,7 +251,7 @@ impl Tiers {
         work.await.map_err(|problem| problem.to_string())?
     }
 
-    /// The configured level where it applies to every part, elsewhere the one that always does.
+    /// The configured level where it applies to every part, raw elsewhere.
     fn level_for(&self, block: &HostBlock) -> Result<Level, String> {
         let codec = self
             .codecs
@@ -260,7 +260,7 @@ impl Tiers {
         Ok(if codec::applies(codec, block.facts()) {
             codec.level()
         } else {
-            Level::ZSTD
+            Level::RAW
         })
     }
 

@@ -144,7 +144,11 @@ fn get_or_make<T>(
 }
 
 /// Encoded size, or `None` when the planes do not fit into `out`, which is as long as `raw`.
-fn encode_body(element: Element, raw: &[u8], out: &mut [u8]) -> io::Result<Option<usize>> {
+pub(super) fn encode_body(
+    element: Element,
+    raw: &[u8],
+    out: &mut [u8],
+) -> io::Result<Option<usize>> {
     ENCODE.with_borrow_mut(|slot| {
         let EncodeScratch {
             planes,
@@ -246,7 +250,11 @@ fn looks_like_noise(plane: &[u8]) -> bool {
 }
 
 /// CRC of the decoded bytes.
-fn decode_body(element: Element, body: &[u8], out: &mut [u8]) -> Result<u32, DecodeError> {
+pub(super) fn decode_body(
+    element: Element,
+    body: &[u8],
+    out: &mut [u8],
+) -> Result<u32, DecodeError> {
     DECODE.with_borrow_mut(|slot| {
         let make = || {
             Ok(DecodeScratch {

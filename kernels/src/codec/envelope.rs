@@ -8,8 +8,6 @@
 //!   K1  A part that would grow is stored behind its header as it is.
 //!   K3  Decoded bytes are checked against the CRC of the raw ones, by [`open`] and nobody else.
 
-use kvtier_proto::Level;
-
 use super::header::{Form, HEADER_BYTES, Header};
 use super::raw::exact_length;
 use super::{Codec, DecodeError, EncodeError, check_decode, check_encode};
@@ -66,14 +64,6 @@ pub(super) fn open(
     decode: impl FnOnce(&[u8], &mut [u8]) -> Result<u32, DecodeError>,
 ) -> Result<(), DecodeError> {
     check_decode(shape, out)?;
-    if !codec.applies(shape) {
-        let got = codec.level().0.into();
-        return Err(DecodeError::Header {
-            field: "level",
-            got,
-            want: Level::RAW.0.into(),
-        });
-    }
     let (header, body) = Header::read(shape, codec.level().0, codec.table_version(), stored)?;
     let got = match header.form {
         Form::Stored => {

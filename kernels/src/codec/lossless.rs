@@ -1,11 +1,13 @@
-//! Level 1, lossless: exponents through interleaved rANS, all other bits as they are. Bit-exact.
+//! Level 1, lossless: exponents of 16-bit floats through interleaved rANS, their other bits as
+//! they are. Bit-exact.
 //!
 //! Upstairs:   [`super::registry`].
 //! Downstairs: [`super::halves`] takes values apart, [`crate::rans`] codes their exponents.
 //!
 //! Values of KV spread over few exponents, and nothing else of them is any shorter than it is
 //! (CODECS.md has the measurements). So the exponents of two values are one symbol, and sign
-//! and mantissa are copied. After the [header](super::header):
+//! and mantissa are copied. What is no 16-bit float goes as [`byte_planes`] has it. Else, after
+//! the [header](super::header):
 //!
 //! | off | len | field       | meaning                                                         |
 //! |----:|----:|-------------|-----------------------------------------------------------------|
@@ -39,7 +41,7 @@ use kvtier_proto::Level;
 
 use super::halves::{ESCAPE, GROUP, GROUP_SYMBOLS, Kind, Planes, PlanesMut, Window};
 use super::raw::exact_length;
-use super::{Codec, DecodeError, EncodeError, envelope};
+use super::{Codec, DecodeError, EncodeError, byte_planes, envelope};
 use crate::rans::{
     Codes, Decoder, Frequencies, SCALE, Slots, StreamError, encode, stream_bytes_max,
 };
@@ -87,8 +89,8 @@ impl Codec for Lossless {
         0.0
     }
 
-    fn applies(&self, shape: &PartShape) -> bool {
-        Kind::of(shape.element()).is_some()
+    fn applies(&self, _shape: &PartShape) -> bool {
+        true
     }
 
     fn stored_bytes_max(&self, shape: &PartShape) -> usize {
@@ -97,7 +99,11 @@ impl Codec for Lossless {
 
     fn encode(&self, shape: &PartShape, raw: &[u8], out: &mut [u8]) -> Result<usize, EncodeError> {
         envelope::seal(self, shape, (raw, out), |body| {
-            Ok(Kind::of(shape.element()).and_then(|kind| encode_part(kind, raw, body)))
+            match Kind::of(shape.element()) {
+                Some(kind) => Ok(encode_part(kind, raw, body)),
+                None => byte_planes::encode_body(shape.element(), raw, body)
+                    .map_err(EncodeError::Compressor),
+            }
         })
     }
 
@@ -105,11 +111,7 @@ impl Codec for Lossless {
         envelope::open(self, shape, (stored, out), |body, out| {
             match Kind::of(shape.element()) {
                 Some(kind) => decode_part(kind, body, out),
-                None => Err(DecodeError::Header {
-                    field: "form",
-                    got: 1,
-                    want: 0,
-                }),
+                None => byte_planes::decode_body(shape.element(), body, out),
             }
         })
     }

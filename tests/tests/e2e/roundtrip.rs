@@ -101,9 +101,8 @@ fn blocks_come_back_after_lane_and_level_changed() {
     });
 }
 
-/// Every kind that a layout stores, through host memory and the device. With level lossless
-/// configured, a block of 16-bit floats has it, any other the level that takes everything.
-async fn layout_round_trip(model: ModelDescriptor, kinds: &[PayloadKind], level: &str) {
+/// Every kind that a layout stores, through host memory and the device, at the default level.
+async fn layout_round_trip(model: ModelDescriptor, kinds: &[PayloadKind]) {
     let mut daemon = Daemon::start(Options::default().level("lossless"));
     let mut sets = Vec::new();
     let session = daemon.session(&model).await;
@@ -118,7 +117,7 @@ async fn layout_round_trip(model: ModelDescriptor, kinds: &[PayloadKind], level:
     for set in &sets {
         let stored = session.explain(&set[0].key).await.unwrap().variants;
         assert!(
-            stored.iter().all(|one| one.level_name == level),
+            stored.iter().all(|one| one.level_name == "lossless"),
             "{stored:?}"
         );
         let found = blocks::restore_all(&session, set).await;
@@ -131,7 +130,7 @@ async fn layout_round_trip(model: ModelDescriptor, kinds: &[PayloadKind], level:
 #[test]
 fn latent_attention_comes_back_whole_and_as_latents_alone() {
     let kinds = [PayloadKind::Kv, PayloadKind::Latent, PayloadKind::Hidden];
-    run(LIMIT, layout_round_trip(blocks::mla(), &kinds, "lossless"));
+    run(LIMIT, layout_round_trip(blocks::mla(), &kinds));
 }
 
 #[test]
@@ -143,7 +142,7 @@ fn a_layout_with_every_kind_of_layer_comes_back() {
         PayloadKind::Opaque,
         PayloadKind::Hidden,
     ];
-    run(LIMIT, layout_round_trip(blocks::hybrid(), &kinds, "zstd"));
+    run(LIMIT, layout_round_trip(blocks::hybrid(), &kinds));
 }
 
 // Goal: KV and hidden states of one block have one key and are two variants; neither replaces
