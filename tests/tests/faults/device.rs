@@ -291,6 +291,17 @@ fn child_forbidden() {
     );
 }
 
+/// The kernel may hold files of a ring for a moment after their process has ended.
+async fn remount_read_only(at: &str) {
+    for _ in 0..50 {
+        if command("mount", &["-o", "remount,ro", at]).is_ok() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    command("mount", &["-o", "remount,ro", at]).unwrap();
+}
+
 #[test]
 fn a_read_only_device_is_refused_at_the_start_by_its_name() {
     in_private_mounts("device::child_starts_read_only", LIMIT);
@@ -311,7 +322,7 @@ fn child_starts_read_only() {
         drop(session);
         assert!(daemon.stop().success());
         let here = at.display().to_string();
-        command("mount", &["-o", "remount,ro", &here]).unwrap();
+        remount_read_only(&here).await;
         let why = daemon.try_launch().unwrap_err();
         assert!(why.contains("Read-only file system"), "{why}");
         assert!(why.contains(&here), "{why}");
