@@ -14,7 +14,7 @@ mod slots;
 use kvtier_proto::fuzzing::Target;
 
 /// Targets of this package.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     Target::new("requests", requests::run, requests::seeds).allocating(32 << 20),
     Target::new("slot_names", slots::run, slots::seeds).allocating(1 << 20),
     Target::new("tickets", slots::tickets, slots::ticket_seeds),
@@ -25,4 +25,5 @@ pub const TARGETS: [Target; 6] = [
         settings::namespaces,
         settings::namespace_seeds,
     ),
+    Target::new("disks_file", settings::disks, settings::disk_seeds),
 ];

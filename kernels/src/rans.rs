@@ -1,7 +1,7 @@
 //! Range asymmetric numeral systems over 32 interleaved lanes: the entropy coder of the ladder.
 //!
 //! Upstairs:   the coded levels of [`crate::codec`].
-//! Downstairs: [`reference`] defines the bits; [`crate::simd`] makes the same ones faster.
+//! Downstairs: [`mod@reference`] defines the bits; [`crate::simd`] makes the same ones faster.
 //!
 //! The coder is Duda's (arXiv:1311.2540), interleaved as by Giesen (arXiv:1402.3392). A symbol
 //! is a byte. Its frequency is a part of [`SCALE`]; a lane's state is a number of 31 bits that

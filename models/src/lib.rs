@@ -5,8 +5,10 @@
 //! Downstairs: the daemon's own sources, word for word: `sync` and `planted` are the two modules
 //!             that differ.
 //!
-//! A seed fixes every order, so that a failure happens again. Each model is also shown to fail:
-//! with a bug planted, it must be found.
+//! A seed fixes every order, so that a failure happens again. A model of locks and atomics is also
+//! shown to fail: with a bug planted, it must be found. Where the waiting is tokio's own
+//! (`whoever_waits_for_room`, `scratch_memory`), shuttle orders the tasks only, not what happens
+//! inside of its locks.
 //!
 //! Not here on purpose: no copy of anything that is modelled, no sockets and no device; nor the
 //! sources' own unit tests, which run in their own packages.

@@ -30,8 +30,8 @@ use crate::planes::{BLOCK_TOKENS, block_to_save, model};
 
 /// How long a start or a stop may take.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Host memory. Unit: MiB.
-const HOST_MIB: usize = 128;
+/// Host memory, as much as a configuration that says nothing has. Unit: MiB.
+const HOST_MIB: usize = 1024;
 
 /// Values of each round.
 #[derive(Debug, Default)]

@@ -1,12 +1,13 @@
-//! Configuration in every layer, and the file of namespaces.
+//! Configuration in every layer, and the files of namespaces and of disks.
 //!
-//! Upstairs:   the targets `config_file`, `config_layers` and `namespaces_file`.
-//! Downstairs: `config`, `tenant`.
+//! Upstairs:   the targets `config_file`, `config_layers`, `namespaces_file` and `disks_file`.
+//! Downstairs: `config`, `tenant`, `tier::disk`.
 
 use std::ffi::OsString;
 
 use crate::config::{Config, ConfigArgs, ConfigProblems, sample};
 use crate::tenant::{TenantError, kept_in};
+use crate::tier::disk::{ledger_after, ledger_mended};
 
 /// Longest input that is read as a configuration. Unit: bytes.
 const TEXT_MAX: usize = 16 << 10;
@@ -120,4 +121,37 @@ pub(super) fn namespace_seeds() -> Vec<Vec<u8>> {
         "{}".to_owned(),
     ];
     texts.map(String::into_bytes).into()
+}
+
+/// The file of disks, as it is and with the checksum that belongs to it.
+pub(super) fn disks(data: &[u8]) {
+    if data.len() > TEXT_MAX {
+        return;
+    }
+    let mended = ledger_mended(data);
+    for text in [Some(data), mended.as_deref()].into_iter().flatten() {
+        match ledger_after(text) {
+            Ok(written) => assert_eq!(ledger_after(&written).ok(), Some(written)),
+            Err(problem) => assert!(!problem.to_string().is_empty()),
+        }
+    }
+}
+
+pub(super) fn disk_seeds() -> Vec<Vec<u8>> {
+    let store = "5a".repeat(16);
+    let kept = |wiped: &str, seen: &str| {
+        format!(r#"{{"crc32":0,"kept":{{"seen":{{{seen}}},"wiped":{{{wiped}}}}}}}"#)
+    };
+    let texts = [
+        kept("", ""),
+        kept(&format!(r#""7":{{"{store}":1000}}"#), ""),
+        kept(
+            &format!(r#""1":{{"{store}":3}},"2":{{}}"#),
+            &format!(r#""/mnt/a":{{"store":"{store}","apart":true}}"#),
+        ),
+        kept(r#""1":{"5A":3}"#, ""),
+        "{}".to_owned(),
+    ];
+    let mended = |text: String| ledger_mended(text.as_bytes()).unwrap_or(text.into_bytes());
+    texts.map(mended).into()
 }

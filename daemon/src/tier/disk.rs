@@ -46,7 +46,7 @@ use crate::metrics::Device;
 use crate::sync::AtomicU64;
 
 pub use device::{DiskOptions, DiskStatus};
-pub use ledger::{Ledger, LedgerError, Seen, ledger_after};
+pub use ledger::{Ledger, LedgerError, Seen, ledger_after, ledger_mended};
 pub use open::is_apart;
 pub use scrub::ScrubOptions;
 

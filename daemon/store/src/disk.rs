@@ -105,7 +105,7 @@ impl Op {
     }
 
     /// The operation as it comes back.
-    fn done(self, moved: std::io::Result<usize>) -> Done {
+    pub(crate) fn done(self, moved: std::io::Result<usize>) -> Done {
         let Self {
             user,
             kind,

@@ -103,20 +103,7 @@ impl Disk for Memory {
     fn reap(&mut self, _wait: Wait, done: &mut Vec<Done>) {
         for mut op in std::mem::take(&mut self.waiting) {
             let moved = self.transfer(&mut op);
-            let Op {
-                user,
-                kind,
-                buf,
-                more,
-                ..
-            } = op;
-            done.push(Done {
-                user,
-                kind,
-                buf,
-                more,
-                moved,
-            });
+            done.push(op.done(moved));
         }
     }
 

@@ -44,7 +44,8 @@ pub(super) fn trim<D: Disk>(
     }
     let mut ages = Vec::with_capacity(surveyed.len());
     for one in surveyed.iter() {
-        let told = one.epoch(store_id);
+        // A trailer may be of the life before the one whose header was not delivered.
+        let told = one.epoch(store_id).filter(|_| !one.header_unread);
         let epoch = told.unwrap_or_else(|| epoch_of_records(store, one, report));
         ages.push((epoch, one.number));
     }

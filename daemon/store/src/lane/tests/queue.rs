@@ -48,20 +48,7 @@ impl Disk for InOrder {
         for op in self.flying.drain(..self.flying.len().min(A_FEW)) {
             self.now += Duration::from_micros(20);
             let moved = Ok(op.total());
-            let Op {
-                user,
-                kind,
-                buf,
-                more,
-                ..
-            } = op;
-            done.push(Done {
-                user,
-                kind,
-                buf,
-                more,
-                moved,
-            });
+            done.push(op.done(moved));
         }
     }
 
