@@ -41,7 +41,7 @@ use crate::*;
 use catalog::{Shelf, Spoil};
 use counts::Counts;
 use life::device;
-use model::{Before, Model, Promise};
+use model::{Asked, Before, Model, Promise};
 
 /// Fast enough that a pass ends within a run. Unit: bytes a second.
 const SCRUB_RATE: u64 = 1 << 30;
@@ -73,7 +73,7 @@ pub(crate) struct Run {
     /// The log was poisoned in this life.
     poisoned: bool,
     puts: BTreeMap<u64, Promise>,
-    reads: BTreeMap<u64, Name>,
+    reads: BTreeMap<u64, Asked>,
 }
 
 impl Run {
@@ -142,7 +142,7 @@ impl Run {
             self.store.get_parts(tag, &want, first..last, buf)
         };
         match taken {
-            Ok(()) => drop(self.reads.insert(tag, name)),
+            Ok(()) => self.asked(tag, name),
             Err((_, Miss::Absent)) => self.model.absent(name),
             Err(_) => {}
         }
@@ -165,7 +165,7 @@ impl Run {
             let (tag, buf) = (self.tag(), self.arena.alloc(64 * 1024));
             let Some(buf) = buf else { return };
             if self.store.get(tag, &want(name.0, name.1), buf).is_ok() {
-                self.reads.insert(tag, name);
+                self.asked(tag, name);
             }
         }
     }
@@ -248,8 +248,8 @@ impl Run {
                 self.model.ended(promise, &result, self.is_sound());
             }
             Event::Got { tag, result } => {
-                let name = self.reads.remove(&tag).expect("a read is answered once");
-                self.got(name, result);
+                let asked = self.reads.remove(&tag).expect("a read is answered once");
+                self.got(asked, result);
             }
             Event::Evicted {
                 namespace,
@@ -286,13 +286,20 @@ impl Run {
             let name = (checked.namespace(), self.model.names[&checked.key()]);
             self.model.damage += 1;
             self.model.scrub_bad += 1;
-            self.model.gone(name);
+            self.model.condemned(name, &checked.place());
         }
     }
 
-    fn got(&mut self, name: Name, result: Result<Unverified, (Option<crate::mem::IoBuf>, Miss)>) {
+    fn asked(&mut self, tag: u64, name: Name) {
+        let asked = self.model.asked(name);
+        self.reads.insert(tag, asked);
+    }
+
+    fn got(&mut self, asked: Asked, result: Result<Unverified, (Option<crate::mem::IoBuf>, Miss)>) {
+        let name = asked.name;
         let unverified = match result {
             Ok(unverified) => unverified,
+            Err((_, Miss::Absent)) => return self.model.absent_since(asked),
             Err((_, miss)) => return self.missed(name, miss, None),
         };
         let place = unverified.place();
@@ -314,7 +321,7 @@ impl Run {
             if let Some(place) = place
                 && self.store.condemn(name.0, &key(name.1), &place, miss)
             {
-                self.model.gone(name);
+                self.model.condemned(name, &place);
             }
         } else if miss == Miss::Absent {
             self.model.absent(name);
@@ -330,7 +337,7 @@ impl Run {
                 let (tag, name) = (self.tag(), (namespace, number));
                 let buf = self.arena.alloc(64 * 1024).unwrap();
                 match self.store.get(tag, &want(namespace, number), buf) {
-                    Ok(()) => drop(self.reads.insert(tag, name)),
+                    Ok(()) => self.asked(tag, name),
                     Err((_, Miss::Absent)) => self.model.absent(name),
                     Err((_, miss)) => panic!("{name:?}: {miss:?}"),
                 }

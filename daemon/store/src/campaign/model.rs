@@ -14,6 +14,14 @@ pub(super) struct Promise {
     when: u64,
 }
 
+/// A read under way.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked {
+    pub(super) name: Name,
+    /// When it was begun.
+    when: u64,
+}
+
 /// See the module.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Model {
@@ -22,6 +30,9 @@ pub(crate) struct Model {
     attempts: BTreeMap<Name, Vec<(u64, u64)>>,
     /// Acknowledged, and since then neither evicted, condemned nor wiped.
     pub(crate) durable: BTreeSet<Name>,
+    /// Sequences of records that the run condemned itself. A put that was answered with one of them
+    /// in the very step that brought the damaged read had been answered before.
+    condemned: BTreeSet<u64>,
     /// Pinned by somebody, and still here.
     pub(super) pinned: BTreeSet<Name>,
     /// When the last acknowledged wipe of a namespace began.
@@ -67,10 +78,12 @@ impl Model {
         let Promise { name, when } = promise;
         let wiped = self.wiped.get(&name.0).is_some_and(|wipe| *wipe > when);
         match result {
-            Ok(_) => {
+            Ok(place) => {
                 assert!(!wiped, "P3: {name:?} was wiped, and is said to be durable");
                 self.acked += 1;
-                self.durable.insert(name);
+                if !self.condemned.contains(&place.sequence) {
+                    self.durable.insert(name);
+                }
             }
             Err(problem) => {
                 let excused = matches!(problem, PutError::Wiped { .. }) && wiped;
@@ -126,12 +139,33 @@ impl Model {
         self.misses += 1;
     }
 
+    pub(super) fn asked(&mut self, name: Name) -> Asked {
+        let when = self.tick();
+        Asked { name, when }
+    }
+
+    /// A read that was begun before a wipe is one of what was wiped, whatever came since.
+    pub(super) fn absent_since(&mut self, asked: Asked) {
+        let wiped = self.wiped.get(&asked.name.0).copied().unwrap_or(0);
+        if wiped > asked.when {
+            self.misses += 1;
+        } else {
+            self.absent(asked.name);
+        }
+    }
+
     pub(super) fn evicted(&mut self, name: Name) {
         self.evictions += 1;
         self.gone(name);
     }
 
-    pub(super) fn gone(&mut self, name: Name) {
+    /// The run found the record at `place` damaged, and said so.
+    pub(super) fn condemned(&mut self, name: Name, place: &Place) {
+        self.condemned.insert(place.sequence);
+        self.gone(name);
+    }
+
+    fn gone(&mut self, name: Name) {
         self.durable.remove(&name);
         self.pinned.remove(&name);
     }
