@@ -9,8 +9,9 @@
 //!       most [`header::HEADER_BYTES`]: a part that does not shrink is stored as it is.
 //!   K2  Decoding sizes everything by the [`PartShape`], never by a length that stands in the
 //!       stored bytes; it writes inside `out` only, and memory of its own is bounded.
-//!   K3  Decoding answers exactly the bytes that were encoded (an exact level) or an error. A
-//!       coded level proves it by a CRC of the raw bytes; level raw leans on the page's CRC.
+//!   K3  Decoding answers exactly the bytes that were encoded (an exact level), or always the same
+//!       ones within [`Codec::error_in`] (a lossy one), or an error. A coded level proves it by a
+//!       CRC of the bytes that decoding must give; level raw leans on the page's CRC.
 //!   K4  A part decodes alone: no other part, page or block is needed.
 //!
 //! Not here on purpose: no choice of a level. What a request accepts and a tier wants is policy.
@@ -23,9 +24,11 @@ use crate::shape::PartShape;
 
 pub mod byte_planes;
 mod envelope;
+pub mod fp8;
 pub mod halves;
 pub mod header;
 pub mod lossless;
+pub mod quant;
 pub mod raw;
 pub mod registry;
 
@@ -42,9 +45,6 @@ pub trait Codec: Send + Sync + fmt::Debug {
 
     /// True when decoding gives back every bit.
     fn exact(&self) -> bool;
-
-    /// Largest absolute error of one value. Unit: that of the value; 0 for an exact level.
-    fn error_max(&self) -> f32;
 
     /// Version of the static tables it encodes with; 0 for a level that has none. Records made
     /// with other tables answer [`DecodeError::TableVersion`], which is a miss upstairs.
@@ -71,6 +71,17 @@ pub trait Codec: Send + Sync + fmt::Debug {
     /// [`DecodeError`] when `stored` is not what this codec makes of a part of this shape. `out`
     /// may then hold anything and must not be published.
     fn decode(&self, shape: &PartShape, stored: &[u8], out: &mut [u8]) -> Result<(), DecodeError>;
+
+    /// Largest absolute error that any value of this stored part may have, beside the rounding of
+    /// the result to its element type. Unit: that of the values; 0 for an exact level.
+    ///
+    /// # Errors
+    /// [`DecodeError`] when `stored` does not begin like a part of this codec and shape.
+    fn error_in(&self, shape: &PartShape, stored: &[u8]) -> Result<f32, DecodeError> {
+        debug_assert!(self.exact(), "a lossy level says its error");
+        let _ = (shape, stored);
+        Ok(0.0)
+    }
 }
 
 /// Why a part was not encoded. A defect of the caller, or of memory; never of the data.

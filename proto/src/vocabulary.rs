@@ -111,6 +111,18 @@ impl Level {
     pub const LOSSLESS: Level = Level(1);
     /// Bit-exact: byte planes, each compressed with `zstd`.
     pub const ZSTD: Level = Level(8);
+    /// 8-bit floats, e4m3.
+    pub const FP8: Level = Level(32);
+    /// 8 bits a value by groups of a token.
+    pub const INT8: Level = Level(33);
+    /// 4 bits a value by groups of a token.
+    pub const INT4: Level = Level(34);
+    /// 4 bits a value, K by channel.
+    pub const KIVI4: Level = Level(35);
+    /// 2 bits a value, K by channel.
+    pub const KIVI2: Level = Level(36);
+    /// 4 bits a value of heads that a Hadamard matrix rotated.
+    pub const HADAMARD4: Level = Level(37);
 }
 
 impl std::fmt::Display for Level {

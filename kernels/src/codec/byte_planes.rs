@@ -74,10 +74,6 @@ impl Codec for BytePlanes {
         true
     }
 
-    fn error_max(&self) -> f32 {
-        0.0
-    }
-
     fn applies(&self, _shape: &PartShape) -> bool {
         true
     }

@@ -1,12 +1,17 @@
 //! What all coded levels have around their own stream: header, CRC, and the way out when a part
 //! does not shrink.
 //!
+//! A lossy level's CRC is of what decoding gives, which encoding finds out by decoding: decoders
+//! are exact to the bit on every machine, or a part is a miss there.
+//!
 //! Upstairs:   every codec but raw.
 //! Downstairs: [`super::header`].
 //!
 //! Invariants kept here
 //!   K1  A part that would grow is stored behind its header as it is.
-//!   K3  Decoded bytes are checked against the CRC of the raw ones, by [`open`] and nobody else.
+//!   K3  Decoded bytes are checked against the CRC in the header, by [`open`] and nobody else.
+
+use kvtier_proto::Level;
 
 use super::header::{Form, HEADER_BYTES, Header};
 use super::raw::exact_length;
@@ -26,6 +31,32 @@ pub(super) fn seal(
     (raw, out): (&[u8], &mut [u8]),
     code: impl FnOnce(&mut [u8]) -> Result<Option<usize>, EncodeError>,
 ) -> Result<usize, EncodeError> {
+    seal_as(codec, shape, (raw, out), code, |_| Ok(crc32fast::hash(raw)))
+}
+
+/// [`seal`] for a lossy level: `decode` is the one that [`open`] gets.
+pub(super) fn seal_lossy(
+    codec: &dyn Codec,
+    shape: &PartShape,
+    (raw, out): (&[u8], &mut [u8]),
+    code: impl FnOnce(&mut [u8]) -> Option<usize>,
+    decode: impl FnOnce(&[u8], &mut [u8]) -> Result<u32, DecodeError>,
+) -> Result<usize, EncodeError> {
+    let code = |body: &mut [u8]| Ok(code(body));
+    seal_as(codec, shape, (raw, out), code, |body| {
+        decode(body, &mut vec![0; raw.len()])
+            .map_err(|problem| EncodeError::Compressor(std::io::Error::other(problem)))
+    })
+}
+
+/// [`seal`], where `crc` finds the CRC of what the coded stream decodes to.
+fn seal_as(
+    codec: &dyn Codec,
+    shape: &PartShape,
+    (raw, out): (&[u8], &mut [u8]),
+    code: impl FnOnce(&mut [u8]) -> Result<Option<usize>, EncodeError>,
+    crc: impl FnOnce(&[u8]) -> Result<u32, EncodeError>,
+) -> Result<usize, EncodeError> {
     check_encode(codec, shape, raw, out)?;
     let (want, got) = (bytes_max(shape), out.len());
     let too_small = || EncodeError::OutTooSmall { want, got };
@@ -33,11 +64,11 @@ pub(super) fn seal(
     let (head, body) = out
         .split_first_chunk_mut::<HEADER_BYTES>()
         .ok_or_else(too_small)?;
-    let (form, len) = match code(body)? {
-        Some(len) => (Form::Coded, len),
+    let (form, len, raw_crc) = match code(body)? {
+        Some(len) => (Form::Coded, len, crc(body.get(..len).unwrap_or_default())?),
         None => {
             body.copy_from_slice(raw);
-            (Form::Stored, raw.len())
+            (Form::Stored, raw.len(), crc32fast::hash(raw))
         }
     };
     let raw_len = u32::try_from(raw.len()).map_err(|_| EncodeError::RawLength {
@@ -49,10 +80,25 @@ pub(super) fn seal(
         form,
         table_version: codec.table_version(),
         raw_len,
-        raw_crc: crc32fast::hash(raw),
+        raw_crc,
     };
     *head = header.to_bytes();
     Ok(HEADER_BYTES + len)
+}
+
+/// The largest error of a stored part, as `error` finds it in the level's stream; 0 when the part
+/// is stored as it is.
+pub(super) fn coded(
+    codec: &dyn Codec,
+    shape: &PartShape,
+    stored: &[u8],
+    error: impl FnOnce(&[u8]) -> f32,
+) -> Result<f32, DecodeError> {
+    let (header, body) = Header::read(shape, codec.level().0, codec.table_version(), stored)?;
+    Ok(match header.form {
+        Form::Stored => 0.0,
+        Form::Coded => error(body),
+    })
 }
 
 /// Decodes a part: `decode` turns the level's stream into the whole of `out` and returns the CRC
@@ -64,6 +110,13 @@ pub(super) fn open(
     decode: impl FnOnce(&[u8], &mut [u8]) -> Result<u32, DecodeError>,
 ) -> Result<(), DecodeError> {
     check_decode(shape, out)?;
+    if !codec.applies(shape) {
+        return Err(DecodeError::Header {
+            field: "level",
+            got: codec.level().0.into(),
+            want: Level::RAW.0.into(),
+        });
+    }
     let (header, body) = Header::read(shape, codec.level().0, codec.table_version(), stored)?;
     let got = match header.form {
         Form::Stored => {

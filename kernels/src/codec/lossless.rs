@@ -85,10 +85,6 @@ impl Codec for Lossless {
         true
     }
 
-    fn error_max(&self) -> f32 {
-        0.0
-    }
-
     fn applies(&self, _shape: &PartShape) -> bool {
         true
     }

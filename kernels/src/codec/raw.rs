@@ -30,10 +30,6 @@ impl Codec for Raw {
         true
     }
 
-    fn error_max(&self) -> f32 {
-        0.0
-    }
-
     fn applies(&self, _shape: &PartShape) -> bool {
         true
     }

@@ -16,7 +16,9 @@ use kvtier_proto::Level;
 
 use super::Codec;
 use super::byte_planes::BytePlanes;
+use super::fp8::Fp8;
 use super::lossless::Lossless;
+use super::quant::Quantiser;
 use super::raw::Raw;
 
 /// The codecs of this build, by level. Cheap to clone.
@@ -66,6 +68,18 @@ impl Registry {
                 Arc::new(BytePlanes::new()),
             ],
         }
+    }
+
+    /// The builtin levels and those of others that need no tables, to compare with: int8, int4,
+    /// KIVI, Hadamard and fp8. All of these lose something.
+    pub fn with_baselines() -> Self {
+        let mut all = Self::builtin();
+        all.codecs.push(Arc::new(Fp8));
+        for one in Quantiser::all() {
+            all.codecs.push(Arc::new(one));
+        }
+        all.codecs.sort_by_key(|codec| codec.level());
+        all
     }
 
     /// The codec of a level.
@@ -181,13 +195,11 @@ mod tests {
     }
 
     #[test]
-    fn exact_levels_declare_no_error() {
-        for codec in Registry::builtin().iter() {
-            assert!(
-                codec.exact() && codec.error_max() == 0.0,
-                "{}",
-                codec.name()
-            );
-        }
+    fn levels_that_lose_something_are_not_builtin() {
+        assert!(Registry::builtin().iter().all(Codec::exact));
+        let all = Registry::with_baselines();
+        assert_eq!(all.iter().filter(|codec| !codec.exact()).count(), 6);
+        let levels: std::collections::BTreeSet<_> = all.iter().map(Codec::level).collect();
+        assert_eq!(levels.len(), all.iter().count(), "K5");
     }
 }
