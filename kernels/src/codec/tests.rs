@@ -60,7 +60,7 @@ fn raw_of(shape: &PartShape, data: Data, seed: u64) -> Vec<u8> {
     raw
 }
 
-fn encoded(codec: &dyn Codec, shape: &PartShape, raw: &[u8]) -> Vec<u8> {
+pub(super) fn encoded(codec: &dyn Codec, shape: &PartShape, raw: &[u8]) -> Vec<u8> {
     let mut stored = vec![0x55; codec.stored_bytes_max(shape)];
     let len = codec.encode(shape, raw, &mut stored).unwrap();
     assert!(len <= codec.stored_bytes_max(shape));
@@ -68,7 +68,11 @@ fn encoded(codec: &dyn Codec, shape: &PartShape, raw: &[u8]) -> Vec<u8> {
     stored
 }
 
-fn decoded(codec: &dyn Codec, shape: &PartShape, stored: &[u8]) -> Result<Vec<u8>, DecodeError> {
+pub(super) fn decoded(
+    codec: &dyn Codec,
+    shape: &PartShape,
+    stored: &[u8],
+) -> Result<Vec<u8>, DecodeError> {
     let mut out = vec![0xaa; shape.raw_bytes()];
     codec.decode(shape, stored, &mut out)?;
     Ok(out)

@@ -13,6 +13,7 @@ use rand_chacha::ChaCha8Rng;
 use super::*;
 use crate::Registry;
 use crate::codec::header::HEADER_BYTES;
+use crate::codec::tests::{decoded, encoded};
 
 const FLOATS: [Element; 3] = [Element::Bf16, Element::F16, Element::F32];
 
@@ -42,19 +43,6 @@ fn raw_of(shape: &PartShape, scale: f32, seed: u64) -> Vec<u8> {
     let mut raw = vec![0; shape.raw_bytes()];
     floats::write(shape.element(), &values, &mut raw);
     raw
-}
-
-fn encoded(codec: &dyn Codec, shape: &PartShape, raw: &[u8]) -> Vec<u8> {
-    let mut stored = vec![0x55; codec.stored_bytes_max(shape)];
-    let len = codec.encode(shape, raw, &mut stored).unwrap();
-    stored.truncate(len);
-    stored
-}
-
-fn decoded(codec: &dyn Codec, shape: &PartShape, stored: &[u8]) -> Result<Vec<u8>, DecodeError> {
-    let mut out = vec![0xaa; shape.raw_bytes()];
-    codec.decode(shape, stored, &mut out)?;
-    Ok(out)
 }
 
 /// What rounding to the element type may add to an error.
