@@ -12,12 +12,14 @@
 //!   K3  Decoding answers exactly the bytes that were encoded (an exact level), or always the same
 //!       ones within [`Codec::error_in`] (a lossy one), or an error. A coded level proves it by a
 //!       CRC of the bytes that decoding must give; level raw leans on the page's CRC.
-//!   K4  A part decodes alone: no other part, page or block is needed.
+//!   K4  A part decodes alone, or after those parts of its block that [`Codec::needs`] names: no
+//!       other part, page or block is needed.
 //!
 //! Not here on purpose: no choice of a level. What a request accepts and a tier wants is policy.
 
 use std::fmt;
 
+use kvtier_proto::layout::PartCode;
 use kvtier_proto::{Level, Miss};
 
 use crate::shape::PartShape;
@@ -46,10 +48,19 @@ pub trait Codec: Send + Sync + fmt::Debug {
     /// True when decoding gives back every bit.
     fn exact(&self) -> bool;
 
-    /// Version of the static tables it encodes with; 0 for a level that has none. Records made
-    /// with other tables answer [`DecodeError::TableVersion`], which is a miss upstairs.
-    fn table_version(&self) -> u16 {
+    /// Identity of the tables of a model that it codes with; 0 for a level that has none. Records
+    /// carry it; the header of a part has its lower 16 bits. Parts made with other tables answer
+    /// [`DecodeError::TableVersion`], which is a miss upstairs.
+    fn tables(&self) -> u32 {
         0
+    }
+
+    /// The parts of the same block, by layer and code, that must be restored before this one: a
+    /// level that predicts across layers names them, all others none (K4). They come earlier in
+    /// every layout.
+    fn needs(&self, shape: &PartShape) -> Vec<(u32, PartCode)> {
+        let _ = shape;
+        Vec::new()
     }
 
     /// True when parts of this element type and code may be given to it.
@@ -72,6 +83,37 @@ pub trait Codec: Send + Sync + fmt::Debug {
     /// may then hold anything and must not be published.
     fn decode(&self, shape: &PartShape, stored: &[u8], out: &mut [u8]) -> Result<(), DecodeError>;
 
+    /// [`Codec::encode`] after the parts that it needs, as *decoding* gives them: what both ends
+    /// predict from must be the same.
+    ///
+    /// # Errors
+    /// Those of [`Codec::encode`]; [`EncodeError::Needs`] when a part is not there.
+    fn encode_after(
+        &self,
+        shape: &PartShape,
+        raw: &[u8],
+        restored: &dyn Restored,
+        out: &mut [u8],
+    ) -> Result<usize, EncodeError> {
+        let _ = restored;
+        self.encode(shape, raw, out)
+    }
+
+    /// [`Codec::decode`] after the parts that it needs.
+    ///
+    /// # Errors
+    /// Those of [`Codec::decode`]; [`DecodeError::Needs`] when a part is not there.
+    fn decode_after(
+        &self,
+        shape: &PartShape,
+        stored: &[u8],
+        restored: &dyn Restored,
+        out: &mut [u8],
+    ) -> Result<(), DecodeError> {
+        let _ = restored;
+        self.decode(shape, stored, out)
+    }
+
     /// Largest absolute error that any value of this stored part may have, beside the rounding of
     /// the result to its element type. Unit: that of the values; 0 for an exact level.
     ///
@@ -81,6 +123,23 @@ pub trait Codec: Send + Sync + fmt::Debug {
         debug_assert!(self.exact(), "a lossy level says its error");
         let _ = (shape, stored);
         Ok(0.0)
+    }
+}
+
+/// The parts of a block that were restored already: what a level predicts from.
+pub trait Restored {
+    /// The raw bytes of a part, as decoding gave them; `None` when it is not restored, or none of
+    /// this block.
+    fn part(&self, layer: u32, code: PartCode) -> Option<&[u8]>;
+}
+
+/// No part is restored.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NothingRestored;
+
+impl Restored for NothingRestored {
+    fn part(&self, _layer: u32, _code: PartCode) -> Option<&[u8]> {
+        None
     }
 }
 
@@ -115,6 +174,16 @@ pub enum EncodeError {
         name: &'static str,
         /// The part.
         shape: PartShape,
+    },
+    /// A part that this one is predicted from is not there.
+    #[error("level {name} needs the {} part of layer {layer} first", <&str>::from(*code))]
+    Needs {
+        /// Name of the level.
+        name: &'static str,
+        /// Its layer.
+        layer: u32,
+        /// Which tensor of the layer.
+        code: PartCode,
     },
     /// The compressor gave up, for want of memory as a rule.
     #[error("the compressor failed")]
@@ -164,6 +233,14 @@ pub enum DecodeError {
         stored: u16,
         /// Version of this codec.
         held: u16,
+    },
+    /// A part that this one was predicted from is not there.
+    #[error("the {} part of layer {layer} must be restored first", <&str>::from(*code))]
+    Needs {
+        /// Its layer.
+        layer: u32,
+        /// Which tensor of the layer.
+        code: PartCode,
     },
     /// One plane does not decode to its size.
     #[error("plane {plane} of chunk {chunk} does not decode to {want} bytes")]

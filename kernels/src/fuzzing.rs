@@ -92,7 +92,7 @@ fn mended(codec: &dyn Codec, shape: &PartShape, stored: &[u8]) -> Option<Vec<u8>
             0 => Form::Stored,
             _ => Form::Coded,
         },
-        table_version: codec.table_version(),
+        table_version: 0, // no level of this registry has tables
         raw_len: u32::try_from(shape.raw_bytes()).ok()?,
         raw_crc: 0,
     };

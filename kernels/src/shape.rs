@@ -25,6 +25,7 @@ pub struct PartShape {
     width: u32,
     heads: u32,
     order: PartOrder,
+    position: u32,
     raw_bytes: usize,
 }
 
@@ -94,8 +95,17 @@ impl PartShape {
             width,
             heads,
             order,
+            position: 0,
             raw_bytes,
         })
+    }
+
+    /// Says which token of the prefix the first row is of: what RoPE turned it by, and whether
+    /// the sinks at the front of a prefix are among its rows. Unit: tokens.
+    #[must_use]
+    pub const fn at_position(mut self, position: u32) -> Self {
+        self.position = position;
+        self
     }
 
     /// Says which tensor it is: levels with tables keep one a layer and code.
@@ -165,6 +175,11 @@ impl PartShape {
     /// Order of tokens and heads.
     pub const fn order(&self) -> PartOrder {
         self.order
+    }
+
+    /// Index of the first row's token in the prefix. Unit: tokens.
+    pub const fn position(&self) -> u32 {
+        self.position
     }
 
     /// Size of the raw part. Unit: bytes.

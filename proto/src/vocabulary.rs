@@ -109,8 +109,25 @@ impl Level {
     pub const RAW: Level = Level(0);
     /// Bit-exact: exponents of 16-bit floats entropy-coded, their other bits as they are.
     pub const LOSSLESS: Level = Level(1);
+    /// Lossy, below the noise of an engine's own arithmetic. Needs tables of the model, as the
+    /// five after it do.
+    pub const TRANSPARENT: Level = Level(2);
+    /// Lossy: mean KL divergence of the continuation about 1e-3.
+    pub const BALANCED: Level = Level(3);
+    /// Lossy: mean KL divergence of the continuation about 1e-2.
+    pub const SMALL: Level = Level(4);
+    /// As [`Level::TRANSPARENT`], predicted from the layers before.
+    pub const TRANSPARENT_X: Level = Level(5);
+    /// As [`Level::BALANCED`], predicted from the layers before.
+    pub const BALANCED_X: Level = Level(6);
+    /// As [`Level::SMALL`], predicted from the layers before.
+    pub const SMALL_X: Level = Level(7);
     /// Bit-exact: byte planes, each compressed with `zstd`.
     pub const ZSTD: Level = Level(8);
+    /// Bit-exact: signs and exponents entropy-coded by classes of channels.
+    pub const LOSSLESS_C: Level = Level(9);
+    /// Bit-exact, predicted from the layers before.
+    pub const LOSSLESS_X: Level = Level(10);
     /// 8-bit floats, e4m3.
     pub const FP8: Level = Level(32);
     /// 8 bits a value by groups of a token.
@@ -123,6 +140,10 @@ impl Level {
     pub const KIVI2: Level = Level(36);
     /// 4 bits a value of heads that a Hadamard matrix rotated.
     pub const HADAMARD4: Level = Level(37);
+    /// CacheGen as its code is published: absmax of a token, bins by layer, tables in each part.
+    pub const CACHEGEN: Level = Level(38);
+    /// CacheGen as its paper has it: anchors, differences to them, bins by layer.
+    pub const CACHEGEN_PAPER: Level = Level(39);
 }
 
 impl std::fmt::Display for Level {

@@ -79,8 +79,9 @@ pub fn decode(
     facts: &BlockFacts,
     out: &mut [u8],
 ) -> Result<(), Miss> {
+    let header = &record.head().header;
     let codec = codecs
-        .get(record.head().header.summary.level)
+        .decoder(header.summary.level, header.codec_tables)
         .map_err(|_| Miss::Unsupported)?;
     check_parts(record, &facts.layout)?;
     for (index, (part, shape)) in facts
@@ -143,6 +144,6 @@ fn meta(id: BlockId, facts: &BlockFacts, codec: &dyn Codec) -> RecordMeta {
         level: codec.level(),
         tokens: facts.layout.tokens(),
         position: facts.position,
-        codec_tables: u32::from(codec.table_version()),
+        codec_tables: codec.tables(),
     }
 }

@@ -18,6 +18,12 @@ use super::raw::exact_length;
 use super::{Codec, DecodeError, EncodeError, check_decode, check_encode};
 use crate::shape::PartShape;
 
+/// What the header says of the tables.
+fn table_version(codec: &dyn Codec) -> u16 {
+    let [low, high, ..] = codec.tables().to_le_bytes();
+    u16::from_le_bytes([low, high])
+}
+
 /// Largest stored part behind a header. Unit: bytes.
 pub(super) fn bytes_max(shape: &PartShape) -> usize {
     HEADER_BYTES + shape.raw_bytes()
@@ -78,7 +84,7 @@ fn seal_as(
     let header = Header {
         level: codec.level().0,
         form,
-        table_version: codec.table_version(),
+        table_version: table_version(codec),
         raw_len,
         raw_crc,
     };
@@ -94,7 +100,7 @@ pub(super) fn coded(
     stored: &[u8],
     error: impl FnOnce(&[u8]) -> f32,
 ) -> Result<f32, DecodeError> {
-    let (header, body) = Header::read(shape, codec.level().0, codec.table_version(), stored)?;
+    let (header, body) = Header::read(shape, codec.level().0, table_version(codec), stored)?;
     Ok(match header.form {
         Form::Stored => 0.0,
         Form::Coded => error(body),
@@ -117,7 +123,7 @@ pub(super) fn open(
             want: Level::RAW.0.into(),
         });
     }
-    let (header, body) = Header::read(shape, codec.level().0, codec.table_version(), stored)?;
+    let (header, body) = Header::read(shape, codec.level().0, table_version(codec), stored)?;
     let got = match header.form {
         Form::Stored => {
             exact_length(body, out.len())?;

@@ -4,7 +4,7 @@
 //! |----:|----:|---------------|-----------------------------------------------------|
 //! |   0 |   1 | level         | number of the level that wrote it                   |
 //! |   1 |   1 | form          | 0 raw bytes follow (did not shrink), 1 coded        |
-//! |   2 |   2 | table version | version of the static tables; 0 where there are none|
+//! |   2 |   2 | table version | low half of the tables' identity; 0 where none are  |
 //! |   4 |   4 | raw length    | bytes after decoding; equals the shape's            |
 //! |   8 |   4 | raw CRC       | crc32 (IEEE) of the raw bytes                       |
 //!

@@ -4,7 +4,7 @@
 //! Downstairs: the codecs.
 //!
 //! Invariants kept here
-//!   K5  One level, one codec. Adding a second for a level is refused.
+//!   K5  One level and one set of tables, one codec. Adding a second is refused.
 //!
 //! Not here on purpose: no global. Levels with tables are added for a model at run time, so a
 //! registry is a value that its owner passes on.
@@ -24,7 +24,7 @@ use super::raw::Raw;
 /// The codecs of this build, by level. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Registry {
-    /// Sorted by level.
+    /// Sorted by level; of one level, those that were added last come last.
     codecs: Vec<Arc<dyn Codec>>,
 }
 
@@ -36,7 +36,23 @@ pub struct UnknownLevel {
     available: Levels,
 }
 
-/// A codec for a level that has one already.
+/// Why nothing decodes a part of a record.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoDecoder {
+    /// No codec of this build serves the level.
+    #[error(transparent)]
+    Level(UnknownLevel),
+    /// The level is there, the tables that the part was coded with are not.
+    #[error("codec level {level} needs tables {tables:08x}, which are not loaded")]
+    Tables {
+        /// The level.
+        level: Level,
+        /// What the record names.
+        tables: u32,
+    },
+}
+
+/// A codec for a level that has one with these tables already.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("codec level {level} is taken by {by}")]
 pub struct LevelTaken {
@@ -82,7 +98,7 @@ impl Registry {
         all
     }
 
-    /// The codec of a level.
+    /// The codec that encodes at a level: of several with tables, the one added last.
     ///
     /// ```
     /// use kvtier_kernels::Registry;
@@ -100,11 +116,29 @@ impl Registry {
     /// # Errors
     /// [`UnknownLevel`] lists the levels there are.
     pub fn get(&self, level: Level) -> Result<&dyn Codec, UnknownLevel> {
-        let found = self.codecs.iter().find(|codec| codec.level() == level);
+        let found = self.codecs.iter().rfind(|codec| codec.level() == level);
         found.map(AsRef::as_ref).ok_or_else(|| UnknownLevel {
             level,
             available: self.levels(),
         })
+    }
+
+    /// The codec that decodes what was encoded at a level with these tables.
+    ///
+    /// # Errors
+    /// [`NoDecoder`] tells a level that is not known from tables that are not loaded.
+    pub fn decoder(&self, level: Level, tables: u32) -> Result<&dyn Codec, NoDecoder> {
+        let found = self
+            .codecs
+            .iter()
+            .find(|codec| codec.level() == level && codec.tables() == tables);
+        match found {
+            Some(codec) => Ok(codec.as_ref()),
+            None => Err(match self.get(level) {
+                Ok(_) => NoDecoder::Tables { level, tables },
+                Err(unknown) => NoDecoder::Level(unknown),
+            }),
+        }
     }
 
     /// The codec of a name, as configuration files and the command line give it.
@@ -112,7 +146,7 @@ impl Registry {
     /// # Errors
     /// The names there are, when it is none of them.
     pub fn by_name(&self, name: &str) -> Result<&dyn Codec, String> {
-        let found = self.codecs.iter().find(|codec| codec.name() == name);
+        let found = self.codecs.iter().rfind(|codec| codec.name() == name);
         found.map(AsRef::as_ref).ok_or_else(|| {
             let names: Vec<_> = self.iter().map(Codec::name).collect();
             format!("{name:?} is no codec level; accepted: {}", names.join(", "))
@@ -125,7 +159,7 @@ impl Registry {
     /// [`LevelTaken`] names the codec that has the level.
     pub fn add(&mut self, codec: Arc<dyn Codec>) -> Result<(), LevelTaken> {
         let level = codec.level();
-        if let Ok(taken) = self.get(level) {
+        if let Ok(taken) = self.decoder(level, codec.tables()) {
             return Err(LevelTaken {
                 level,
                 by: taken.name(),

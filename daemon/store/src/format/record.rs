@@ -27,7 +27,7 @@
 //! | 112 |  32 | layout       | layout fingerprint                                           |
 //! | 144 |   4 | tokens       | tokens in the block, 1 ..= 2048                              |
 //! | 148 |   4 | position     | index of its first token in the prefix                       |
-//! | 152 |   4 | codec_tables | version of the codec tables that its parts need              |
+//! | 152 |   4 | codec_tables | identity of the tables its parts were coded with; 0: none     |
 //! | 156 |   4 | parts        | number of parts, 1 ..= 2048                                  |
 //! | 160 |   8 | stored_len   | payload bytes without padding, 1 ..= 1 GiB                   |
 //! | 168 |   8 | raw_len      | payload bytes after decoding, 1 ..= 1 GiB                    |
