@@ -49,6 +49,12 @@ pub(crate) enum Bug {
     ResumedElsewhere,
     /// Records that a walk found are taken without a sync.
     WalkNotSynced,
+    /// A segment header that was misread once counts as lost.
+    HeaderReadOnce,
+    /// A walk that found damage believes it at once.
+    WalkReadsOnce,
+    /// A segment tells the life it leads by its last block when its header is lost.
+    TrailerTellsLife,
     /// The scrub condemns what it has read once.
     ScrubReadsOnce,
     /// The youngest segment makes room.

@@ -38,7 +38,7 @@ const PIECE: u64 = 64 << 10;
 pub(crate) enum Verdict {
     /// A whole record.
     Good(Summary),
-    /// A block or record that is none, and why. Its length when a sound header said it.
+    /// A block or record that is none, and why.
     Bad { offset: u64, miss: Miss },
 }
 
@@ -73,6 +73,9 @@ pub(crate) struct Scanner {
     given: bool,
     /// A block that could not be read may be part of a record.
     unread: bool,
+    /// Where the first bytes are that are no record, or none that passed, and all of them.
+    doubt_at: Option<u64>,
+    doubt: crc32fast::Hasher,
     at: u64,
     state: State,
 }
@@ -87,9 +90,38 @@ impl Scanner {
             epoch,
             given: epoch.is_some(),
             unread: false,
+            doubt_at: None,
+            doubt: crc32fast::Hasher::new(),
             at: BLOCK,
             state: State::Seek,
         }
+    }
+
+    /// A walk that begins at `at` once more, with the epoch that this one was given or learned.
+    pub(crate) fn again(&self, at: u64) -> Self {
+        Self {
+            at,
+            ..Self {
+                given: self.given,
+                ..Self::new(self.store_id, self.segment, self.size, self.epoch)
+            }
+        }
+    }
+
+    /// Where the first bytes are that are no record: a hole, a tail, blank or not. None where there
+    /// are records and nothing else.
+    pub(crate) fn doubt_at(&self) -> Option<u64> {
+        self.doubt_at
+    }
+
+    /// A checksum of all those bytes: two walks that agree have read the same.
+    pub(crate) fn doubt(&self) -> u32 {
+        self.doubt.clone().finalize()
+    }
+
+    fn doubts(&mut self, at: u64, bytes: &[u8]) {
+        self.doubt_at.get_or_insert(at);
+        self.doubt.update(bytes);
     }
 
     /// Epoch of the life, given or learned.
@@ -121,7 +153,7 @@ impl Scanner {
             }
             (State::Head { header, mut bytes }, Some(block)) => {
                 bytes.extend_from_slice(block);
-                collect(header, bytes, each)
+                self.collect(header, bytes, each)
             }
             (
                 State::Payload {
@@ -142,7 +174,10 @@ impl Scanner {
                 } else {
                     each(match spans.passed() {
                         true => Verdict::Good(summary),
-                        false => bad(&summary, Miss::PayloadCrc),
+                        false => {
+                            self.doubts(summary.place.offset, &spans.seen.to_le_bytes());
+                            bad(&summary, Miss::PayloadCrc)
+                        }
                     });
                     State::Seek
                 }
@@ -171,12 +206,16 @@ impl Scanner {
     fn seek(&mut self, at: u64, block: &[u8], each: &mut dyn FnMut(Verdict)) -> State {
         let checked = match Header::decode(block) {
             Ok(header) => self.check(at, header),
-            Err(_) if is_blank(block) => return State::Seek,
+            Err(_) if is_blank(block) => {
+                self.doubts(at, block);
+                return State::Seek;
+            }
             Err(miss) => Err(miss),
         };
         match checked {
-            Ok(header) => collect(header, block.to_vec(), each),
+            Ok(header) => self.collect(header, block.to_vec(), each),
             Err(miss) => {
+                self.doubts(at, block);
                 each(Verdict::Bad { offset: at, miss });
                 State::Seek
             }
@@ -200,6 +239,27 @@ impl Scanner {
         self.epoch = Some(own.epoch);
         Ok(header)
     }
+
+    /// Goes on to the payload when the head room is complete.
+    fn collect(&mut self, header: Header, bytes: Vec<u8>, each: &mut dyn FnMut(Verdict)) -> State {
+        let place = header.summary.place;
+        if bytes.len() < place.head_len as usize {
+            return State::Head { header, bytes };
+        }
+        let left = u64::from(place.len - place.head_len);
+        match Head::decode_table(header, &bytes) {
+            Ok(head) => State::Payload {
+                summary: header.summary,
+                left,
+                spans: SpanCheck::new(&head),
+            },
+            Err(miss) => {
+                self.doubts(place.offset, &bytes);
+                each(bad(&header.summary, miss));
+                State::Skip { left }
+            }
+        }
+    }
 }
 
 fn bad(summary: &Summary, miss: Miss) -> Verdict {
@@ -218,26 +278,6 @@ fn skip(left: u64) -> State {
     }
 }
 
-/// Goes on to the payload when the head room is complete.
-fn collect(header: Header, bytes: Vec<u8>, each: &mut dyn FnMut(Verdict)) -> State {
-    let place = header.summary.place;
-    if bytes.len() < place.head_len as usize {
-        return State::Head { header, bytes };
-    }
-    let left = u64::from(place.len - place.head_len);
-    match Head::decode_table(header, &bytes) {
-        Ok(head) => State::Payload {
-            summary: header.summary,
-            left,
-            spans: SpanCheck::new(&head),
-        },
-        Err(miss) => {
-            each(bad(&header.summary, miss));
-            State::Skip { left }
-        }
-    }
-}
-
 /// Compares a payload that comes in pieces with its span checksums.
 #[derive(Debug)]
 pub(crate) struct SpanCheck {
@@ -246,6 +286,8 @@ pub(crate) struct SpanCheck {
     hasher: crc32fast::Hasher,
     left: u32,
     passed: bool,
+    /// Of all checksums so far.
+    seen: u32,
 }
 
 impl SpanCheck {
@@ -263,6 +305,7 @@ impl SpanCheck {
             hasher: crc32fast::Hasher::new(),
             left,
             passed: true,
+            seen: 0,
         }
     }
 
@@ -276,7 +319,9 @@ impl SpanCheck {
             if self.left == 0 {
                 let hasher = std::mem::take(&mut self.hasher);
                 let want = self.spans.pop().map(|(_, crc)| crc);
-                self.passed &= want == Some(hasher.finalize());
+                let found = hasher.finalize();
+                self.seen = self.seen.rotate_left(1) ^ found;
+                self.passed &= want == Some(found);
                 self.left = self.spans.last().map_or(0, |(len, _)| *len);
             }
         }

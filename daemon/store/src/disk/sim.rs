@@ -84,6 +84,8 @@ pub struct SimDisk {
     good_syncs: Option<u64>,
     /// A place that no read gets past: file and offset.
     unreadable: Option<(u32, u64)>,
+    /// A place of which the next reads are wrong: file, offset, and how many of them.
+    misread: Option<(u32, u64, u32)>,
     fired: Fired,
     reordered: u64,
 }
@@ -105,6 +107,7 @@ impl SimDisk {
             dead: false,
             good_syncs: None,
             unreadable: None,
+            misread: None,
             fired: Fired::default(),
             reordered: 0,
             options,
@@ -144,6 +147,11 @@ impl SimDisk {
     /// Reads of the byte at `at` of a file fail from now on.
     pub fn set_unreadable(&mut self, name: &str, at: u64) {
         self.unreadable = self.number_of(name).map(|number| (number, at));
+    }
+
+    /// A bit of the byte at `at` of a file is wrong in the next `times` reads of it.
+    pub fn misread(&mut self, name: &str, at: u64, times: u32) {
+        self.misread = self.number_of(name).map(|number| (number, at, times));
     }
 
     /// Changes the probabilities from now on.

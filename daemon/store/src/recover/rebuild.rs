@@ -9,8 +9,10 @@
 //! Not here on purpose: a sealed segment's records are not read. A footer lists what was durable,
 //! and a read checks the record anyway.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+
+use kvtier_proto::Miss;
 
 use crate::disk::Disk;
 use crate::format::segment::{Footer, Trailer, footer_len, segment_name, sound_rows};
@@ -30,8 +32,8 @@ use super::{Progress, RecoveryReport};
 /// Unit: bytes.
 const MUCH: u64 = 64 << 20;
 
-/// Removes the oldest segments when there are more than the capacity allows. One that no header and
-/// no trailer tells the age of is asked for its records first: without any, it goes first.
+/// Removes the oldest segments when there are more than the capacity allows. One that no header
+/// tells the age of is asked for its records first: without any, it goes first.
 pub(super) fn trim<D: Disk>(
     store: &mut Store<D>,
     surveyed: &mut Vec<Surveyed>,
@@ -44,8 +46,7 @@ pub(super) fn trim<D: Disk>(
     }
     let mut ages = Vec::with_capacity(surveyed.len());
     for one in surveyed.iter() {
-        // A trailer may be of the life before the one whose header was not delivered.
-        let told = one.epoch(store_id).filter(|_| !one.header_unread);
+        let told = one.epoch(store_id);
         let epoch = told.unwrap_or_else(|| epoch_of_records(store, one, report));
         ages.push((epoch, one.number));
     }
@@ -208,40 +209,22 @@ fn by_records<D: Disk>(
     if one.header_unread {
         return false;
     }
-    let store_id = store.superfile.now().store_id;
-    let epoch = one.header.map(|header| header.epoch);
-    let mut scanner = Scanner::new(store_id, one.number, one.size, epoch);
-    let (mut rows, mut strange) = (Vec::new(), false);
-    let (arena, range) = (Arc::clone(&store.arena), BLOCK..one.size);
-    let refused = &mut report.refused;
-    let mut each = |verdict: Verdict| match verdict {
-        Verdict::Good(summary) => rows.push(summary),
-        Verdict::Bad { miss, .. } => {
-            strange = true;
-            *refused.entry(miss).or_default() += 1;
-        }
-    };
-    let read = scan(
-        &mut store.lane,
-        &arena,
-        one.file,
-        range,
-        &mut scanner,
-        &mut each,
-    );
-    let mut unread = scanner.unread();
-    match read {
-        Ok(bytes) => now.bytes += bytes,
-        Err(problem) => {
-            tracing::warn!(segment = one.number, %problem, "scan cut short");
-            unread = true;
-        }
+    let Walked {
+        rows,
+        refused,
+        epoch,
+        unread,
+    } = walk(store, one, now);
+    let strange = !refused.is_empty();
+    for (miss, times) in refused {
+        *report.refused.entry(miss).or_default() += times;
     }
     report.scanned += 1;
     now.records += rows.len() as u64;
-    let Some(epoch) = scanner.epoch() else {
+    let Some(epoch) = epoch else {
         return !unread;
     };
+    let mut rows: Vec<Summary> = rows.into_values().collect();
     rows.retain(|row| row.place.epoch == epoch);
     if !rows.is_empty()
         && !planted(Bug::WalkNotSynced)
@@ -268,6 +251,69 @@ fn by_records<D: Disk>(
         segment.rows = Vec::new();
     }
     !unread
+}
+
+/// What was found in a segment.
+#[derive(Debug, Default)]
+struct Walked {
+    /// Sound records, by their offsets.
+    rows: BTreeMap<u64, Summary>,
+    refused: BTreeMap<Miss, u64>,
+    /// Of the present life; none where there is neither a header nor a record.
+    epoch: Option<u64>,
+    /// There may be a record that was not seen.
+    unread: bool,
+}
+
+/// Walks through a segment, and once more from where it is no longer one record after the other: a
+/// record that was misread once, as blank perhaps, must not be left out of a footer or a catalog
+/// for good. What passes either time is a record. Where both times differ the device cannot be
+/// believed now, and a third might find more.
+fn walk<D: Disk>(store: &mut Store<D>, one: &Surveyed, now: &mut Progress) -> Walked {
+    let store_id = store.superfile.now().store_id;
+    let epoch = one.header.map(|header| header.epoch);
+    let mut scanner = Scanner::new(store_id, one.number, one.size, epoch);
+    let mut walked = Walked::default();
+    walk_once(store, one, BLOCK, &mut scanner, &mut walked, now);
+    if let Some(at) = scanner.doubt_at()
+        && !walked.unread
+        && !planted(Bug::WalkReadsOnce)
+    {
+        let mut again = scanner.again(at);
+        walked.refused.clear();
+        walk_once(store, one, at, &mut again, &mut walked, now);
+        walked.unread |= again.doubt() != scanner.doubt();
+        if walked.unread {
+            tracing::warn!(segment = one.number, "read twice, and not the same");
+        }
+    }
+    walked
+}
+
+fn walk_once<D: Disk>(
+    store: &mut Store<D>,
+    one: &Surveyed,
+    from: u64,
+    scanner: &mut Scanner,
+    walked: &mut Walked,
+    now: &mut Progress,
+) {
+    let (arena, range) = (Arc::clone(&store.arena), from..one.size);
+    let Walked { rows, refused, .. } = walked;
+    let mut each = |verdict: Verdict| match verdict {
+        Verdict::Good(row) => drop(rows.insert(row.place.offset, row)),
+        Verdict::Bad { miss, .. } => *refused.entry(miss).or_default() += 1,
+    };
+    let lane = &mut store.lane;
+    match scan(lane, &arena, one.file, range, scanner, &mut each) {
+        Ok(bytes) => now.bytes += bytes,
+        Err(problem) => {
+            tracing::warn!(segment = one.number, %problem, "scan cut short");
+            walked.unread = true;
+        }
+    }
+    walked.unread |= scanner.unread();
+    walked.epoch = scanner.epoch();
 }
 
 fn add_all<D: Disk>(

@@ -7,12 +7,16 @@ use std::sync::Arc;
 
 use crate::disk::{Disk, FileId, Found};
 use crate::format::segment::segment_number;
-use crate::format::{BLOCK, SegmentHeader, StoreId, Superblock, Trailer};
-use crate::lane::Lane;
+use crate::format::{BLOCK, SegmentHeader, StoreId, Superblock, Trailer, index};
+use crate::lane::{Lane, Transfer};
 use crate::mem::Arena;
+use crate::planted::{Bug, planted};
 use crate::store::SEGMENTS_MAX;
 
 use super::flow::{Ask, Flow};
+
+/// Times that a header is read before it counts as none.
+const TRIES: u32 = 3;
 
 /// What one segment file says of itself.
 #[derive(Debug)]
@@ -25,18 +29,24 @@ pub(crate) struct Surveyed {
     pub(crate) header: Option<SegmentHeader>,
     /// A sound trailer that names this segment.
     pub(crate) trailer: Option<Trailer>,
-    /// The device did not deliver the header: nobody knows what life the file leads.
+    /// The device did not deliver the header, or not the same bytes each time: nobody knows what
+    /// life the file leads.
     pub(crate) header_unread: bool,
+    /// Checksum of the block that was last delivered for the header.
+    header_bytes: Option<u32>,
 }
 
 impl Surveyed {
-    /// Epoch of the life that the file leads in this store, as far as header and trailer say.
+    /// Epoch of the life that the file leads in this store, as the header says. The trailer cannot:
+    /// a file that is in use again has that of the life before until it is sealed.
     pub(crate) fn epoch(&self, store_id: StoreId) -> Option<u64> {
         let header = self.header.filter(|header| header.store_id == store_id);
-        let trailer = self.trailer.filter(|trailer| trailer.store_id == store_id);
-        header
-            .map(|header| header.epoch)
-            .or(trailer.map(|trailer| trailer.epoch))
+        let told = header.map(|header| header.epoch);
+        if planted(Bug::TrailerTellsLife) {
+            let trailer = self.trailer.filter(|trailer| trailer.store_id == store_id);
+            return told.or(trailer.map(|trailer| trailer.epoch));
+        }
+        told
     }
 
     /// The trailer, when it is the one of the present life.
@@ -85,6 +95,7 @@ pub(crate) fn survey<D: Disk>(
                     header: None,
                     trailer: None,
                     header_unread: false,
+                    header_bytes: None,
                 });
             }
             Err(problem) => tracing::warn!(name = found.name, %problem, "segment not opened"),
@@ -92,6 +103,9 @@ pub(crate) fn survey<D: Disk>(
     }
     surveyed.sort_by_key(|one| one.number);
     read_ends(lane, arena, &mut surveyed);
+    if !planted(Bug::HeaderReadOnce) {
+        read_headers_again(lane, arena, &mut surveyed);
+    }
     surveyed
 }
 
@@ -132,15 +146,41 @@ fn read_ends<D: Disk>(lane: &mut Lane<D>, arena: &Arc<Arena>, surveyed: &mut [Su
     }
 }
 
+/// Reads once more the headers that are none: what was misread once must not count as lost, or the
+/// records of the life before would be taken for those of the present one.
+fn read_headers_again<D: Disk>(lane: &mut Lane<D>, arena: &Arc<Arena>, all: &mut [Surveyed]) {
+    for one in all.iter_mut().filter(|one| one.size >= 2 * BLOCK) {
+        for _ in 1..TRIES {
+            if one.header.is_some() {
+                break;
+            }
+            let Ok(buf) = arena.alloc_or_own(index(BLOCK)) else {
+                break;
+            };
+            let read = Transfer::read(one.file, 0, buf, index(BLOCK));
+            match lane.run(read) {
+                (Some(block), Ok(())) => one.note(false, &block),
+                _ => one.header_unread = true,
+            }
+        }
+    }
+}
+
 impl Surveyed {
     fn note(&mut self, last: bool, block: &[u8]) {
         let number = self.number;
         if last {
             let trailer = Trailer::decode(block, self.size);
             self.trailer = trailer.filter(|trailer| trailer.segment == number);
-        } else {
-            let header = SegmentHeader::decode(block);
-            self.header = header.filter(|header| header.segment == number);
+            return;
         }
+        let header = SegmentHeader::decode(block);
+        self.header = header.filter(|header| header.segment == number);
+        let bytes = crc32fast::hash(block);
+        let same = self
+            .header_bytes
+            .replace(bytes)
+            .is_none_or(|before| before == bytes);
+        self.header_unread = self.header.is_none() && (self.header_unread || !same);
     }
 }

@@ -90,9 +90,7 @@ fn a_segment_file_that_was_cut_short_keeps_what_it_has_and_is_replaced_later() {
 #[test]
 fn a_cut_file_and_a_stray_one_cost_no_catalog() {
     let folder = tempfile::tempdir().unwrap();
-    let catalog = || -> Option<Box<dyn crate::catalog::Catalog>> {
-        Some(Box::new(SledCatalog::new(folder.path().join("catalog"))))
-    };
+    let catalog = || shelf(&folder);
     let mut store = Fixture::new();
     store.put_all(0..30);
     let name = segment_name(store.place(0).segment);
@@ -267,6 +265,91 @@ fn a_lost_header_does_not_bring_back_the_life_before() {
     let mut store = Fixture::reopened(disk);
     assert_eq!(store.index(), live, "every record says itself what it is");
     assert!(store.hits(newest.unwrap()));
+}
+
+fn shelf(folder: &tempfile::TempDir) -> Option<Box<dyn crate::catalog::Catalog>> {
+    Some(Box::new(SledCatalog::new(folder.path().join("catalog"))))
+}
+
+// The walk learns the epoch; a catalog has none, and the last block has that of the life before.
+#[test]
+fn a_lost_header_does_not_bring_back_the_life_before_in_any_later_life() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = Fixture::new();
+    for round in 0..5 {
+        store.put_all(round * 60..round * 60 + 60);
+    }
+    let live = store.index();
+    let newest = (240..300).max_by_key(|number| store.place(*number).sequence);
+    let open = segment_name(store.place(newest.unwrap()).segment);
+    let mut disk = store.store.abandon().crash(1);
+    disk.content(&open).unwrap()[..4096].fill(0);
+    for life in 1..4 {
+        let mut store = Fixture::on(disk, options(), shelf(&folder));
+        assert_eq!(store.index(), live, "life {life}");
+        assert!(store.hits(newest.unwrap()), "life {life}");
+        disk = store.store.close(&mut Vec::new()).restart(life);
+    }
+}
+
+#[test]
+fn a_record_that_a_walk_misread_once_is_found_and_one_misread_twice_is_absent_once() {
+    // A record of an open segment, or of a sealed one whose last block is lost.
+    for (sealed, payload, times) in [false, true]
+        .into_iter()
+        .flat_map(|sealed| [(sealed, false), (sealed, true)])
+        .flat_map(|(sealed, payload)| [(sealed, payload, 1), (sealed, payload, 2)])
+    {
+        let told = format!("sealed: {sealed}, payload: {payload}, {times} times");
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = Fixture::new();
+        store.put_all(0..8);
+        let (place, name) = (store.place(3), segment_name(store.place(3).segment));
+        let mut disk = match sealed {
+            true => store.store.close(&mut Vec::new()).restart(1),
+            false => store.store.abandon().restart(1),
+        };
+        if sealed {
+            let file = disk.content(&name).unwrap();
+            let last = file.len() - 4096;
+            file[last..].fill(0);
+        }
+        let head = u64::from(place.head_len);
+        let at = place.offset + if payload { head } else { 8 };
+        disk.misread(&name, at, times);
+        let mut store = Fixture::on(disk, options(), shelf(&folder));
+        let others = (0..8).filter(|number| *number != 3);
+        assert!(
+            others.into_iter().all(|number| store.hits(number)),
+            "{told}"
+        );
+        assert_eq!(store.hits(3), times == 1, "{told}");
+        let disk = store.store.close(&mut Vec::new()).restart(1);
+        let mut store = Fixture::on(disk, options(), shelf(&folder));
+        assert!((0..8).all(|number| store.hits(number)), "later, {told}");
+    }
+}
+
+// Misread, the header of a segment that is prepared for its next life makes the records of the last
+// one look like what is stored.
+#[test]
+fn a_header_that_was_misread_is_read_again_and_else_its_records_are_promised_to_nobody() {
+    for times in 1..4 {
+        let mut store = Fixture::new();
+        store.put_all(0..200);
+        let ready = |life| life == crate::segments::Life::Ready;
+        let prepared = store.store.segments.iter().find(|one| ready(one.life));
+        let name = segment_name(prepared.expect("the next one").number);
+        let mut disk = store.store.abandon().restart(1);
+        disk.misread(&name, 20, times);
+        let half = Fixture::reopened(disk);
+        assert!(half.report.blocks > 50);
+        let found = half.index();
+        let later = Fixture::reopened(half.store.abandon().crash(1)).index();
+        for (name, place) in found {
+            assert_eq!(later.get(&name), Some(&place), "misread {times} times");
+        }
+    }
 }
 
 #[test]

@@ -70,7 +70,7 @@ impl SimDisk {
             return Err(Error::from_raw_os_error(5));
         }
         let len = self.moved_len(op.total());
-        let (mut file, mut at) = (file, op.at);
+        let (name, mut file, mut at) = (file, file, op.at);
         if self.fault(Fault::MisdirectedRead) {
             (file, at) = self.elsewhere(file, op.at, len);
         }
@@ -88,8 +88,22 @@ impl SimDisk {
         if !bytes.is_empty() && self.fault(Fault::FlipOnRead) {
             flip(&mut bytes, &mut self.random);
         }
+        self.misread_byte(name, op.at, &mut bytes);
         fill_runs(op, &bytes).ok_or(Error::from(ErrorKind::InvalidInput))?;
         Ok(bytes.len())
+    }
+
+    /// What a test asked for with [`SimDisk::misread`].
+    fn misread_byte(&mut self, read: u32, from: u64, bytes: &mut [u8]) {
+        if let Some((file, at, times)) = &mut self.misread
+            && *file == read
+            && *times > 0
+            && let Some(byte) = at.checked_sub(from).and_then(|at| bytes.get_mut(index(at)))
+        {
+            // Another bit each time.
+            *byte ^= 1 << (*times % 8);
+            *times -= 1;
+        }
     }
 
     fn write(&mut self, op: &Op, file: u32) -> std::io::Result<usize> {
