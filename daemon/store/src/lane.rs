@@ -364,7 +364,12 @@ impl<D: Disk> Lane<D> {
 
     fn reap(&mut self, wait: Wait) {
         let mut done = std::mem::take(&mut self.done);
-        self.disk.reap(self.patience(wait), &mut done);
+        let wait = self.patience(wait);
+        #[cfg(test)]
+        if wait == Wait::One && self.disk.in_flight() == 0 && !self.failed {
+            assert!(self.rests.is_empty(), "asleep for ever: {:?}", self.rests);
+        }
+        self.disk.reap(wait, &mut done);
         let now = self.disk.now();
         for one in done.drain(..) {
             if let Some(sent) = self.gauge.back(one.user, one.moved.is_ok(), now) {

@@ -55,6 +55,10 @@ pub(crate) enum Bug {
     WalkReadsOnce,
     /// A segment tells the life it leads by its last block when its header is lost.
     TrailerTellsLife,
+    /// A segment that was not read whole makes room like any other.
+    UnreadGoesFirst,
+    /// Pinned blocks that are gone count as being copied.
+    DrainCountsNothing,
     /// The scrub condemns what it has read once.
     ScrubReadsOnce,
     /// The youngest segment makes room.

@@ -410,7 +410,8 @@ fn settle_lives<D: Disk>(
         let Some(segment) = store.segments.get_mut(number) else {
             continue;
         };
-        let free = live == 0 && !unread.contains(&number);
+        segment.unread = unread.contains(&number);
+        let free = live == 0 && !segment.unread;
         if free && segment.size == store.options.segment_size {
             segment.life = Life::Free;
             report.empty += 1;

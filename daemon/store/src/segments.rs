@@ -13,6 +13,7 @@ use std::collections::BTreeSet;
 
 use crate::disk::FileId;
 use crate::format::{Place, Summary};
+use crate::planted::{Bug, planted};
 
 /// ```text
 ///       Allocate           Prepared         Use          Full           Seal
@@ -90,6 +91,8 @@ pub(crate) struct Segment {
     pub(crate) placed: u64,
     /// Reads in flight.
     pub(crate) readers: u32,
+    /// The device did not deliver all of it: there may be blocks that nobody knows of.
+    pub(crate) unread: bool,
 }
 
 impl Segment {
@@ -104,6 +107,17 @@ impl Segment {
             rows: Vec::new(),
             placed: 0,
             readers: 0,
+            unread: false,
+        }
+    }
+
+    /// What the choice of a victim goes by. One that was not read whole goes last: its epoch may
+    /// be unknown, and blocks would go with it that nobody could tell of.
+    pub(crate) fn age(&self) -> u64 {
+        if self.unread && !planted(Bug::UnreadGoesFirst) {
+            u64::MAX
+        } else {
+            self.epoch
         }
     }
 
@@ -209,7 +223,7 @@ impl Segments {
 pub struct Candidate {
     /// Segment number.
     pub segment: u32,
-    /// Age: a lower epoch is older.
+    /// Age: a lower epoch is older. `u64::MAX` for one that was not read whole at the opening.
     pub epoch: u64,
     /// Reads in flight.
     pub readers: u32,

@@ -206,6 +206,8 @@ impl<D: Disk> Store<D> {
         } else {
             Wait::No
         };
+        #[cfg(test)]
+        self.judge_wait(wait);
         let mut finished = Vec::new();
         self.lane.collect(wait, &mut finished);
         for one in finished {
@@ -217,6 +219,16 @@ impl<D: Disk> Store<D> {
         }
         self.note_speed(events);
         self.advance(events);
+    }
+
+    /// A device that has nothing to do ends no wait: with work left it would be for ever. The
+    /// simulated one returns all the same, so it is said here.
+    #[cfg(test)]
+    fn judge_wait(&self, wait: Wait) {
+        let waits = self.drain.as_ref().is_some_and(Drain::waits);
+        let work = waits || !self.queue.is_empty() || !self.forwards.is_empty();
+        let asleep = wait == Wait::One && self.lane.busy() == 0 && self.poisoned.is_none();
+        assert!(!(asleep && work), "asleep for ever: {:?}", self.usage());
     }
 
     fn advance(&mut self, events: &mut Vec<Event>) {
@@ -351,6 +363,12 @@ impl<D: Disk> Store<D> {
     #[cfg(any(test, feature = "sim"))]
     pub fn disk_mut(&mut self) -> &mut D {
         self.lane.disk()
+    }
+
+    /// The segment that takes records.
+    #[cfg(test)]
+    pub(crate) fn active(&self) -> Option<u32> {
+        self.active
     }
 
     /// Drops the store where it stands and gives the disk, as a crash would find it.

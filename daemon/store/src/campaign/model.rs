@@ -209,7 +209,7 @@ impl Before {
             let both = self.sealed.contains(&one.number) && one.life == Life::Sealed;
             let pins = self.pinned.contains(&one.number) || now.contains(&one.number);
             let read = self.read.contains(&one.number) || one.readers > 0;
-            both && !pins && (pinned || (!read && one.epoch < place.epoch))
+            both && !pins && (pinned || (!read && one.age() < place.epoch))
         };
         let better = others().find(better);
         assert!(better.is_none(), "P8: {place:?} went before {better:?}");

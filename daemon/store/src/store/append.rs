@@ -262,6 +262,7 @@ impl<D: Disk> Store<D> {
         segment.epoch = epoch;
         segment.end = BLOCK;
         segment.placed = 0;
+        segment.unread = false;
         segment.rows.clear();
         let header = SegmentHeader {
             store_id: self.superfile.now().store_id,

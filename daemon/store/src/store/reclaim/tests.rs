@@ -141,6 +141,50 @@ fn a_wiped_pinned_block_is_not_copied_forward() {
     );
 }
 
+// What was wiped is not read, and a read is what would have woken the store.
+#[test]
+fn a_segment_whose_pinned_blocks_were_all_wiped_makes_room_for_who_waits() {
+    let mut store = Fixture::new();
+    store.put_all(0..20);
+    (0..20).for_each(|number| assert!(store.store.pin(NS, &key(number))));
+    let mut number = 0;
+    while store
+        .store
+        .drain
+        .as_ref()
+        .is_none_or(|drain| drain.waiting.len() < 8)
+    {
+        store.put(OTHER, number, 0);
+        store.step();
+        number += 1;
+        assert!(number < 1000, "no drain of many blocks");
+    }
+    let mut events = Vec::new();
+    store.store.wipe(NS, &mut events).unwrap();
+    events.into_iter().for_each(|event| store.note(event));
+    let waiting: Vec<u64> = (0..60)
+        .map(|more| store.put(OTHER, number + more, 0))
+        .collect();
+    store.rest();
+    assert!(waiting.iter().all(|tag| store.puts[tag].is_ok()));
+}
+
+// The newest acknowledged blocks may be in a segment that nobody knows the age of.
+#[test]
+fn a_segment_that_was_not_read_whole_is_the_last_to_make_room() {
+    let mut store = Fixture::new();
+    store.put_all(0..200);
+    let newest = store.place(199).segment;
+    let mut disk = store.store.abandon().crash(1);
+    disk.set_unreadable(&crate::format::segment::segment_name(newest), 0);
+    let mut store = Fixture::reopened(disk);
+    assert!(!store.hits(199));
+    store.store.disk_mut().set_unreadable("none", 0);
+    churn(&mut store, 1000, 5);
+    let mut store = Fixture::reopened(store.store.abandon().crash(1));
+    assert!(store.hits(199), "it went, and nobody was told");
+}
+
 #[test]
 fn a_wipe_refuses_what_waits_and_answers_reads_under_way_as_absent() {
     let mut store = Fixture::new();
