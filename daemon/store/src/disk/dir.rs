@@ -82,6 +82,12 @@ impl Dir {
             Access::Write => direct_io(made_here(&fd)?)?,
             Access::Read => direct_io(found_here(&fd)?)?,
         };
+        if access == Access::Write {
+            // Whoever was killed in the middle of a create left a file whose name may not be durable.
+            // Nothing is put into it before it is.
+            rustix::fs::fsync(&fd)
+                .map_err(|e| naming(e, &format!("cannot sync directory {}", path.display())))?;
+        }
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
         let limit = limit
             .and_then(|n| u32::try_from(n).ok())
@@ -173,9 +179,14 @@ impl Dir {
             .map_err(|e| self.naming(e, &format!("cannot reserve {len} bytes for"), name))
             .and_then(|()| self.enter(fd, name));
         if made.is_err() {
-            let _ = rustix::fs::unlinkat(&self.fd, name, AtFlags::empty());
+            self.unmake(name);
         }
         made
+    }
+
+    /// Takes away a file that was created and cannot be used.
+    pub(super) fn unmake(&self, name: &str) {
+        let _ = rustix::fs::unlinkat(&self.fd, name, AtFlags::empty());
     }
 
     /// Closes a file and takes it out of the table.

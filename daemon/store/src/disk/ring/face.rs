@@ -23,7 +23,7 @@ impl Disk for RingLane {
 
     fn create(&mut self, name: &str, len: u64) -> std::io::Result<FileId> {
         let file = self.dir.create_file(name, len)?;
-        self.adopt(file)
+        self.adopt(file).inspect_err(|_| self.dir.unmake(name))
     }
 
     fn remove(&mut self, file: FileId) -> std::io::Result<()> {
