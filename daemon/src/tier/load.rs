@@ -136,8 +136,12 @@ impl Tiers {
             return Err(Miss::WrongLayout);
         }
         let mut loaded = self.load_once(host, disk, layouts, id, &stored).await;
-        if loaded.as_ref().err() == Some(&Miss::Device) {
-            // One failed read is not yet a record that cannot be read.
+        if loaded
+            .as_ref()
+            .err()
+            .is_some_and(|miss| may_be_misread(*miss))
+        {
+            // One failed or wrong read is not yet a record that cannot be read.
             loaded = self.load_once(host, disk, layouts, id, &stored).await;
         }
         match loaded {
@@ -321,6 +325,13 @@ pub(super) async fn get_found(
     } else {
         Err(Miss::Evicted)
     }
+}
+
+/// True for a miss that another read of the same record may not meet. Not for one that speaks of
+/// bytes which passed their checksums: they would be the same.
+fn may_be_misread(miss: Miss) -> bool {
+    let of_sound_bytes = matches!(miss, Miss::Undecodable | Miss::WrongLayout | Miss::WrongKey);
+    Damage::of(miss).is_some() && !of_sound_bytes
 }
 
 /// A daemon that stops has nothing to say against the record.
