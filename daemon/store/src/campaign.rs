@@ -346,6 +346,13 @@ impl Run {
         }
     }
 
+    /// True when there are segments to make room with that were read whole.
+    pub(crate) fn has_victims(&self) -> bool {
+        let sealed = |life| life == crate::segments::Life::Sealed;
+        let all = self.store.segments.iter();
+        all.filter(|one| sealed(one.life) && !one.unread).count() > 1
+    }
+
     /// Whoever saves a block that is here is told that it is durable: from now on it must stay.
     pub(crate) fn promise_what_is_here(&mut self) {
         let here: Vec<Name> = (self.index().keys())

@@ -139,7 +139,9 @@ fn workload(seed: u64, effort: &Effort) -> Counts {
     faulty::copies(seed, 0);
     faulty::copies(seed, 50_000);
     faulty::scrub_of_a_misreading_device(seed);
+    faulty::misread_opening(seed);
     lives::run(seed, &mut counts);
+    lives::lost_header(seed);
     crash::everywhere(seed, effort, &mut counts);
     crash::in_closing(seed, effort, &mut counts);
     crash::in_recovery(seed, effort, &mut counts);

@@ -6,6 +6,7 @@
 use super::catalog::Spoil;
 use super::life::found_after_end;
 use super::*;
+use crate::format::segment::segment_name;
 
 /// Most operations of an end in order before its power goes: more than it has, now and then.
 const OPERATIONS_OF_AN_END: u64 = 60;
@@ -61,6 +62,38 @@ pub(super) fn run(seed: u64, counts: &mut Counts) {
         judge(&mut run, ended, seed);
     }
     counts.add(&run);
+}
+
+/// Lives behind a header that was lost for good: every one knows what the last one knew.
+pub(super) fn lost_header(seed: u64) {
+    let mut run = Run::new(seed, SimDisk::new(device(seed))).unwrap();
+    run.act(500);
+    run.rest();
+    let active = run.store.active();
+    let some: Vec<u32> = run.store.segments.iter().map(|one| one.number).collect();
+    let some = some[run.random.below(some.len() as u64) as usize];
+    let lost = segment_name(active.filter(|_| !seed.is_multiple_of(4)).unwrap_or(some));
+    run = run
+        .reopen(|disk| {
+            let mut after = disk.crash(seed);
+            after.content(&lost).unwrap()[..4096].fill(0);
+            after.restart(seed)
+        })
+        .unwrap();
+    for life in 0..3 {
+        run.read_all();
+        run.promise_what_is_here();
+        assert_eq!(run.model.damage, 0, "seed {seed}, life {life}");
+        run.act(20);
+        run = run.close(seed ^ life);
+    }
+    run.read_all();
+    assert_eq!(run.model.damage, 0, "seed {seed}");
+}
+
+#[test]
+fn a_lost_header_costs_no_promise_in_any_later_life() {
+    (0..20).for_each(lost_header);
 }
 
 /// The index of the present life against the one that the segments alone give.

@@ -22,6 +22,8 @@ fn judge(seed: u64) {
     faulty::honest(seed, &mut counts);
     faulty::half_read(seed);
     faulty::half_read_after_a_kill(seed);
+    faulty::misread_opening(seed);
+    lives::lost_header(seed);
     faulty::copies(seed, 0);
     faulty::copies(seed, 50_000);
     faulty::scrub_of_a_misreading_device(seed);
