@@ -57,8 +57,6 @@ pub(crate) enum Bug {
     TrailerTellsLife,
     /// A segment that was not read whole makes room like any other.
     UnreadGoesFirst,
-    /// Pinned blocks that are gone count as being copied.
-    DrainCountsNothing,
     /// The scrub condemns what it has read once.
     ScrubReadsOnce,
     /// The youngest segment makes room.
