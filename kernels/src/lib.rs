@@ -37,6 +37,7 @@ pub mod codec;
 pub mod fuzzing;
 pub mod paged;
 pub mod planes;
+pub mod profile;
 pub mod rans;
 pub mod shape;
 pub mod simd;
