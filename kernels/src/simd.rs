@@ -24,6 +24,13 @@ pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code, reason = "a room of unsafe code")]
 pub(crate) mod avx512;
+pub(crate) mod ladder;
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code, reason = "a room of unsafe code")]
+mod ladder_avx2;
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code, reason = "a room of unsafe code")]
+mod ladder_avx512;
 
 /// A set of instructions that is looked for, the fewest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -171,16 +178,23 @@ pub(crate) fn join(
 
 /// [`crate::rans::encode`].
 pub(crate) fn rans_encode(codes: &Codes, symbols: &[u8], out: &mut [u8]) -> Option<usize> {
+    rans_encode_runs(&[(codes, symbols)], out)
+}
+
+/// [`crate::rans::encode_runs`].
+pub(crate) fn rans_encode_runs(runs: &[(&Codes, &[u8])], out: &mut [u8]) -> Option<usize> {
     let mut encoder = Encoder::new(out);
-    #[cfg(target_arch = "x86_64")]
-    let left = match (fast512(), fast()) {
-        (Some(fast), _) => avx512::encode(fast, &mut encoder, codes, symbols)?,
-        (None, Some(fast)) => avx2::encode(fast, &mut encoder, codes, symbols)?,
-        (None, None) => symbols.len(),
-    };
-    #[cfg(not(target_arch = "x86_64"))]
-    let left = symbols.len();
-    encoder.run(codes, symbols.get(..left)?)?;
+    for (codes, symbols) in runs.iter().rev() {
+        #[cfg(target_arch = "x86_64")]
+        let left = match (fast512(), fast()) {
+            (Some(fast), _) => avx512::encode(fast, &mut encoder, codes, symbols)?,
+            (None, Some(fast)) => avx2::encode(fast, &mut encoder, codes, symbols)?,
+            (None, None) => symbols.len(),
+        };
+        #[cfg(not(target_arch = "x86_64"))]
+        let left = symbols.len();
+        encoder.run(codes, symbols.get(..left)?)?;
+    }
     encoder.end()
 }
 
