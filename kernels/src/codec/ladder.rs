@@ -34,6 +34,7 @@ mod elements;
 mod forward;
 mod input;
 mod kit;
+mod predict;
 pub(crate) mod product;
 mod rotary;
 mod rows;
@@ -46,7 +47,7 @@ use input::{Inputs, Missing};
 use kit::{Shared, View};
 use product::Operand;
 use rotary::Turn;
-use rows::{Base, Stage};
+use rows::{Base, Stage, Take};
 
 /// Numbers, names, and whether they predict, of the levels by rising number.
 const LEVELS: [(Level, &str, usize, bool); 6] = [
@@ -155,14 +156,9 @@ impl Ladder {
             turn: angles.as_deref().map(|angles| turn(angles, &view)),
             ..stage(shape, &view, (&scratch.memory.words, pairs), base)
         };
-        stage.run(&mut scratch.tile, |token, values| {
-            rows.write(out, token, values);
-        });
+        stage.run(&mut scratch.tile, &mut Write { rows, out });
         for (token, row) in exact.iter() {
-            rows.row_mut(out, token, |run, from| {
-                let own = row.get(from..from + run.len()).unwrap_or_default();
-                run.copy_from_slice(own);
-            });
+            rows.copy_from(out, token, row);
         }
         Ok(crc32fast::hash(out))
     }
@@ -236,26 +232,24 @@ impl Ladder {
             turn,
             ..stage(shape, &view, (&memory.words, pairs), base)
         };
-        stage.run(tile, |token, values| {
-            rows.read(raw, token, given);
-            let pairs = values.iter().zip(&*given);
-            let good = |(value, given): (&f32, &f32)| {
-                (value - given).abs() <= bound && value.abs() <= most
-            };
-            // Not one after the other: a token is good as a rule, and registers are wide.
-            if !pairs.map(good).fold(true, |all, good| all & good) {
-                exact.push(token);
-            }
-            rows.write(restored, token, values);
-        });
+        let mut judge = Judge {
+            raw,
+            given,
+            bound,
+            most,
+            exact: &mut exact,
+            write: Write {
+                rows,
+                out: restored,
+            },
+        };
+        stage.run(tile, &mut judge);
         exact.sort_unstable();
         exact.dedup();
         for token in &exact {
             stream::forget(&mut memory.words, padded, *token);
-            let mut own = rows.row(raw, *token);
-            rows.row_mut(restored, *token, |run, _| {
-                run.copy_from_slice(own.next().unwrap_or_default());
-            });
+            let row: Vec<u8> = rows.row(raw, *token).flatten().copied().collect();
+            rows.copy_from(restored, *token, &row);
         }
         let kept = exact.iter().flat_map(|token| rows.row(raw, *token));
         let len = view
@@ -263,6 +257,45 @@ impl Ladder {
             .coding
             .encode(tokens, &exact, kept, memory, out)?;
         (len < raw.len()).then(|| (len, crc32fast::hash(restored)))
+    }
+}
+
+/// Writes the values of a part.
+struct Write<'a> {
+    rows: Rows,
+    out: &'a mut [u8],
+}
+
+impl Take for Write<'_> {
+    #[inline(always)]
+    fn take(&mut self, token: usize, values: &[f32]) {
+        self.rows.write(self.out, token, values);
+    }
+}
+
+/// Writes them, and names the tokens that are further off than declared (T3).
+struct Judge<'a> {
+    raw: &'a [u8],
+    given: &'a mut [f32],
+    bound: f32,
+    most: f32,
+    exact: &'a mut Vec<usize>,
+    write: Write<'a>,
+}
+
+impl Take for Judge<'_> {
+    #[inline(always)]
+    fn take(&mut self, token: usize, values: &[f32]) {
+        self.write.rows.read(self.raw, token, self.given);
+        let mut all = true;
+        // Not one after the other: a token is good as a rule, and registers are wide.
+        for (value, given) in values.iter().zip(&*self.given) {
+            all &= ((value - given).abs() <= self.bound) & (value.abs() <= self.most);
+        }
+        if !all {
+            self.exact.push(token);
+        }
+        self.write.take(token, values);
     }
 }
 
@@ -286,7 +319,7 @@ fn stage<'a>(
         coefficients: Operand {
             words,
             pair_stride: stream::padded(tokens),
-            token_stride: 1,
+            tile_stride: product::TILE,
             pairs,
         },
         base,

@@ -8,7 +8,7 @@
 //!   V2  Whatever path is taken, the bits are the same: integers are exact, and single-precision
 //!       arithmetic is one rounding an operation, in an order that the code fixes.
 
-use crate::codec::ladder::product::{self, Column, Operand, Panels, TILE};
+use crate::codec::ladder::product::{self, Column, Operand, PANEL, Panels, TILE};
 
 /// Work whose loops gain from wide registers.
 pub(crate) trait Work {
@@ -33,28 +33,45 @@ pub(crate) fn vectorised<W: Work>(work: W) -> W::Out {
     work.run()
 }
 
-/// Multiplies all panels with a tile of tokens from `first` on; one entry of `out` a panel.
+/// Multiplies all panels with a tile of tokens; one entry of `out` a panel.
 pub(crate) fn product(
     panels: &Panels,
     with: &Operand<'_>,
-    first: usize,
+    tile: usize,
     out: &mut Vec<[Column; TILE]>,
 ) {
-    let count = panels.panels().count();
-    out.resize(count, [[0; 32]; TILE]);
+    out.resize(panels.panels().count(), [[0; PANEL]; TILE]);
     let tiles = panels.panels().zip(out);
     #[cfg(target_arch = "x86_64")]
     {
         if let Some(vnni) = super::ladder_avx512::there() {
             return tiles.for_each(|(panel, out)| {
-                super::ladder_avx512::tile(vnni, panel, with, first, out);
+                super::ladder_avx512::multiply(vnni, panel, with, tile, out);
             });
         }
         if let Some(fast) = super::fast() {
             return tiles.for_each(|(panel, out)| {
-                super::ladder_avx2::tile(fast, panel, with, first, out);
+                super::ladder_avx2::multiply(fast, panel, with, tile, out);
             });
         }
     }
-    tiles.for_each(|(panel, out)| product::tile(panel, with, first, out));
+    tiles.for_each(|(panel, out)| product::multiply(panel, with, tile, out));
+}
+
+/// [`product::multiply_real`].
+pub(crate) fn product_real(
+    panel: &[[f32; PANEL]],
+    left: &[[f32; TILE]],
+    out: &mut [[f32; PANEL]; TILE],
+) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if let Some(fast) = super::fast512() {
+            return super::ladder_avx512::multiply_real(fast, panel, left, out);
+        }
+        if let Some(fast) = super::fast() {
+            return super::ladder_avx2::multiply_real(fast, panel, left, out);
+        }
+    }
+    product::multiply_real(panel, left, out);
 }

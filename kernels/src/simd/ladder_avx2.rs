@@ -10,13 +10,14 @@
 //!   T2  Sums are exact modulo 2^32: a pair of products of 16-bit numbers is one instruction.
 
 use std::arch::x86_64::{
-    __m256i, _mm256_add_epi32, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_set1_epi32,
-    _mm256_setzero_si256, _mm256_storeu_si256,
+    __m256i, _mm256_add_epi32, _mm256_add_ps, _mm256_castps_si256, _mm256_castsi256_ps,
+    _mm256_loadu_si256, _mm256_madd_epi16, _mm256_mul_ps, _mm256_set1_epi32, _mm256_set1_ps,
+    _mm256_setzero_ps, _mm256_setzero_si256, _mm256_storeu_si256,
 };
 
 use super::Fast;
 use super::ladder::Work;
-use crate::codec::ladder::product::{Column, Operand, TILE};
+use crate::codec::ladder::product::{Column, Operand, PANEL, TILE};
 
 /// Registers of a column.
 const REGS: usize = 4;
@@ -34,29 +35,27 @@ fn run_wide<W: Work>(work: W) -> W::Out {
     work.run()
 }
 
-/// [`crate::codec::ladder::product::tile`].
-pub(crate) fn tile(
+/// [`crate::codec::ladder::product::multiply`].
+pub(crate) fn multiply(
     _: Fast,
     panel: &[Column],
     with: &Operand<'_>,
-    first: usize,
+    tile: usize,
     out: &mut [Column; TILE],
 ) {
     // SAFETY: `Fast` proves that this processor has AVX2 (V1).
-    unsafe { tile_wide(panel, with, first, out) }
+    unsafe { multiply_wide(panel, with, tile, out) }
 }
 
 #[target_feature(enable = "avx2")]
-fn tile_wide(panel: &[Column], with: &Operand<'_>, first: usize, out: &mut [Column; TILE]) {
+fn multiply_wide(panel: &[Column], with: &Operand<'_>, tile: usize, out: &mut [Column; TILE]) {
     for (group, out) in out.as_chunks_mut::<ABREAST>().0.iter_mut().enumerate() {
-        let first = first + group * ABREAST;
         let mut sums = [[_mm256_setzero_si256(); REGS]; ABREAST];
-        for (pair, column) in panel.iter().enumerate().take(with.pairs) {
+        for (column, words) in panel.iter().zip(with.tile(tile)) {
             let column: [__m256i; REGS] = load(column);
-            let at = pair * with.pair_stride + first * with.token_stride;
-            for (token, sums) in sums.iter_mut().enumerate() {
-                let word = with.words.get(at + token * with.token_stride);
-                let word = _mm256_set1_epi32(word.copied().unwrap_or(0));
+            let words = words.as_chunks::<ABREAST>().0.get(group);
+            for (sums, word) in sums.iter_mut().zip(words.into_iter().flatten()) {
+                let word = _mm256_set1_epi32(*word);
                 for (sum, column) in sums.iter_mut().zip(column) {
                     *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(column, word));
                 }
@@ -64,6 +63,44 @@ fn tile_wide(panel: &[Column], with: &Operand<'_>, first: usize, out: &mut [Colu
         }
         for (out, sums) in out.iter_mut().zip(sums) {
             store(out, sums);
+        }
+    }
+}
+
+/// [`crate::codec::ladder::product::multiply_real`].
+pub(crate) fn multiply_real(
+    _: Fast,
+    panel: &[[f32; PANEL]],
+    left: &[[f32; TILE]],
+    out: &mut [[f32; PANEL]; TILE],
+) {
+    // SAFETY: `Fast` proves that this processor has AVX2 (V1).
+    unsafe { multiply_real_wide(panel, left, out) }
+}
+
+#[target_feature(enable = "avx2")]
+fn multiply_real_wide(
+    panel: &[[f32; PANEL]],
+    left: &[[f32; TILE]],
+    out: &mut [[f32; PANEL]; TILE],
+) {
+    for (group, out) in out.as_chunks_mut::<ABREAST>().0.iter_mut().enumerate() {
+        let mut sums = [[_mm256_setzero_ps(); REGS]; ABREAST];
+        for (column, left) in panel.iter().zip(left) {
+            let column = load(&column.map(|number| number.to_bits().cast_signed()));
+            let left = left.as_chunks::<ABREAST>().0.get(group);
+            for (sums, value) in sums.iter_mut().zip(left.into_iter().flatten()) {
+                let value = _mm256_set1_ps(*value);
+                for (sum, column) in sums.iter_mut().zip(column) {
+                    let product = _mm256_mul_ps(_mm256_castsi256_ps(column), value);
+                    *sum = _mm256_add_ps(*sum, product);
+                }
+            }
+        }
+        for (out, sums) in out.iter_mut().zip(sums) {
+            let mut words = [0; PANEL];
+            store(&mut words, sums.map(|sum| _mm256_castps_si256(sum)));
+            *out = words.map(|word| f32::from_bits(word.cast_unsigned()));
         }
     }
 }

@@ -12,13 +12,14 @@
 
 use std::arch::is_x86_feature_detected;
 use std::arch::x86_64::{
-    __m512i, _mm512_dpwssd_epi32, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_si512,
-    _mm512_storeu_si512,
+    __m512i, _mm512_add_ps, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_dpwssd_epi32,
+    _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_setzero_si512, _mm512_storeu_si512,
 };
 
 use super::Fast512;
 use super::ladder::Work;
-use crate::codec::ladder::product::{Column, Operand, TILE};
+use crate::codec::ladder::product::{Column, Operand, PANEL, TILE};
 
 /// Registers of a column.
 const REGS: usize = 2;
@@ -44,29 +45,24 @@ fn run_wide<W: Work>(work: W) -> W::Out {
     work.run()
 }
 
-/// [`crate::codec::ladder::product::tile`].
-pub(crate) fn tile(
+/// [`crate::codec::ladder::product::multiply`].
+pub(crate) fn multiply(
     _: Vnni,
     panel: &[Column],
     with: &Operand<'_>,
-    first: usize,
+    tile: usize,
     out: &mut [Column; TILE],
 ) {
     // SAFETY: `Vnni` proves that this processor has the instructions (V1).
-    unsafe { tile_wide(panel, with, first, out) }
+    unsafe { multiply_wide(panel, with, tile, out) }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn tile_wide(panel: &[Column], with: &Operand<'_>, first: usize, out: &mut [Column; TILE]) {
+fn multiply_wide(panel: &[Column], with: &Operand<'_>, tile: usize, out: &mut [Column; TILE]) {
     let mut sums = [[_mm512_setzero_si512(); REGS]; TILE];
-    let (pair_stride, token_stride) = (with.pair_stride, with.token_stride);
-    // The words of a tile of one pair, as far as they reach.
-    let span = (TILE - 1) * token_stride + 1;
-    for (pair, column) in panel.iter().enumerate().take(with.pairs) {
+    for (column, words) in panel.iter().zip(with.tile(tile)) {
         let column: [__m512i; REGS] = load(column);
-        let at = pair * pair_stride + first * token_stride;
-        let words = with.words.get(at..at + span).unwrap_or(&[]);
-        for (sums, word) in sums.iter_mut().zip(words.iter().step_by(token_stride)) {
+        for (sums, word) in sums.iter_mut().zip(words) {
             let word = _mm512_set1_epi32(*word);
             for (sum, column) in sums.iter_mut().zip(column) {
                 *sum = _mm512_dpwssd_epi32(*sum, column, word);
@@ -75,6 +71,41 @@ fn tile_wide(panel: &[Column], with: &Operand<'_>, first: usize, out: &mut [Colu
     }
     for (out, sums) in out.iter_mut().zip(sums) {
         store(out, sums);
+    }
+}
+
+/// [`crate::codec::ladder::product::multiply_real`].
+pub(crate) fn multiply_real(
+    _: Fast512,
+    panel: &[[f32; PANEL]],
+    left: &[[f32; TILE]],
+    out: &mut [[f32; PANEL]; TILE],
+) {
+    // SAFETY: `Fast512` proves that this processor has the instructions (V1).
+    unsafe { multiply_real_wide(panel, left, out) }
+}
+
+#[target_feature(enable = "avx512f")]
+fn multiply_real_wide(
+    panel: &[[f32; PANEL]],
+    left: &[[f32; TILE]],
+    out: &mut [[f32; PANEL]; TILE],
+) {
+    let mut sums = [[_mm512_setzero_ps(); REGS]; TILE];
+    for (column, left) in panel.iter().zip(left) {
+        let column = load(&column.map(|number| number.to_bits().cast_signed()));
+        for (sums, value) in sums.iter_mut().zip(left) {
+            let value = _mm512_set1_ps(*value);
+            for (sum, column) in sums.iter_mut().zip(column) {
+                let product = _mm512_mul_ps(_mm512_castsi512_ps(column), value);
+                *sum = _mm512_add_ps(*sum, product);
+            }
+        }
+    }
+    for (out, sums) in out.iter_mut().zip(sums) {
+        let mut words = [0; PANEL];
+        store(&mut words, sums.map(|sum| _mm512_castps_si512(sum)));
+        *out = words.map(|word| f32::from_bits(word.cast_unsigned()));
     }
 }
 

@@ -53,18 +53,12 @@ impl Rows {
         })
     }
 
-    /// Calls `write` with each run of a token's row, and where in the row it begins.
-    #[inline(always)]
-    pub(super) fn row_mut(
-        &self,
-        raw: &mut [u8],
-        token: usize,
-        mut write: impl FnMut(&mut [u8], usize),
-    ) {
-        for at in 0..self.runs {
+    /// Copies a row's bytes, heads in order, to where they belong.
+    pub(super) fn copy_from(&self, raw: &mut [u8], token: usize, row: &[u8]) {
+        for (at, own) in row.chunks_exact(self.run).enumerate() {
             let from = at * self.stride + token * self.run;
             if let Some(run) = raw.get_mut(from..from + self.run) {
-                write(run, at * self.run);
+                run.copy_from_slice(own);
             }
         }
     }
@@ -84,11 +78,12 @@ impl Rows {
     /// Writes a token's row, each number as the nearest of the element type, ties to even.
     #[inline(always)]
     pub(super) fn write(&self, raw: &mut [u8], token: usize, row: &[f32]) {
-        let size = self.element.bytes();
-        self.row_mut(raw, token, |bytes, from| {
-            let row = row.get(from / size..).unwrap_or_default();
-            write(self.element, row, bytes);
-        });
+        let row = row.chunks_exact(self.run / self.element.bytes());
+        for (at, row) in row.enumerate() {
+            let from = at * self.stride + token * self.run;
+            let run = raw.get_mut(from..from + self.run);
+            write(self.element, row, run.unwrap_or_default());
+        }
     }
 }
 

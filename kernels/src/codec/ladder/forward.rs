@@ -15,7 +15,7 @@ use super::product::{Column, PANEL, TILE};
 use super::rotary::Turn;
 use super::rows::Base;
 use super::stream::{padded, set};
-use crate::simd::ladder::{Work, vectorised};
+use crate::simd::ladder::{Work, product_real, vectorised};
 
 /// Largest coefficient. Unit: steps.
 const MOST: f32 = 32_767.0;
@@ -52,7 +52,7 @@ impl Forward<'_> {
             row.resize(self.channels, 0.0);
         }
         for first in (0..self.tokens).step_by(TILE) {
-            self.base.predict(first, &mut memory.predicted);
+            self.base.predict(first / TILE, &mut memory.predicted);
             let of_tile = Tile {
                 forward: self,
                 memory,
@@ -107,13 +107,7 @@ impl Work for Tile<'_, '_> {
         let panels = matrix.chunks_exact(*channels).zip(in_scale.chunks(PANEL));
         for (panel, (matrix, scales)) in panels.enumerate() {
             let mut sums = [[0.0_f32; PANEL]; TILE];
-            for (column, left) in matrix.iter().zip(&memory.left) {
-                for (sums, value) in sums.iter_mut().zip(left) {
-                    for (sum, number) in sums.iter_mut().zip(column) {
-                        *sum += number * value;
-                    }
-                }
-            }
+            product_real(matrix, &memory.left, &mut sums);
             for (token, (sums, good)) in sums.iter().zip(&mut good).enumerate() {
                 if self.first + token >= *tokens {
                     break;

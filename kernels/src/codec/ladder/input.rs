@@ -94,14 +94,20 @@ impl Inputs {
             });
             from += part.channels();
         }
-        let pairs_of = self.numbers.as_chunks::<2>().0.iter();
-        self.words.clear();
-        self.words
-            .extend(pairs_of.map(|[low, high]| word(*low, *high)));
+        self.words.resize(self.numbers.len() / 2, 0);
+        let tiles = self.numbers.chunks_exact(2 * pairs * TILE);
+        for (words, tile) in self.words.chunks_exact_mut(pairs * TILE).zip(tiles) {
+            for (token, row) in tile.chunks_exact(2 * pairs).enumerate() {
+                let places = words.iter_mut().skip(token).step_by(TILE);
+                for (place, [low, high]) in places.zip(row.as_chunks::<2>().0) {
+                    *place = word(*low, *high);
+                }
+            }
+        }
         Ok(Operand {
             words: &self.words,
-            pair_stride: 1,
-            token_stride: pairs,
+            pair_stride: TILE,
+            tile_stride: pairs * TILE,
             pairs,
         })
     }

@@ -1,7 +1,7 @@
 //! Products of a profile's integer matrices with the integers of tokens.
 //!
 //! Upstairs:   [`super::rows`].
-//! Downstairs: [`crate::simd`] does whole tiles; [`tile`] defines what they are.
+//! Downstairs: [`crate::simd`] does whole tiles; [`multiply`] defines what they are.
 //!
 //! A matrix lies in panels of [`PANEL`] rows, and within a panel by pairs of columns: a pair's
 //! numbers of one row are the halves of a word, low half first. What it is multiplied with lies
@@ -32,13 +32,13 @@ pub(crate) struct Panels {
     words: Vec<Column>,
 }
 
-/// Integers of tokens, as products take them: the word of pair `p` of token `t` is at
-/// `p * pair_stride + t * token_stride`.
+/// Integers of tokens, as products take them: the words of pair `p` of the tokens of tile `k` are
+/// those from `p * pair_stride + k * tile_stride` on.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Operand<'a> {
     pub(crate) words: &'a [i32],
     pub(crate) pair_stride: usize,
-    pub(crate) token_stride: usize,
+    pub(crate) tile_stride: usize,
     /// Pairs that are there; the rest are 0.
     pub(crate) pairs: usize,
 }
@@ -83,19 +83,50 @@ pub(crate) const fn halves(word: i32) -> (i16, i16) {
     (word as i16, (word >> 16) as i16)
 }
 
-/// Multiplies a panel with a tile of tokens from `first` on: `out[t][row]`. Defines the bits.
-pub(crate) fn tile(panel: &[Column], with: &Operand<'_>, first: usize, out: &mut [Column; TILE]) {
+impl<'a> Operand<'a> {
+    /// The words of a tile's tokens, pair after pair.
+    #[inline(always)]
+    pub(crate) fn tile(&self, tile: usize) -> impl Iterator<Item = &'a [i32; TILE]> {
+        let words = self.words.get(tile * self.tile_stride..);
+        let pairs = words.unwrap_or_default().chunks(self.pair_stride);
+        pairs.take(self.pairs).map_while(<[i32]>::first_chunk)
+    }
+}
+
+/// Multiplies a panel with a tile of tokens: `out[t][row]`. Defines the bits.
+pub(crate) fn multiply(
+    panel: &[Column],
+    with: &Operand<'_>,
+    tile: usize,
+    out: &mut [Column; TILE],
+) {
     *out = [[0; PANEL]; TILE];
-    for (pair, column) in panel.iter().enumerate().take(with.pairs) {
-        for (token, sums) in out.iter_mut().enumerate() {
-            let at = pair * with.pair_stride + (first + token) * with.token_stride;
-            let (low, high) = halves(with.words.get(at).copied().unwrap_or(0));
+    for (column, words) in panel.iter().zip(with.tile(tile)) {
+        for (sums, with) in out.iter_mut().zip(words) {
+            let (low, high) = halves(*with);
             for (sum, word) in sums.iter_mut().zip(column) {
                 let (a, b) = halves(*word);
                 let product = i32::from(a)
                     .wrapping_mul(low.into())
                     .wrapping_add(i32::from(b).wrapping_mul(high.into()));
                 *sum = sum.wrapping_add(product);
+            }
+        }
+    }
+}
+
+/// Multiplies a panel of a real matrix, column after column, with what is left of a tile's tokens:
+/// `out[t][row]`. Defines the bits: each product and each sum is rounded, in the order of columns.
+pub(crate) fn multiply_real(
+    panel: &[[f32; PANEL]],
+    left: &[[f32; TILE]],
+    out: &mut [[f32; PANEL]; TILE],
+) {
+    *out = [[0.0; PANEL]; TILE];
+    for (column, left) in panel.iter().zip(left) {
+        for (sums, value) in out.iter_mut().zip(left) {
+            for (sum, number) in sums.iter_mut().zip(column) {
+                *sum += number * value;
             }
         }
     }

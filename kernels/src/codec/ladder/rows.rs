@@ -40,6 +40,12 @@ pub(super) struct Stage<'a> {
     pub(super) turn: Option<Turn<'a>>,
 }
 
+/// What is done with the values of a token. Implementations are inlined into each path.
+pub(super) trait Take {
+    /// Takes the values of a token.
+    fn take(&mut self, token: usize, values: &[f32]);
+}
+
 /// Memory of a tile.
 #[derive(Debug, Default)]
 pub(super) struct Tile {
@@ -50,17 +56,17 @@ pub(super) struct Tile {
 
 impl Stage<'_> {
     /// Restores tile after tile, and gives the values of each token to `take`.
-    pub(super) fn run(&self, tile: &mut Tile, mut take: impl FnMut(usize, &[f32])) {
+    pub(super) fn run(&self, tile: &mut Tile, take: &mut impl Take) {
         tile.values.clear();
         tile.values.resize(self.channels, 0.0);
-        for first in (0..self.tokens).step_by(TILE) {
-            simd::ladder::product(self.inverse, &self.coefficients, first, &mut tile.sums);
-            self.base.predict(first, &mut tile.predicted);
+        for at in 0..self.tokens.div_ceil(TILE) {
+            simd::ladder::product(self.inverse, &self.coefficients, at, &mut tile.sums);
+            self.base.predict(at, &mut tile.predicted);
             simd::ladder::vectorised(Finish {
                 stage: self,
                 tile,
-                first,
-                take: &mut take,
+                first: at * TILE,
+                take,
             });
         }
     }
@@ -68,12 +74,12 @@ impl Stage<'_> {
 
 impl Base<'_> {
     /// The integers of a tile's predictions, where there are some.
-    pub(super) fn predict(&self, first: usize, predicted: &mut Vec<[Column; TILE]>) {
+    pub(super) fn predict(&self, tile: usize, predicted: &mut Vec<[Column; TILE]>) {
         if let Base::Predicted {
             weights, inputs, ..
         } = self
         {
-            simd::ladder::product(weights, inputs, first, predicted);
+            simd::ladder::product(weights, inputs, tile, predicted);
         }
     }
 
@@ -90,7 +96,7 @@ impl Base<'_> {
                 let affine = scale.chunks(PANEL).zip(bias.chunks(PANEL));
                 let panels = row.chunks_mut(PANEL).zip(predicted);
                 for ((row, panel), (scale, bias)) in panels.zip(affine) {
-                    let sums = panel.get(token).into_iter().flatten();
+                    let sums = panel.get(token).map_or(&[][..], |sums| &sums[..]);
                     let affine = scale.iter().zip(bias);
                     for ((value, sum), (scale, bias)) in row.iter_mut().zip(sums).zip(affine) {
                         *value = *sum as f32 * scale + bias;
@@ -108,7 +114,7 @@ struct Finish<'a, 'b, F> {
     take: &'a mut F,
 }
 
-impl<F: FnMut(usize, &[f32])> simd::ladder::Work for Finish<'_, '_, F> {
+impl<F: Take> simd::ladder::Work for Finish<'_, '_, F> {
     type Out = ();
 
     #[inline(always)]
@@ -118,7 +124,7 @@ impl<F: FnMut(usize, &[f32])> simd::ladder::Work for Finish<'_, '_, F> {
             stage.base.row(&self.tile.predicted, token, row);
             let panels = row.chunks_mut(PANEL).zip(&self.tile.sums);
             for ((row, panel), scales) in panels.zip(stage.out_scale.chunks(PANEL)) {
-                let sums = panel.get(token).into_iter().flatten();
+                let sums = panel.get(token).map_or(&[][..], |sums| &sums[..]);
                 for ((value, sum), scale) in row.iter_mut().zip(sums).zip(scales) {
                     *value += *sum as f32 * scale;
                 }
@@ -126,7 +132,7 @@ impl<F: FnMut(usize, &[f32])> simd::ladder::Work for Finish<'_, '_, F> {
             if let Some(turn) = &stage.turn {
                 turn.forth(self.first + token, row);
             }
-            (self.take)(self.first + token, row);
+            self.take.take(self.first + token, row);
         }
     }
 }

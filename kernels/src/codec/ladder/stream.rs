@@ -26,6 +26,7 @@
 //!
 //! Not here on purpose: no arithmetic but of whole numbers.
 
+use super::predict::Predict;
 use super::product::{halves, word};
 use super::tables::{self, Table};
 use crate::codec::DecodeError;
@@ -170,7 +171,11 @@ impl Coding {
             memory,
         });
         let used = self.escape(escapes, padded, memory)?;
-        self.restore(tokens, padded, &mut memory.words);
+        vectorised(Predict::<true>::new(
+            &self.predictor,
+            tokens,
+            &mut memory.words,
+        ));
         let exact = Exact {
             indices,
             rows,
@@ -228,75 +233,6 @@ impl Coding {
         Ok(used.div_ceil(2))
     }
 
-    /// Adds to the coefficients of each token what was predicted of them.
-    fn restore(&self, tokens: usize, padded: usize, words: &mut [i32]) {
-        self.each(tokens, padded, words, |value, predicted| {
-            let value = value.wrapping_add(predicted);
-            (value, value)
-        });
-    }
-
-    /// Subtracts it.
-    fn leave(&self, tokens: usize, padded: usize, words: &mut [i32]) {
-        self.each(tokens, padded, words, |value, predicted| {
-            (value.wrapping_sub(predicted), value)
-        });
-    }
-
-    /// Goes through the tokens of each coefficient: `step` makes of a number and its prediction
-    /// what stands there then, and what the number itself is.
-    fn each(
-        &self,
-        tokens: usize,
-        padded: usize,
-        words: &mut [i32],
-        step: impl Fn(i16, i16) -> (i16, i16),
-    ) {
-        if self.predictor == TokenPredictor::Mean {
-            return;
-        }
-        for coefficient in 0..self.channels {
-            let mut from = 0;
-            for token in 0..tokens {
-                let place = (coefficient, token);
-                let value = get(words, padded, place);
-                let (rest, whole) = step(value, self.predicted(place, from));
-                from = match &self.predictor {
-                    TokenPredictor::Anchor { group }
-                        if !token.is_multiple_of(usize::from(*group)) =>
-                    {
-                        from
-                    }
-                    _ => whole,
-                };
-                set(words, padded, place, rest);
-            }
-        }
-    }
-
-    /// What is predicted of a token's coefficient, `from` being that of the token before or of
-    /// the anchor.
-    fn predicted(&self, (coefficient, token): (usize, usize), from: i16) -> i16 {
-        match &self.predictor {
-            TokenPredictor::Mean => 0,
-            TokenPredictor::Anchor { group } => match token.is_multiple_of(usize::from(*group)) {
-                true => 0,
-                false => from,
-            },
-            TokenPredictor::First { rho } => {
-                let rho = rho.get(coefficient).copied().unwrap_or(0);
-                let product = i32::from(rho) * i32::from(from);
-                let rounded = (product.abs() + 32) / 64 * product.signum();
-                #[expect(
-                    clippy::cast_possible_truncation,
-                    reason = "128 / 64 may wrap: so be it"
-                )]
-                let rounded = rounded as i16;
-                rounded
-            }
-        }
-    }
-
     /// Writes the words of so many tokens, of which `exact` are kept as they are, each with its
     /// row, and returns the size; `None` when it does not fit. The words are then other ones.
     pub(super) fn encode<'a>(
@@ -308,7 +244,11 @@ impl Coding {
         out: &mut [u8],
     ) -> Option<usize> {
         let padded = padded(tokens);
-        self.leave(tokens, padded, &mut memory.words);
+        vectorised(Predict::<false>::new(
+            &self.predictor,
+            tokens,
+            &mut memory.words,
+        ));
         self.narrow(tokens, padded, memory)?;
         let whole = out.len();
         let mut out = out;
