@@ -1,7 +1,7 @@
 //! Codecs: one rung of the ladder each, all behind one trait.
 //!
 //! Upstairs:   [`registry`] finds them by level; the tier manager encodes, restore decodes.
-//! Downstairs: [`raw`], [`lossless`], [`byte_planes`], and the kernels below them: [`crate::rans`],
+//! Downstairs: [`raw`], [`lossless`], [`lossless_c`], [`byte_planes`], and the kernels below them: [`crate::rans`],
 //!             [`halves`], [`crate::planes`].
 //!
 //! Invariants kept here
@@ -30,8 +30,10 @@ pub mod fp8;
 pub mod halves;
 pub mod header;
 pub mod lossless;
+pub mod lossless_c;
 pub mod quant;
 pub mod raw;
+mod reader;
 pub mod registry;
 
 /// One rung of the codec ladder.
