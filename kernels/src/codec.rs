@@ -25,6 +25,8 @@ use kvtier_proto::{Level, Miss};
 use crate::shape::PartShape;
 
 pub mod byte_planes;
+pub mod cachegen;
+pub mod cachegen_paper;
 mod envelope;
 pub mod fp8;
 pub mod halves;
@@ -35,6 +37,7 @@ pub mod quant;
 pub mod raw;
 mod reader;
 pub mod registry;
+mod rows;
 
 /// One rung of the codec ladder.
 ///

@@ -176,6 +176,8 @@ fn encode_seeds() -> Vec<Vec<u8>> {
         of(5, 2, 33, 70, &values(256)),
         of(7, 0, 33, 70, &values(256)),
         of(9, 0, 33, 96, &values(256)),
+        of(10, 0, 64, 24, &values(999)),
+        of(11, 1, 33, 70, &values(999)),
     ]
 }
 

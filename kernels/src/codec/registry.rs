@@ -16,6 +16,8 @@ use kvtier_proto::Level;
 
 use super::Codec;
 use super::byte_planes::BytePlanes;
+use super::cachegen::CacheGen;
+use super::cachegen_paper::CacheGenPaper;
 use super::fp8::Fp8;
 use super::lossless::Lossless;
 use super::lossless_c::LosslessC;
@@ -89,10 +91,12 @@ impl Registry {
     }
 
     /// The builtin levels and those of others that need no tables, to compare with: int8, int4,
-    /// KIVI, Hadamard and fp8. All of these lose something.
+    /// KIVI, Hadamard, fp8 and CacheGen. All of these lose something.
     pub fn with_baselines() -> Self {
         let mut all = Self::builtin();
         all.codecs.push(Arc::new(Fp8));
+        all.codecs.push(Arc::new(CacheGen));
+        all.codecs.push(Arc::new(CacheGenPaper));
         for one in Quantiser::all() {
             all.codecs.push(Arc::new(one));
         }
@@ -234,7 +238,7 @@ mod tests {
     fn levels_that_lose_something_are_not_builtin() {
         assert!(Registry::builtin().iter().all(Codec::exact));
         let all = Registry::with_baselines();
-        assert_eq!(all.iter().filter(|codec| !codec.exact()).count(), 6);
+        assert_eq!(all.iter().filter(|codec| !codec.exact()).count(), 8);
         let levels: std::collections::BTreeSet<_> = all.iter().map(Codec::level).collect();
         assert_eq!(levels.len(), all.iter().count(), "K5");
     }
