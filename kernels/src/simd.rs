@@ -245,6 +245,8 @@ pub(crate) fn join_signed(
 
 /// Rows and columns of [`turn`].
 pub(crate) const BLOCK: usize = 16;
+/// What is turned at a time.
+pub(crate) type Block = [[u8; BLOCK]; BLOCK];
 
 /// `turned[j][i] = block[i][j]`
 #[cfg(target_arch = "x86_64")]
@@ -255,9 +257,12 @@ pub(crate) use turned as turn;
 
 /// What `turn` does, a byte at a time.
 #[cfg(any(test, not(target_arch = "x86_64")))]
-pub(crate) fn turned(block: &[[u8; BLOCK]; BLOCK]) -> [[u8; BLOCK]; BLOCK] {
-    let byte = |i: usize, j: usize| block.get(i).and_then(|row| row.get(j)).copied();
-    std::array::from_fn(|j| std::array::from_fn(|i| byte(i, j).unwrap_or(0)))
+pub(crate) fn turned(block: &Block, turned: &mut Block) {
+    for (j, row) in turned.iter_mut().enumerate() {
+        for (to, from) in row.iter_mut().zip(block) {
+            *to = from.get(j).copied().unwrap_or(0);
+        }
+    }
 }
 
 /// [`halves::split`].

@@ -120,10 +120,11 @@ fn encode_part(shape: &PartShape, raw: &[u8], out: &mut [u8]) -> Option<usize> {
         let largest = *maxima.get(token)?;
         *symbols.get_mut(channel * padded + token)? = symbol(value / largest, steps(shape));
     }
-    let (mut tables, stream) = room.split_at_mut_checked(TABLE_BYTES * rows.channels)?;
-    let mut encoder = Encoder::new(stream);
-    let mut codes = Vec::with_capacity(rows.channels);
-    for symbols in symbols.chunks_mut(padded) {
+    let (tables, stream) = room.split_at_mut_checked(TABLE_BYTES * rows.channels)?;
+    let each = symbols
+        .chunks_mut(padded)
+        .zip(tables.chunks_mut(TABLE_BYTES));
+    for (symbols, table) in each {
         let mut weights = [0; 256];
         for symbol in symbols.iter().take(rows.tokens) {
             *weights.get_mut(usize::from(*symbol))? += 1;
@@ -131,7 +132,6 @@ fn encode_part(shape: &PartShape, raw: &[u8], out: &mut [u8]) -> Option<usize> {
         let frequencies = Frequencies::in_proportion(&weights)?;
         let first = *symbols.first()?;
         symbols.get_mut(rows.tokens..)?.fill(first);
-        let (table, left) = tables.split_at_mut_checked(TABLE_BYTES)?;
         let mut below = 0;
         for (bytes, frequency) in table
             .as_chunks_mut::<2>()
@@ -142,11 +142,12 @@ fn encode_part(shape: &PartShape, raw: &[u8], out: &mut [u8]) -> Option<usize> {
             *bytes = u16::to_le_bytes(below);
             below += frequency;
         }
-        tables = left;
-        codes.push(Codes::new(&frequencies));
     }
-    for (symbols, codes) in symbols.chunks(padded).zip(&codes).rev() {
-        simd::rans_encode_run(&mut encoder, codes, symbols)?;
+    let mut encoder = Encoder::new(stream);
+    let each = symbols.chunks(padded).zip(tables.chunks(TABLE_BYTES));
+    for (symbols, table) in each.rev() {
+        let codes = Codes::new(&frequencies(table)?);
+        simd::rans_encode_run(&mut encoder, &codes, symbols)?;
     }
     let len = rows.tokens * shape.element().bytes() + TABLE_BYTES * rows.channels;
     let len = len + encoder.end()?;

@@ -8,18 +8,18 @@ use std::arch::x86_64::{
     _mm_unpacklo_epi8,
 };
 
-use super::BLOCK;
+use super::{BLOCK, Block};
 
 /// `turned[j][i] = block[i][j]`
 #[inline]
-pub(crate) fn turn(block: &[[u8; BLOCK]; BLOCK]) -> [[u8; BLOCK]; BLOCK] {
+pub(crate) fn turn(block: &Block, turned: &mut Block) {
     // SAFETY: every x86-64 processor has SSE2.
-    unsafe { turn_rows(block) }
+    unsafe { turn_rows(block, turned) }
 }
 
 #[target_feature(enable = "sse2")]
 #[inline]
-fn turn_rows(block: &[[u8; BLOCK]; BLOCK]) -> [[u8; BLOCK]; BLOCK] {
+fn turn_rows(block: &Block, turned: &mut Block) {
     let mut rows = [_mm_setzero_si128(); BLOCK];
     for (row, bytes) in rows.iter_mut().zip(block) {
         *row = load(bytes);
@@ -33,11 +33,9 @@ fn turn_rows(block: &[[u8; BLOCK]; BLOCK]) -> [[u8; BLOCK]; BLOCK] {
         }
         rows = next;
     }
-    let mut turned = [[0; BLOCK]; BLOCK];
     for (bytes, row) in turned.iter_mut().zip(rows) {
         store(bytes, row);
     }
-    turned
 }
 
 #[inline]

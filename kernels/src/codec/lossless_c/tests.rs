@@ -232,8 +232,14 @@ proptest! {
     fn a_block_turned_has_its_rows_as_columns(bytes in prop::collection::vec(any::<u8>(), 256)) {
         let mut block = [[0; simd::BLOCK]; simd::BLOCK];
         block.as_flattened_mut().copy_from_slice(&bytes);
-        prop_assert_eq!(simd::turn(&block), simd::turned(&block));
-        prop_assert_eq!(simd::turn(&simd::turn(&block)), block);
+        let mut turned = [block; 3];
+        let [fast, slow, back] = &mut turned;
+        simd::turn(&block, fast);
+        simd::turned(&block, slow);
+        prop_assert_eq!(&*fast, &*slow);
+        prop_assert!((0..16).all(|at| fast[at][3] == block[3][at]));
+        simd::turn(fast, back);
+        prop_assert_eq!(&*back, &block);
     }
 
     #[test]

@@ -126,7 +126,8 @@ impl Order {
                     for (at, to) in block.iter_mut().enumerate() {
                         *to = from(at).copied().unwrap_or_default();
                     }
-                    let turned = simd::turn(&block);
+                    let mut turned = [[0; BLOCK]; BLOCK];
+                    simd::turn(&block, &mut turned);
                     for ((row, place), mask) in turned.iter().zip(places).zip(masks) {
                         let to = columns.get_mut(place + r..);
                         if let Some(to) = to.and_then(<[u8]>::first_chunk_mut::<BLOCK>) {
@@ -161,7 +162,9 @@ impl Order {
                             to.iter_mut().for_each(|symbol| *symbol ^= mask);
                         }
                     }
-                    for (row, turned) in (r..).zip(simd::turn(&block)) {
+                    let mut turned = [[0; BLOCK]; BLOCK];
+                    simd::turn(&block, &mut turned);
+                    for (row, turned) in (r..).zip(turned) {
                         let to = rows.get_mut(row * width + c..);
                         if let Some(to) = to.and_then(<[u8]>::first_chunk_mut::<BLOCK>) {
                             *to = turned;
