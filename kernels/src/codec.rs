@@ -1,8 +1,8 @@
 //! Codecs: one rung of the ladder each, all behind one trait.
 //!
 //! Upstairs:   [`registry`] finds them by level; the tier manager encodes, restore decodes.
-//! Downstairs: [`raw`], [`lossless`], [`lossless_c`], [`byte_planes`], and the kernels below them: [`crate::rans`],
-//!             [`halves`], [`crate::planes`].
+//! Downstairs: [`raw`], [`lossless`], [`lossless_c`], [`byte_planes`], and the kernels below
+//!             them: [`crate::rans`], [`halves`], [`crate::planes`].
 //!
 //! Invariants kept here
 //!   K1  Encoded bytes never exceed [`Codec::stored_bytes_max`], which is the raw size plus at

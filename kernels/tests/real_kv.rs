@@ -60,7 +60,8 @@ fn zstd_returns_every_bit_of_real_kv_whatever_element_it_is_told() {
     }
 }
 
-// What the classes of channels are for. Parts of 128 tokens pay for them twice what those of 256 do.
+// What the classes of channels are for. Parts of 128 tokens pay for them twice what those of 256
+// do.
 #[test]
 fn lossless_c_gains_from_real_kv_what_its_channels_tell() {
     for element in [Element::Bf16, Element::F16] {

@@ -114,7 +114,8 @@ impl Registry {
     /// assert_eq!(codecs.get(Level::ZSTD)?.name(), "zstd");
     /// assert_eq!(
     ///     codecs.get(Level(3)).unwrap_err().to_string(),
-    ///     "codec level 3 is not available; available: 0 (raw), 1 (lossless), 8 (zstd), 9 (lossless_c)"
+    ///     "codec level 3 is not available; \
+    ///      available: 0 (raw), 1 (lossless), 8 (zstd), 9 (lossless_c)"
     /// );
     /// # Ok::<(), kvtier_kernels::codec::registry::UnknownLevel>(())
     /// ```

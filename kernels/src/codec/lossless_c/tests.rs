@@ -1,4 +1,5 @@
-//! Tests of level 9 beyond those that all codecs share: tiles, orders, classes, paths, frozen bytes.
+//! Tests of level 9 beyond those that all codecs share: tiles, orders, classes, paths, frozen
+//! bytes.
 #![allow(
     clippy::cast_possible_truncation,
     reason = "test data is cut to size on purpose"
