@@ -6,11 +6,15 @@
 //! Speeds are GB/s (10^9) of *raw* bytes by the thread's CPU time, so that a busy neighbour blurs
 //! caches but not the clock. Each round runs plain zstd, every level and a memcpy over the same
 //! parts one after the other, so that the ratios are pairs of one moment. Every decoded part is
-//! compared with what was encoded, outside the clock.
+//! compared with what was encoded, outside the clock; of a level that loses something, every value
+//! is within the error that the part declares.
 //!
 //! Rows are `codecs.LEVEL.INPUT.WHAT`, for example `codecs.zstd.kv.ratio` and
 //! `codecs.zstd.kv.decode.gb_s_core`; a level stands beside `codecs.plain_zstd1`, which gets the
-//! parts as they are, and that beside `codecs.memcpy`. Movers are `codecs.gather.LAYOUT`.
+//! parts as they are, as `codecs.plain_lz4` does, and these beside `codecs.memcpy`. `LEVEL_avx2` is
+//! the level without AVX-512, on a processor that has it. What was promised of a level has rows of
+//! its own, `codecs.LEVEL.INPUT.WHAT.promise`, beside the number that was promised. Movers are
+//! `codecs.gather.LAYOUT`.
 //!
 //! Not here on purpose: no threads. Codecs share nothing; what cores share, memory, is in the
 //! suite `limits`.
@@ -19,8 +23,10 @@ use std::hint::black_box;
 use std::path::PathBuf;
 
 use kvtier_benches::report::{Problem, Report};
+use kvtier_kernels::codec::quant::floats;
 use kvtier_kernels::paged::layout::{HeadOrder, LayerPlace, Place, Widths};
-use kvtier_kernels::{Codec, PageSpan, PagedLayout, PagedPart, Registry};
+use kvtier_kernels::simd::Path;
+use kvtier_kernels::{Codec, PageSpan, PagedLayout, PagedPart, PartShape, Registry};
 use kvtier_proto::Level;
 use kvtier_proto::element::Element;
 use kvtier_proto::layout::PartCode;
@@ -29,11 +35,14 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::Common;
 
 mod input;
+mod promise;
 
 use input::Input;
 
 /// Unit of all speeds: 10^9 raw bytes a second.
 const GB_S: &str = "GB/s";
+/// Rounds of a level that loses something: it is there to compare with, and slow.
+const ROUNDS_LOSSY: usize = 5;
 
 /// Options of this suite.
 #[derive(Debug, clap::Args)]
@@ -58,9 +67,14 @@ pub(crate) fn run(options: &Options, common: &Common) -> Result<Report, Problem>
         None => "Input kv: the sample beside the codecs (192 KiB of a 135M model).".to_owned(),
     });
     report.note("Input synthetic: seeded normal bf16; its ratio says nothing about a model.");
+    report.note("Input ..._f16: the same values as fp16, the mantissa bits that bf16 lacks drawn.");
+    for at in 0..inputs.len() {
+        let halves = inputs.get(at).map(Input::as_f16).transpose()?.flatten();
+        inputs.extend(halves);
+    }
     inputs.push(input::synthetic(if common.quick { 4 } else { 16 })?);
     for input in &inputs {
-        measure_codecs(input, rounds, &mut report)?;
+        measure_codecs(input, rounds, options.kv.is_some(), &mut report)?;
     }
     for (name, layout, part) in layouts() {
         let part = layout.part(0, part)?;
@@ -92,17 +106,19 @@ fn memcpy_seconds(parts: &[Vec<u8>], to: &mut [Vec<u8>]) -> f64 {
     core_seconds() - start
 }
 
-/// Encodes one part into the front of the second slice, and the length of it.
-type Encode<'a> = Box<dyn FnMut(&[u8], &mut [u8]) -> Result<usize, String> + 'a>;
+/// Encodes a part of the shape into the front of the second slice, and the length of it.
+type Encode<'a> = Box<dyn FnMut(&PartShape, &[u8], &mut [u8]) -> Result<usize, String> + 'a>;
 /// Decodes the whole of the first slice into the whole of the second.
-type Decode<'a> = Box<dyn FnMut(&[u8], &mut [u8]) -> Result<(), String> + 'a>;
+type Decode<'a> = Box<dyn FnMut(&PartShape, &[u8], &mut [u8]) -> Result<(), String> + 'a>;
 
 /// One coder and what it made. Every part has buffers of its own, touched before the first
 /// measured round, so that no coder gains by a cache that memcpy does not have.
 struct Coder<'a> {
     /// Second word of its rows.
-    name: &'static str,
+    name: String,
     input: &'a Input,
+    /// The level, when it loses something.
+    lossy: Option<&'a dyn Codec>,
     encode: Encode<'a>,
     decode: Decode<'a>,
     stored: Vec<Vec<u8>>,
@@ -113,7 +129,7 @@ struct Coder<'a> {
 
 impl<'a> Coder<'a> {
     fn new(
-        name: &'static str,
+        name: impl Into<String>,
         input: &'a Input,
         room: usize,
         (encode, decode): (Encode<'a>, Decode<'a>),
@@ -121,8 +137,9 @@ impl<'a> Coder<'a> {
         let parts = input.parts.len();
         let (stored, lens) = (vec![vec![0; room]; parts], vec![0; parts]);
         Self {
-            name,
+            name: name.into(),
             input,
+            lossy: None,
             encode,
             decode,
             stored,
@@ -132,21 +149,39 @@ impl<'a> Coder<'a> {
         }
     }
 
-    /// A level of the registry.
-    fn level(codec: &'a dyn Codec, input: &'a Input) -> Self {
-        let (room, shape) = (codec.stored_bytes_max(&input.shape), &input.shape);
-        let encode = move |raw: &[u8], out: &mut [u8]| {
-            codec.encode(shape, raw, out).map_err(|e| e.to_string())
+    /// A level of the registry, by the fastest path or, named after it, by another.
+    fn level(codec: &'a dyn Codec, input: &'a Input, path: Option<Path>) -> Self {
+        let room = codec.stored_bytes_max(&input.shape);
+        let most = path.unwrap_or(Path::Avx512);
+        let encode = move |shape: &PartShape, raw: &[u8], out: &mut [u8]| {
+            most.at_most(|| codec.encode(shape, raw, out).map_err(|e| e.to_string()))
         };
-        let decode = move |stored: &[u8], out: &mut [u8]| {
-            codec.decode(shape, stored, out).map_err(|e| e.to_string())
+        let decode = move |shape: &PartShape, stored: &[u8], out: &mut [u8]| {
+            most.at_most(|| codec.decode(shape, stored, out).map_err(|e| e.to_string()))
         };
-        Self::new(
-            codec.name(),
-            input,
-            room,
-            (Box::new(encode), Box::new(decode)),
-        )
+        let name = match path {
+            Some(path) => format!("{}_{}", codec.name(), path.name()),
+            None => codec.name().to_owned(),
+        };
+        let coder: (Encode<'_>, Decode<'_>) = (Box::new(encode), Box::new(decode));
+        Self {
+            lossy: (!codec.exact()).then_some(codec),
+            ..Self::new(name, input, room, coder)
+        }
+    }
+
+    /// What one gets by handing the parts to lz4 as they are.
+    fn plain_lz4(input: &'a Input) -> Self {
+        let room = lz4_flex::block::get_maximum_output_size(input.shape.raw_bytes());
+        let encode = |_: &PartShape, raw: &[u8], out: &mut [u8]| {
+            lz4_flex::block::compress_into(raw, out).map_err(|e| e.to_string())
+        };
+        let decode = |_: &PartShape, stored: &[u8], out: &mut [u8]| {
+            let len = lz4_flex::block::decompress_into(stored, out);
+            len.map(|_| ()).map_err(|e| e.to_string())
+        };
+        let coder: (Encode<'_>, Decode<'_>) = (Box::new(encode), Box::new(decode));
+        Self::new("plain_lz4", input, room, coder)
     }
 
     /// What one gets by handing the parts to `zstd` of level 1 as they are.
@@ -154,12 +189,12 @@ impl<'a> Coder<'a> {
         let room = zstd::zstd_safe::compress_bound(input.shape.raw_bytes());
         let mut coder = zstd::bulk::Compressor::new(1)?;
         let mut decoder = zstd::bulk::Decompressor::new()?;
-        let encode = move |raw: &[u8], out: &mut [u8]| {
+        let encode = move |_: &PartShape, raw: &[u8], out: &mut [u8]| {
             coder
                 .compress_to_buffer(raw, out)
                 .map_err(|e| e.to_string())
         };
-        let decode = move |stored: &[u8], out: &mut [u8]| {
+        let decode = move |_: &PartShape, stored: &[u8], out: &mut [u8]| {
             decoder
                 .decompress_to_buffer(stored, out)
                 .map(|_| ())
@@ -180,24 +215,56 @@ impl<'a> Coder<'a> {
             ..
         } = self;
         let encode_seconds = seconds(|| {
-            for ((part, stored), len) in input.parts.iter().zip(&mut *stored).zip(&mut *lens) {
-                *len = encode(part, stored)?;
+            let parts = input.shapes.iter().zip(&input.parts);
+            for (((shape, part), stored), len) in parts.zip(&mut *stored).zip(&mut *lens) {
+                *len = encode(shape, part, stored)?;
             }
             Ok(())
         })?;
         let decode_seconds = seconds(|| {
-            for ((stored, len), out) in stored.iter().zip(&*lens).zip(&mut *decoded) {
-                decode(stored.get(..*len).unwrap_or_default(), out)?;
+            let parts = input.shapes.iter().zip(&*stored);
+            for (((shape, stored), len), out) in parts.zip(&*lens).zip(&mut *decoded) {
+                decode(shape, stored.get(..*len).unwrap_or_default(), out)?;
             }
             Ok(())
         })?;
-        if decoded != &input.parts[..] {
-            return Err("decoded parts are not what was encoded".to_owned());
-        }
+        self.check(decoded)?;
         if keep {
-            let raw = input.raw_bytes() as f64;
+            let raw = self.input.raw_bytes() as f64;
             self.encode_speeds.push(raw / encode_seconds / 1e9);
             self.decode_speeds.push(raw / decode_seconds / 1e9);
+        }
+        Ok(())
+    }
+
+    /// What was encoded came back, or is as near as its part declares.
+    fn check(&self, decoded: &[Vec<u8>]) -> Result<(), String> {
+        let Self { input, lossy, .. } = self;
+        let Some(codec) = lossy else {
+            let same = decoded == &input.parts[..];
+            return same
+                .then_some(())
+                .ok_or(format!("{}: other bytes came back", self.name));
+        };
+        let parts = input.shapes.iter().zip(&input.parts).zip(decoded);
+        for (((shape, part), decoded), (stored, len)) in
+            parts.zip(self.stored.iter().zip(&self.lens))
+        {
+            let stored = stored.get(..*len).unwrap_or_default();
+            let bound = codec.error_in(shape, stored).map_err(|e| e.to_string())?;
+            // A value is rounded to its element type, by half of a unit in the last place.
+            let bits = if shape.element() == Element::F16 {
+                11
+            } else {
+                8
+            };
+            let read = |raw: &[u8]| floats::read(shape.element(), raw);
+            for (value, other) in read(part).iter().zip(read(decoded)) {
+                let rounding = other.abs() * 2_f32.powi(-bits) + 2_f32.powi(-24);
+                if (value - other).abs() > bound * 1.001 + rounding {
+                    return Err(format!("{}: {value} became {other}", self.name));
+                }
+            }
         }
         Ok(())
     }
@@ -239,19 +306,43 @@ impl<'a> Coder<'a> {
     }
 }
 
-/// Every level beside plain zstd of level 1, and that beside memcpy.
-fn measure_codecs(input: &Input, rounds: usize, report: &mut Report) -> Result<(), Problem> {
-    let registry = Registry::builtin();
+/// The levels, and those worth it by a slower path beside it.
+fn coders<'a>(registry: &'a Registry, input: &'a Input) -> Vec<Coder<'a>> {
     // Level raw is a memcpy: the reference of the others.
     let levels = registry.iter().filter(|codec| codec.level() != Level::RAW);
-    let mut levels: Vec<_> = levels.map(|codec| Coder::level(codec, input)).collect();
+    let levels = levels.filter(|codec| codec.applies(&input.shape));
+    let mut coders: Vec<_> = levels
+        .map(|codec| Coder::level(codec, input, None))
+        .collect();
+    if Path::available().any(|path| path > Path::Avx2) {
+        for level in [Level::LOSSLESS, Level::LOSSLESS_C] {
+            let codec = registry.get(level).ok();
+            coders.extend(codec.map(|codec| Coder::level(codec, input, Some(Path::Avx2))));
+        }
+    }
+    coders
+}
+
+/// Every level beside plain zstd of level 1, and that and plain lz4 beside memcpy; promises where
+/// the input is a user's.
+fn measure_codecs(
+    input: &Input,
+    rounds: usize,
+    promised: bool,
+    report: &mut Report,
+) -> Result<(), Problem> {
+    let registry = Registry::with_baselines();
+    let mut levels = coders(&registry, input);
     let mut plain = Coder::plain_zstd(input)?;
+    let mut lz4 = Coder::plain_lz4(input);
     let mut decoded = vec![vec![0; input.shape.raw_bytes()]; input.parts.len()];
     let mut memcpy = Vec::new();
     for round in 0..=rounds {
         let keep = round > 0; // the first warms caches, contexts and pages
         plain.round(&mut decoded, keep)?;
-        for level in &mut levels {
+        lz4.round(&mut decoded, keep)?;
+        let measured = |level: &&mut Coder<'_>| level.lossy.is_none() || round <= ROUNDS_LOSSY;
+        for level in levels.iter_mut().filter(measured) {
             level.round(&mut decoded, keep)?;
         }
         let copied = memcpy_seconds(&input.parts, &mut decoded);
@@ -262,8 +353,13 @@ fn measure_codecs(input: &Input, rounds: usize, report: &mut Report) -> Result<(
     let copy = format!("codecs.memcpy.{}.gb_s_core", input.name);
     report.row(&copy, GB_S, &memcpy);
     plain.rows(None, (&copy, &memcpy), report);
+    lz4.rows(None, (&copy, &memcpy), report);
     for level in &levels {
         level.rows(Some(&plain), (&copy, &memcpy), report);
+        if promised {
+            let speeds = [false, true].map(|decode| level.speeds(decode));
+            promise::rows((&level.name, &input.name), level.ratio(), speeds, report);
+        }
     }
     Ok(())
 }

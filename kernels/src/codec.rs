@@ -1,8 +1,8 @@
 //! Codecs: one rung of the ladder each, all behind one trait.
 //!
 //! Upstairs:   [`registry`] finds them by level; the tier manager encodes, restore decodes.
-//! Downstairs: [`raw`], [`lossless`], [`byte_planes`], and the kernels below them: [`crate::rans`],
-//!             [`halves`], [`crate::planes`].
+//! Downstairs: [`raw`], [`lossless`], [`lossless_c`], [`byte_planes`], and the kernels below
+//!             them: [`crate::rans`], [`halves`], [`crate::planes`].
 //!
 //! Invariants kept here
 //!   K1  Encoded bytes never exceed [`Codec::stored_bytes_max`], which is the raw size plus at
@@ -25,15 +25,20 @@ use kvtier_proto::{Level, Miss};
 use crate::shape::PartShape;
 
 pub mod byte_planes;
+pub mod cachegen;
+pub mod cachegen_paper;
 mod envelope;
 pub mod fp8;
 pub mod halves;
 pub mod header;
 pub mod ladder;
 pub mod lossless;
+pub mod lossless_c;
 pub mod quant;
 pub mod raw;
+mod reader;
 pub mod registry;
+mod rows;
 
 /// One rung of the codec ladder.
 ///

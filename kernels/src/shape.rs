@@ -26,6 +26,7 @@ pub struct PartShape {
     heads: u32,
     order: PartOrder,
     position: u32,
+    layers: u32,
     raw_bytes: usize,
 }
 
@@ -96,6 +97,7 @@ impl PartShape {
             heads,
             order,
             position: 0,
+            layers: 0,
             raw_bytes,
         })
     }
@@ -105,6 +107,13 @@ impl PartShape {
     #[must_use]
     pub const fn at_position(mut self, position: u32) -> Self {
         self.position = position;
+        self
+    }
+
+    /// Says how many layers the model has: some levels treat the first ones with more care.
+    #[must_use]
+    pub const fn among_layers(mut self, layers: u32) -> Self {
+        self.layers = layers;
         self
     }
 
@@ -180,6 +189,11 @@ impl PartShape {
     /// Index of the first row's token in the prefix. Unit: tokens.
     pub const fn position(&self) -> u32 {
         self.position
+    }
+
+    /// Layers of the model; 0 where nobody said.
+    pub const fn layers(&self) -> u32 {
+        self.layers
     }
 
     /// Size of the raw part. Unit: bytes.

@@ -15,6 +15,7 @@ use std::arch::is_x86_feature_detected;
 use std::cell::Cell;
 
 use crate::codec::halves::{self, GROUP, GROUP_SYMBOLS, Kind, Window};
+use crate::codec::lossless_c::values as signed;
 use crate::rans::reference::{self, Encoder};
 use crate::rans::{Codes, Decoder, Slots, StreamError};
 
@@ -31,6 +32,13 @@ mod ladder_avx2;
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code, reason = "a room of unsafe code")]
 mod ladder_avx512;
+
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code, reason = "a room of unsafe code")]
+mod avx2_signed;
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code, reason = "a room of unsafe code")]
+mod turn;
 
 /// A set of instructions that is looked for, the fewest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -146,6 +154,22 @@ pub(crate) fn rans_decode(
     reference::decode(decoder, slots, out.get_mut(done..).unwrap_or_default())
 }
 
+/// [`rans_decode`] of two streams with the same slots.
+pub(crate) fn rans_decode_two(
+    [a, b]: [&mut Decoder<'_>; 2],
+    slots: &Slots,
+    [to_a, to_b]: [&mut [u8]; 2],
+) -> Result<(), StreamError> {
+    #[cfg(target_arch = "x86_64")]
+    let done = fast512().map_or(0, |fast| {
+        avx512::decode_two(fast, [&mut *a, &mut *b], slots, [&mut *to_a, &mut *to_b])
+    });
+    #[cfg(not(target_arch = "x86_64"))]
+    let done = 0;
+    rans_decode(a, slots, to_a.get_mut(done..).unwrap_or_default())?;
+    rans_decode(b, slots, to_b.get_mut(done..).unwrap_or_default())
+}
+
 /// [`rans_decode`] and [`halves::merge`] of whole groups, the symbols of which are not kept.
 pub(crate) fn join(
     (decoder, slots): (&mut Decoder<'_>, &Slots),
@@ -185,17 +209,74 @@ pub(crate) fn rans_encode(codes: &Codes, symbols: &[u8], out: &mut [u8]) -> Opti
 pub(crate) fn rans_encode_runs(runs: &[(&Codes, &[u8])], out: &mut [u8]) -> Option<usize> {
     let mut encoder = Encoder::new(out);
     for (codes, symbols) in runs.iter().rev() {
-        #[cfg(target_arch = "x86_64")]
-        let left = match (fast512(), fast()) {
-            (Some(fast), _) => avx512::encode(fast, &mut encoder, codes, symbols)?,
-            (None, Some(fast)) => avx2::encode(fast, &mut encoder, codes, symbols)?,
-            (None, None) => symbols.len(),
-        };
-        #[cfg(not(target_arch = "x86_64"))]
-        let left = symbols.len();
-        encoder.run(codes, symbols.get(..left)?)?;
+        rans_encode_run(&mut encoder, codes, symbols)?;
     }
     encoder.end()
+}
+
+/// Encodes whole steps before those that the encoder has already.
+pub(crate) fn rans_encode_run(
+    encoder: &mut Encoder<'_>,
+    codes: &Codes,
+    symbols: &[u8],
+) -> Option<()> {
+    #[cfg(target_arch = "x86_64")]
+    let left = match (fast512(), fast()) {
+        (Some(fast), _) => avx512::encode(fast, encoder, codes, symbols)?,
+        (None, Some(fast)) => avx2::encode(fast, encoder, codes, symbols)?,
+        (None, None) => symbols.len(),
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let left = symbols.len();
+    encoder.run(codes, symbols.get(..left)?)
+}
+
+/// [`signed::join`] of groups: as many symbols as `raw` has values, the last group a shorter one.
+pub(crate) fn join_signed(
+    (kind, window): (Kind, Window),
+    symbols: &[u8],
+    rest: &[u8],
+    raw: &mut [u8],
+) {
+    #[cfg(target_arch = "x86_64")]
+    let done = fast().map_or(0, |fast| {
+        avx2_signed::join(fast, (kind, window), symbols, rest, raw)
+    });
+    #[cfg(not(target_arch = "x86_64"))]
+    let done = 0;
+    let groups = symbols.chunks(GROUP).zip(raw.chunks_mut(2 * GROUP));
+    let rests = rest.chunks_exact(signed::rest_bytes(kind));
+    for ((symbols, raw), rest) in groups.zip(rests).skip(done) {
+        let (mut whole, mut group) = ([0; GROUP], [0; 2 * GROUP]);
+        whole
+            .iter_mut()
+            .zip(symbols)
+            .for_each(|(to, symbol)| *to = *symbol);
+        signed::join((kind, window), &whole, rest, &mut group);
+        raw.iter_mut().zip(group).for_each(|(to, byte)| *to = byte);
+    }
+}
+
+/// Rows and columns of [`turn`].
+pub(crate) const BLOCK: usize = 16;
+/// What is turned at a time.
+pub(crate) type Block = [[u8; BLOCK]; BLOCK];
+
+/// `turned[j][i] = block[i][j]`
+#[cfg(target_arch = "x86_64")]
+pub(crate) use turn::turn;
+
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) use turned as turn;
+
+/// What `turn` does, a byte at a time.
+#[cfg(any(test, not(target_arch = "x86_64")))]
+pub(crate) fn turned(block: &Block, turned: &mut Block) {
+    for (j, row) in turned.iter_mut().enumerate() {
+        for (to, from) in row.iter_mut().zip(block) {
+            *to = from.get(j).copied().unwrap_or(0);
+        }
+    }
 }
 
 /// [`halves::split`].

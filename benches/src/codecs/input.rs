@@ -9,24 +9,73 @@
 use std::path::{Path, PathBuf};
 
 use kvtier_kernels::PartShape;
+use kvtier_kernels::shape::ShapeError;
+use kvtier_proto::descriptor::PartOrder;
 use kvtier_proto::element::Element;
+use kvtier_proto::layout::PartCode;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 /// Longest header that is read. Unit: bytes. Real ones have a few kilobytes.
 const HEADER_BYTES_MAX: u64 = 16 << 20;
 
-/// Parts of one shape.
+/// Parts of one size.
 pub(super) struct Input {
     /// Middle of the row names: `kv`, `hidden`, `synthetic`, ....
     pub(super) name: String,
+    /// What all parts have in common.
     pub(super) shape: PartShape,
+    /// The shape of each part, with its layer and tensor where these are known.
+    pub(super) shapes: Vec<PartShape>,
     pub(super) parts: Vec<Vec<u8>>,
 }
 
 impl Input {
+    /// Parts of which nothing but their shape is known.
+    fn plain(name: &str, shape: PartShape, parts: Vec<Vec<u8>>) -> Self {
+        Self {
+            name: name.to_owned(),
+            shape,
+            shapes: vec![shape; parts.len()],
+            parts,
+        }
+    }
+
     pub(super) fn raw_bytes(&self) -> usize {
         self.parts.len() * self.shape.raw_bytes()
+    }
+
+    /// The same values as fp16, named `..._f16`; `None` for what is not bf16.
+    ///
+    /// A bf16 has three bits of mantissa less. Zeros there would make fp16 look as if it shrank
+    /// like bf16, to coders that see bytes: so the three are drawn, seeded.
+    pub(super) fn as_f16(&self) -> Result<Option<Self>, ShapeError> {
+        if self.shape.element() != Element::Bf16 {
+            return Ok(None);
+        }
+        let mut random = ChaCha8Rng::seed_from_u64(3);
+        let mut half = |bytes: &[u8; 2]| {
+            let value = half::f16::from_f32(half::bf16::from_le_bytes(*bytes).to_f32());
+            let drawn = if value.is_normal() {
+                random.random_range(0..8)
+            } else {
+                0
+            };
+            (value.to_bits() | drawn).to_le_bytes()
+        };
+        let mut convert = |part: &Vec<u8>| part.as_chunks().0.iter().flat_map(&mut half).collect();
+        let of = |shape: &PartShape| {
+            PartShape::new(Element::F16, shape.tokens(), shape.width())?
+                .of_layer(shape.layer(), shape.code())
+                .among_layers(shape.layers())
+                .with_heads(shape.heads(), shape.order())
+        };
+        Ok(Some(Self {
+            name: format!("{}_f16", self.name),
+            shape: of(&self.shape)?,
+            shapes: self.shapes.iter().map(of).collect::<Result<_, _>>()?,
+            parts: self.parts.iter().map(&mut convert).collect(),
+        }))
     }
 }
 
@@ -38,11 +87,7 @@ pub(super) fn sample() -> Result<Input, String> {
         .chunks_exact(shape.raw_bytes())
         .map(<[u8]>::to_vec)
         .collect();
-    Ok(Input {
-        name: "kv".to_owned(),
-        shape,
-        parts,
-    })
+    Ok(Input::plain("kv", shape, parts))
 }
 
 /// Seeded bf16 of the size of an 8-billion-parameter model's part: 256 tokens, 8 heads of 128.
@@ -65,11 +110,7 @@ pub(super) fn synthetic(parts: usize) -> Result<Input, String> {
                 .collect()
         })
         .collect();
-    Ok(Input {
-        name: "synthetic".to_owned(),
-        shape,
-        parts,
-    })
+    Ok(Input::plain("synthetic", shape, parts))
 }
 
 /// All float tensors `[layers, tokens, ...]` of a safetensors file, or of every one in a folder.
@@ -125,22 +166,32 @@ fn add_tensors(bytes: &[u8], inputs: &mut Vec<Input>) -> Result<(), String> {
         let data = data
             .get(range)
             .ok_or_else(|| format!("tensor {name} ends behind the file"))?;
-        let name = if name == "K" || name == "V" {
-            "kv"
-        } else {
-            name
+        let (name, code) = match &name[..] {
+            "K" => ("kv", PartCode::K),
+            "V" => ("kv", PartCode::V),
+            _ => (&name[..], PartCode::Opaque),
         };
-        let parts = data.chunks_exact(shape.raw_bytes()).map(<[u8]>::to_vec);
+        let parts: Vec<_> = data
+            .chunks_exact(shape.raw_bytes())
+            .map(<[u8]>::to_vec)
+            .collect();
+        let layers = u32::try_from(parts.len()).map_err(|_| not())?;
+        let shapes = (0..layers).map(|layer| shape.of_layer(layer, code).among_layers(layers));
+        let shape = shape.of_layer(0, PartCode::Opaque);
         match inputs
             .iter_mut()
             .find(|input| input.name == name && input.shape == shape)
         {
-            Some(input) => input.parts.extend(parts),
+            Some(input) => {
+                input.shapes.extend(shapes);
+                input.parts.extend(parts);
+            }
             None => {
                 inputs.push(Input {
                     name: name.to_owned(),
                     shape,
-                    parts: parts.collect(),
+                    shapes: shapes.collect(),
+                    parts,
                 });
             }
         }
@@ -176,7 +227,13 @@ fn part_shape(tensor: &serde_json::Value) -> Option<(PartShape, std::ops::Range<
     let [start, end] = offsets[..] else {
         return None;
     };
-    Some((PartShape::new(element, tokens, width).ok()?, start..end))
+    let shape = PartShape::new(element, tokens, width).ok()?;
+    let shape = match sizes[..] {
+        // Heads come before their values.
+        [_, _, heads, _] => shape.with_heads(u32::try_from(heads).ok()?, PartOrder::TokenMajor),
+        _ => Ok(shape),
+    };
+    Some((shape.ok()?, start..end))
 }
 
 #[cfg(test)]
@@ -207,6 +264,13 @@ mod tests {
         );
         let parts: Vec<&[u8]> = [4..16, 16..28, 28..40, 40..52].map(|at| &data[at]).to_vec();
         assert_eq!(kv.parts, parts);
+        let told: Vec<_> = kv
+            .shapes
+            .iter()
+            .map(|s| (s.layer(), s.code(), s.layers()))
+            .collect();
+        let want = [PartCode::K, PartCode::V].map(|code| [(0, code, 2), (1, code, 2)]);
+        assert_eq!(told, want.as_flattened());
     }
 
     #[test]
@@ -222,6 +286,27 @@ mod tests {
             );
         }
         assert!(add_tensors(&file("[]", &[]), &mut inputs).is_err());
+    }
+
+    #[test]
+    fn values_stay_the_same_as_fp16_but_for_bits_that_bf16_has_not() {
+        let input = sample().unwrap();
+        let halves = input.as_f16().unwrap().unwrap();
+        assert_eq!(
+            (&halves.name[..], halves.shape.element()),
+            ("kv_f16", Element::F16)
+        );
+        for (part, halves) in input.parts.iter().zip(&halves.parts) {
+            for (value, half) in part.as_chunks().0.iter().zip(halves.as_chunks().0) {
+                let value = half::bf16::from_le_bytes(*value).to_f32();
+                let half = half::f16::from_le_bytes(*half).to_f32();
+                assert!(
+                    (value - half).abs() <= value.abs() / 128.0 + 1e-7,
+                    "{value} {half}"
+                );
+            }
+        }
+        assert!(halves.as_f16().unwrap().is_none());
     }
 
     #[test]

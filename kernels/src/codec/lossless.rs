@@ -41,6 +41,7 @@ use kvtier_proto::Level;
 
 use super::halves::{ESCAPE, GROUP, GROUP_SYMBOLS, Kind, PlanesMut, Window};
 use super::raw::exact_length;
+use super::reader::Reader;
 use super::{Codec, DecodeError, EncodeError, byte_planes, envelope};
 use crate::rans::{
     Codes, Decoder, Frequencies, SCALE, Slots, StreamError, encode, stream_bytes_max,
@@ -387,39 +388,6 @@ impl<'a> Stream<'a> {
             let bits = u16::from_le_bytes(*value);
             *value = kind.with_exponent(bits, *exponent).to_le_bytes();
             self.escapes = rest;
-        }
-    }
-}
-
-/// Takes pieces off the stored bytes.
-struct Reader<'a> {
-    left: &'a [u8],
-    total: usize,
-}
-
-impl<'a> Reader<'a> {
-    fn take(&mut self, len: usize) -> Result<&'a [u8], DecodeError> {
-        let (piece, left) = self
-            .left
-            .split_at_checked(len)
-            .ok_or_else(|| self.truncated(len))?;
-        self.left = left;
-        Ok(piece)
-    }
-
-    fn chunk<const N: usize>(&mut self) -> Result<&'a [u8; N], DecodeError> {
-        let (piece, left) = self
-            .left
-            .split_first_chunk()
-            .ok_or_else(|| self.truncated(N))?;
-        self.left = left;
-        Ok(piece)
-    }
-
-    fn truncated(&self, len: usize) -> DecodeError {
-        DecodeError::Truncated {
-            need: self.total - self.left.len() + len,
-            have: self.total,
         }
     }
 }

@@ -16,8 +16,11 @@ use kvtier_proto::Level;
 
 use super::Codec;
 use super::byte_planes::BytePlanes;
+use super::cachegen::CacheGen;
+use super::cachegen_paper::CacheGenPaper;
 use super::fp8::Fp8;
 use super::lossless::Lossless;
+use super::lossless_c::LosslessC;
 use super::quant::Quantiser;
 use super::raw::Raw;
 
@@ -75,22 +78,25 @@ impl fmt::Display for Levels {
 }
 
 impl Registry {
-    /// Levels that need no tables of a model: raw, lossless and zstd.
+    /// Levels that need no tables of a model: raw, lossless, zstd and lossless_c.
     pub fn builtin() -> Self {
         Self {
             codecs: vec![
                 Arc::new(Raw),
                 Arc::new(Lossless::new()),
                 Arc::new(BytePlanes::new()),
+                Arc::new(LosslessC::new()),
             ],
         }
     }
 
     /// The builtin levels and those of others that need no tables, to compare with: int8, int4,
-    /// KIVI, Hadamard and fp8. All of these lose something.
+    /// KIVI, Hadamard, fp8 and CacheGen. All of these lose something.
     pub fn with_baselines() -> Self {
         let mut all = Self::builtin();
         all.codecs.push(Arc::new(Fp8));
+        all.codecs.push(Arc::new(CacheGen));
+        all.codecs.push(Arc::new(CacheGenPaper));
         for one in Quantiser::all() {
             all.codecs.push(Arc::new(one));
         }
@@ -108,7 +114,8 @@ impl Registry {
     /// assert_eq!(codecs.get(Level::ZSTD)?.name(), "zstd");
     /// assert_eq!(
     ///     codecs.get(Level(3)).unwrap_err().to_string(),
-    ///     "codec level 3 is not available; available: 0 (raw), 1 (lossless), 8 (zstd)"
+    ///     "codec level 3 is not available; \
+    ///      available: 0 (raw), 1 (lossless), 8 (zstd), 9 (lossless_c)"
     /// );
     /// # Ok::<(), kvtier_kernels::codec::registry::UnknownLevel>(())
     /// ```
@@ -197,17 +204,17 @@ mod tests {
     #[test]
     fn registry_names_what_is_available_when_asked_for_a_reserved_level() {
         let codecs = Registry::builtin();
-        for level in (2..=7).chain([9, 255]) {
+        for level in (2..=7).chain([10, 255]) {
             let problem = codecs.get(Level(level)).unwrap_err().to_string();
             assert!(
-                problem.contains("0 (raw), 1 (lossless), 8 (zstd)"),
+                problem.contains("0 (raw), 1 (lossless), 8 (zstd), 9 (lossless_c)"),
                 "{problem}"
             );
         }
         let problem = codecs.by_name("lz4").unwrap_err();
         assert_eq!(
             problem,
-            "\"lz4\" is no codec level; accepted: raw, lossless, zstd"
+            "\"lz4\" is no codec level; accepted: raw, lossless, zstd, lossless_c"
         );
     }
 
@@ -232,7 +239,7 @@ mod tests {
     fn levels_that_lose_something_are_not_builtin() {
         assert!(Registry::builtin().iter().all(Codec::exact));
         let all = Registry::with_baselines();
-        assert_eq!(all.iter().filter(|codec| !codec.exact()).count(), 6);
+        assert_eq!(all.iter().filter(|codec| !codec.exact()).count(), 8);
         let levels: std::collections::BTreeSet<_> = all.iter().map(Codec::level).collect();
         assert_eq!(levels.len(), all.iter().count(), "K5");
     }

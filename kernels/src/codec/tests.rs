@@ -138,7 +138,7 @@ proptest! {
     #[test]
     fn decode_of_random_bytes_is_an_error_and_never_a_panic(
         element in any_element(),
-        level in prop::sample::select(vec![0_u8, 1, 8]),
+        level in prop::sample::select(vec![0_u8, 1, 8, 9]),
         form in 0_u8..3,
         mut stored in prop::collection::vec(any::<u8>(), 0..2000),
         honest_header in any::<bool>(),

@@ -79,7 +79,7 @@ pub struct Slots(
 impl Slots {
     /// The slots of these frequencies.
     pub fn new(frequencies: &Frequencies) -> Self {
-        let mut slots = Box::new([0; SCALE]);
+        let mut slots = zeros();
         let mut rest = slots.as_mut_slice();
         for (symbol, frequency) in (0_u32..).zip(frequencies.0) {
             let Some((own, others)) = rest.split_at_mut_checked(frequency.into()) else {
@@ -93,6 +93,12 @@ impl Slots {
         }
         Self(slots)
     }
+}
+
+/// A table on the heap that was never on the stack.
+fn zeros() -> Box<[u32; SCALE]> {
+    let zeros = vec![0; SCALE].into_boxed_slice();
+    zeros.try_into().unwrap_or_else(|_| Box::new([0; SCALE]))
 }
 
 /// What encoding looks up, by symbol. With a state below 2^31, `state / frequency` is the upper

@@ -71,6 +71,18 @@ pub(crate) fn join(
     unsafe { join_groups(coder, form, rest, raw) }
 }
 
+/// [`decode`] of two streams at once: one waits for its table while the other counts. Returns how
+/// many symbols it decoded of each.
+pub(crate) fn decode_two(
+    _: Fast512,
+    decoders: [&mut Decoder<'_>; 2],
+    slots: &Slots,
+    out: [&mut [u8]; 2],
+) -> usize {
+    // SAFETY: `Fast512` proves that this processor has what the function needs (V1).
+    unsafe { decode_two_steps(decoders, slots, out) }
+}
+
 /// Encodes whole steps, the last one first, while there is room for all their words. Returns how
 /// many symbols are left, or `None` when one has no code.
 pub(crate) fn encode(
@@ -102,6 +114,34 @@ fn decode_steps(decoder: &mut Decoder<'_>, slots: &Slots, out: &mut [u8]) -> usi
     }
     store_states(&mut decoder.states, states);
     decoder.words = decoder.words.get(at..).unwrap_or_default();
+    done
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,popcnt")]
+fn decode_two_steps(
+    [a, b]: [&mut Decoder<'_>; 2],
+    slots: &Slots,
+    [to_a, to_b]: [&mut [u8]; 2],
+) -> usize {
+    let (mut states_a, mut states_b) = (load_states(&a.states), load_states(&b.states));
+    let (mut at_a, mut at_b, mut done) = (0, 0, 0);
+    let steps = to_a
+        .as_chunks_mut()
+        .0
+        .iter_mut()
+        .zip(to_b.as_chunks_mut().0);
+    for (to_a, to_b) in steps {
+        if a.words.len() - at_a < REGS * WORDS || b.words.len() - at_b < REGS * WORDS {
+            break;
+        }
+        decode_step((&mut states_a, &mut at_a), a.words, slots, to_a);
+        decode_step((&mut states_b, &mut at_b), b.words, slots, to_b);
+        done += LANES;
+    }
+    store_states(&mut a.states, states_a);
+    store_states(&mut b.states, states_b);
+    a.words = a.words.get(at_a..).unwrap_or_default();
+    b.words = b.words.get(at_b..).unwrap_or_default();
     done
 }
 

@@ -161,9 +161,9 @@ fn kivi_cuts_k_by_channel_and_v_by_token() {
 
 #[test]
 fn what_is_not_finite_or_too_large_is_stored_as_it_is() {
-    let shape = PartShape::new(Element::F32, 16, 64).unwrap();
+    let shape = PartShape::new(Element::F32, 64, 64).unwrap();
     for wrong in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 3.4e38, 449.0] {
-        let mut values = vec![0.5; 16 * 64];
+        let mut values = vec![0.5; 64 * 64];
         (values[77], values[78]) = (wrong, -wrong);
         let mut raw = vec![0; shape.raw_bytes()];
         floats::write(Element::F32, &values, &mut raw);
@@ -171,10 +171,10 @@ fn what_is_not_finite_or_too_large_is_stored_as_it_is() {
             let stored = encoded(codec, &shape, &raw);
             let back = decoded(codec, &shape, &stored).unwrap();
             if wrong != 449.0 || codec.name() == "fp8" {
-                assert_eq!(back, raw, "{} {wrong}", codec.name());
+                assert!(back == raw, "{} {wrong}", codec.name());
                 assert_eq!(codec.error_in(&shape, &stored).unwrap(), 0.0);
             } else {
-                assert_ne!(back, raw, "{}", codec.name());
+                assert!(back != raw, "{}", codec.name());
             }
         }
     }
