@@ -29,8 +29,8 @@ impl Matrix16 {
     /// ```
     /// use kvtier_kernels::profile::Matrix16;
     ///
-    /// let matrix = Matrix16::quantise(&[0.5, -0.25, 0.0, 1e-9], 2, 2)?;
-    /// assert_eq!(matrix.data(), [32_767, -16_384, 0, 32_767]);
+    /// let matrix = Matrix16::quantise(&[0.5, -0.125, 0.0, 1e-9], 2, 2)?;
+    /// assert_eq!(matrix.data(), [32_767, -8192, 0, 32_767]);
     /// assert_eq!((matrix.value(0, 0), matrix.value(1, 1)), (0.5, 1e-9));
     /// # Ok::<(), kvtier_kernels::profile::ProfileError>(())
     /// ```
