@@ -10,6 +10,7 @@
 //! 3 `verify` found that the whole store is lost; 64 the configuration is not usable.
 
 mod bench;
+mod calibrate;
 pub mod check;
 mod connect;
 mod explain;
@@ -73,6 +74,8 @@ enum Command {
     CheckConfig(Box<check::Args>),
     /// Measure lookups, leases and inline transfers on the running daemon
     Bench(bench::Args),
+    /// Make the tables of a model's lossy levels from samples of its KV, without a daemon
+    Calibrate(Box<calibrate::Args>),
     /// Refuse new sessions and saves, finish what runs, make everything durable
     Drain(operate::DrainArgs),
     /// Forget every block of a namespace
@@ -92,6 +95,7 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<Answer, CliError> {
     match cli.command {
         Command::CheckConfig(args) => Ok(check::answer(&args, std::env::vars_os())),
+        Command::Calibrate(args) => calibrate::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Status(args) => online(status::run(&args)),

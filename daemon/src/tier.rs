@@ -16,6 +16,7 @@
 //!   H1  A block that is handed out has the identity and layout that were asked for.
 //!   L1  A block is called durable only after the store said so.
 
+pub mod calibrate;
 pub mod codec;
 pub mod directory;
 pub mod disk;

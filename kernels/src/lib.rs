@@ -26,12 +26,13 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Not here on purpose: no I/O, no clock, no threads. Unsafe code is below `simd` only. A
-//! codec does not know where its bytes are kept, and checks of identity (key, layout, namespace)
-//! belong to the store.
+//! Not here on purpose: no I/O, no clock, and no threads but those of [`mod@calibrate`],
+//! which end with its call. Unsafe code is below `simd` only. A codec does not know where its bytes
+//! are kept, and checks of identity (key, layout, namespace) belong to the store.
 #![deny(unsafe_code)]
 #![deny(missing_docs, rustdoc::broken_intra_doc_links)]
 
+pub mod calibrate;
 pub mod codec;
 #[doc(hidden)]
 pub mod fuzzing;
