@@ -29,6 +29,7 @@ mod envelope;
 pub mod fp8;
 pub mod halves;
 pub mod header;
+pub mod ladder;
 pub mod lossless;
 pub mod quant;
 pub mod raw;

@@ -26,7 +26,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Not here on purpose: no I/O, no clock, no threads. Unsafe code is in `simd/avx2.rs` only. A
+//! Not here on purpose: no I/O, no clock, no threads. Unsafe code is below `simd` only. A
 //! codec does not know where its bytes are kept, and checks of identity (key, layout, namespace)
 //! belong to the store.
 #![deny(unsafe_code)]
@@ -37,6 +37,7 @@ pub mod codec;
 pub mod fuzzing;
 pub mod paged;
 pub mod planes;
+pub mod profile;
 pub mod rans;
 pub mod shape;
 pub mod simd;

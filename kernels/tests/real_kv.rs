@@ -1,4 +1,4 @@
-//! Level zstd on a sample of a real model's KV: exact, and worth its time.
+//! Levels on a sample of a real model's KV: exact, and worth its time.
 //!
 //! Upstairs:   nothing.
 //! Downstairs: `kernels/tests/data`, whose README says where the sample comes from.
@@ -11,6 +11,7 @@
     reason = "a panic is the failure report"
 )]
 
+use kvtier_kernels::simd::Path;
 use kvtier_kernels::{PartShape, Registry};
 use kvtier_proto::Level;
 use kvtier_proto::element::Element;
@@ -64,4 +65,30 @@ fn raw_stores_real_kv_as_it_is() {
     let shape = PartShape::new(Element::Bf16, TOKENS, WIDTH).unwrap();
     assert_eq!(stored_bytes("raw", shape), SAMPLE.len());
     assert_eq!(Level::RAW.0, 0);
+}
+
+// Goal: V2 on real data. Method: every level encodes and decodes the sample on every path that
+// this processor has.
+#[test]
+fn every_path_makes_the_same_bytes_of_real_kv_at_every_level() {
+    let codecs = Registry::with_baselines();
+    for element in [Element::Bf16, Element::F16] {
+        let shape = PartShape::new(element, TOKENS, WIDTH).unwrap();
+        for codec in codecs.iter().filter(|codec| codec.applies(&shape)) {
+            for raw in SAMPLE.chunks_exact(shape.raw_bytes()) {
+                let made = Path::available().map(|path| {
+                    path.at_most(|| {
+                        let mut stored = vec![0; codec.stored_bytes_max(&shape)];
+                        let len = codec.encode(&shape, raw, &mut stored).unwrap();
+                        stored.truncate(len);
+                        let mut back = vec![0; shape.raw_bytes()];
+                        codec.decode(&shape, &stored, &mut back).unwrap();
+                        (stored, back)
+                    })
+                });
+                let made: Vec<_> = made.collect();
+                assert!(made.iter().all(|one| *one == made[0]), "{}", codec.name());
+            }
+        }
+    }
 }

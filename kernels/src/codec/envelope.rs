@@ -11,6 +11,8 @@
 //!   K1  A part that would grow is stored behind its header as it is.
 //!   K3  Decoded bytes are checked against the CRC in the header, by [`open`] and nobody else.
 
+use std::cell::Cell;
+
 use kvtier_proto::Level;
 
 use super::header::{Form, HEADER_BYTES, Header};
@@ -53,6 +55,23 @@ pub(super) fn seal_lossy(
         decode(body, &mut vec![0; raw.len()])
             .map_err(|problem| EncodeError::Compressor(std::io::Error::other(problem)))
     })
+}
+
+/// [`seal`] for a lossy level that knows the CRC of what its stream decodes to: `code` returns the
+/// size and the CRC.
+pub(super) fn seal_restored(
+    codec: &dyn Codec,
+    shape: &PartShape,
+    (raw, out): (&[u8], &mut [u8]),
+    code: impl FnOnce(&mut [u8]) -> Option<(usize, u32)>,
+) -> Result<usize, EncodeError> {
+    let known = Cell::new(0);
+    let code = |body: &mut [u8]| {
+        let coded = code(body);
+        known.set(coded.map_or(0, |(_, crc)| crc));
+        Ok(coded.map(|(len, _)| len))
+    };
+    seal_as(codec, shape, (raw, out), code, |_| Ok(known.get()))
 }
 
 /// [`seal`], where `crc` finds the CRC of what the coded stream decodes to.

@@ -39,7 +39,7 @@ use std::cell::RefCell;
 
 use kvtier_proto::Level;
 
-use super::halves::{ESCAPE, GROUP, GROUP_SYMBOLS, Kind, Planes, PlanesMut, Window};
+use super::halves::{ESCAPE, GROUP, GROUP_SYMBOLS, Kind, PlanesMut, Window};
 use super::raw::exact_length;
 use super::{Codec, DecodeError, EncodeError, byte_planes, envelope};
 use crate::rans::{
@@ -363,16 +363,11 @@ impl<'a> Stream<'a> {
         crc: &mut crc32fast::Hasher,
     ) -> Result<(), StreamError> {
         let mut decoder = Decoder::new(self.coded)?;
-        let mut symbols = [0; CHUNK_GROUPS * GROUP_SYMBOLS];
         let rests = self.rest.chunks(CHUNK_GROUPS * kind.plane_bytes());
         let mut first = 0;
         for (chunk, rest) in groups.chunks_mut(CHUNK_GROUPS).zip(rests) {
-            let symbols = symbols
-                .get_mut(..chunk.len() * GROUP_SYMBOLS)
-                .unwrap_or_default();
-            decoder.run(slots, symbols)?;
             let raw = chunk.as_flattened_mut();
-            simd::merge(kind, window, Planes { symbols, rest }, raw);
+            simd::join((&mut decoder, slots), (kind, window), rest, raw)?;
             self.put_escapes(kind, first, raw);
             first += raw.len() / 2;
             crc.update(raw);

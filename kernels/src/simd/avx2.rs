@@ -16,19 +16,24 @@ use std::arch::x86_64::{
     _mm256_and_si256, _mm256_andnot_si256, _mm256_blend_epi32, _mm256_blendv_epi8,
     _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cmpeq_epi8, _mm256_cmpeq_epi32,
     _mm256_cmpgt_epi32, _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32, _mm256_i32gather_epi32,
-    _mm256_loadu_si256, _mm256_min_epu8, _mm256_movemask_epi8, _mm256_movemask_ps,
-    _mm256_mul_epu32, _mm256_mullo_epi32, _mm256_or_si256, _mm256_packus_epi16,
-    _mm256_packus_epi32, _mm256_permute4x64_epi64, _mm256_permutevar8x32_epi32, _mm256_set1_epi8,
-    _mm256_set1_epi16, _mm256_set1_epi32, _mm256_setr_epi8, _mm256_setzero_si256,
-    _mm256_shuffle_epi8, _mm256_slli_epi16, _mm256_slli_epi32, _mm256_srli_epi16,
-    _mm256_srli_epi32, _mm256_srli_epi64, _mm256_srlv_epi32, _mm256_storeu_si256, _mm256_sub_epi8,
-    _mm256_sub_epi32, _mm256_unpackhi_epi8, _mm256_unpacklo_epi8,
+    _mm256_loadu_si256, _mm256_madd_epi16, _mm256_min_epu8, _mm256_movemask_epi8,
+    _mm256_movemask_ps, _mm256_mul_epu32, _mm256_mullo_epi16, _mm256_mullo_epi32, _mm256_or_si256,
+    _mm256_packus_epi16, _mm256_packus_epi32, _mm256_permute4x64_epi64,
+    _mm256_permutevar8x32_epi32, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32,
+    _mm256_setr_epi8, _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_slli_epi16,
+    _mm256_slli_epi32, _mm256_srli_epi16, _mm256_srli_epi32, _mm256_srli_epi64, _mm256_srlv_epi32,
+    _mm256_storeu_si256, _mm256_sub_epi8, _mm256_sub_epi32, _mm256_unpackhi_epi8,
+    _mm256_unpacklo_epi8,
 };
 
 use super::Fast;
-use crate::codec::halves::{GROUP, GROUP_SYMBOLS, Kind, Planes, PlanesMut, WINDOW, Window, ZERO};
+use crate::codec::halves::{GROUP, GROUP_SYMBOLS, Kind, PlanesMut, WINDOW, Window, ZERO};
 use crate::rans::reference::Encoder;
 use crate::rans::{Codes, Decoder, LANES, LOW, SCALE, SCALE_BITS, SCALE_U32, Slots};
+
+mod lanes;
+
+use lanes::{GATHER, SPREAD, lanes};
 
 /// Lanes of a register.
 const WIDE: usize = 8;
@@ -37,59 +42,24 @@ const REGS: usize = LANES / WIDE;
 /// Bytes of a register of words.
 const WORDS: usize = 16;
 
-/// For each set of lanes, the place among its words of each lane's.
-static SPREAD: [[u8; WIDE]; 256] = spread();
-/// For each set of lanes, its lanes at the end of the register, in order.
-static GATHER: [[u8; WIDE]; 256] = gather();
-
-#[allow(
-    clippy::indexing_slicing,
-    reason = "a constant: a bad index does not compile"
-)]
-const fn spread() -> [[u8; WIDE]; 256] {
-    let mut table = [[0; WIDE]; 256];
-    let mut set = 0;
-    while set < 256 {
-        let (mut lane, mut place) = (0, 0);
-        while lane < WIDE {
-            if set >> lane & 1 == 1 {
-                table[set][lane] = place;
-                place += 1;
-            }
-            lane += 1;
-        }
-        set += 1;
-    }
-    table
-}
-
-#[allow(
-    clippy::cast_possible_truncation,
-    clippy::indexing_slicing,
-    reason = "a constant: a bad index does not compile, and a lane is below 8"
-)]
-const fn gather() -> [[u8; WIDE]; 256] {
-    let mut table = [[0; WIDE]; 256];
-    let mut set = 0;
-    while set < 256 {
-        let (mut lane, mut place) = (WIDE, WIDE);
-        while lane > 0 {
-            lane -= 1;
-            if set >> lane & 1 == 1 {
-                place -= 1;
-                table[set][place] = lane as u8;
-            }
-        }
-        set += 1;
-    }
-    table
-}
-
 /// Decodes whole steps while 16 bytes of words are left for each register. Returns how many
 /// symbols it decoded.
 pub(crate) fn decode(_: Fast, decoder: &mut Decoder<'_>, slots: &Slots, out: &mut [u8]) -> usize {
     // SAFETY: `Fast` proves that this processor has AVX2 (V1).
     unsafe { decode_steps(decoder, slots, out) }
+}
+
+/// Decodes the symbols of whole groups and puts these together, while words are left as above.
+/// Returns how many groups it did.
+pub(crate) fn join(
+    _: Fast,
+    coder: (&mut Decoder<'_>, &Slots),
+    form: (Kind, Window),
+    rest: &[u8],
+    raw: &mut [u8],
+) -> usize {
+    // SAFETY: `Fast` proves that this processor has AVX2 (V1).
+    unsafe { join_groups(coder, form, rest, raw) }
 }
 
 /// Encodes whole steps, the last one first, while there is room for all their words. Returns how
@@ -110,43 +80,85 @@ pub(crate) fn split(_: Fast, kind: Kind, window: Window, raw: &[u8], planes: Pla
     unsafe { split_groups(kind, window, raw, planes) }
 }
 
-/// [`crate::codec::halves::merge`].
-pub(crate) fn merge(_: Fast, kind: Kind, window: Window, planes: Planes<'_>, raw: &mut [u8]) {
-    // SAFETY: `Fast` proves that this processor has AVX2 (V1).
-    unsafe { merge_groups(kind, window, planes, raw) }
-}
-
 #[target_feature(enable = "avx2,popcnt")]
 fn decode_steps(decoder: &mut Decoder<'_>, slots: &Slots, out: &mut [u8]) -> usize {
     let mut states = load_states(&decoder.states);
-    let words = decoder.words;
-    let mut at = 0;
-    let mut done = 0;
+    let (mut at, mut done) = (0, 0);
     for step in out.as_chunks_mut::<LANES>().0 {
-        if words.len() - at < REGS * WORDS {
+        if decoder.words.len() - at < REGS * WORDS {
             break;
         }
-        let mut symbols = [_mm256_setzero_si256(); REGS];
-        for (state, symbol) in states.iter_mut().zip(&mut symbols) {
-            let x = *state;
-            let slot = gather_slot(&slots.0, x);
-            let frequency = _mm256_and_si256(_mm256_srli_epi32::<8>(slot), all(0xfff));
-            let scaled =
-                _mm256_mullo_epi32(frequency, _mm256_srli_epi32::<{ SCALE_BITS as i32 }>(x));
-            let x = _mm256_add_epi32(scaled, _mm256_srli_epi32::<20>(slot));
-            let hungry = _mm256_cmpgt_epi32(all(LOW), x);
-            let set = lanes_of(hungry);
-            let word = _mm256_permutevar8x32_epi32(load_words(words, at), lanes(&SPREAD, set));
-            let fed = _mm256_or_si256(_mm256_slli_epi32::<16>(x), word);
-            *state = _mm256_blendv_epi8(x, fed, hungry);
-            *symbol = _mm256_and_si256(slot, all(0xff));
-            at += 2 * set.count_ones() as usize;
-        }
-        store(step, narrow(symbols));
+        decode_step((&mut states, &mut at), decoder.words, slots, step);
         done += LANES;
     }
     store_states(&mut decoder.states, states);
-    decoder.words = words.get(at..).unwrap_or_default();
+    decoder.words = decoder.words.get(at..).unwrap_or_default();
+    done
+}
+
+#[target_feature(enable = "avx2,popcnt")]
+#[inline]
+fn decode_step(
+    (states, at): (&mut [__m256i; REGS], &mut usize),
+    words: &[u8],
+    slots: &Slots,
+    out: &mut [u8; LANES],
+) {
+    let mut symbols = [_mm256_setzero_si256(); REGS];
+    for (state, symbol) in states.iter_mut().zip(&mut symbols) {
+        let x = *state;
+        let slot = gather_slot(&slots.0, x);
+        let frequency = _mm256_and_si256(_mm256_srli_epi32::<8>(slot), all(0xfff));
+        let x = _mm256_add_epi32(scaled(frequency, x), _mm256_srli_epi32::<20>(slot));
+        let hungry = _mm256_cmpgt_epi32(all(LOW), x);
+        let set = lanes_of(hungry);
+        let word = _mm256_permutevar8x32_epi32(load_words(words, *at), lanes(&SPREAD, set));
+        let fed = _mm256_or_si256(_mm256_slli_epi32::<16>(x), word);
+        *state = _mm256_blendv_epi8(x, fed, hungry);
+        *symbol = _mm256_and_si256(slot, all(0xff));
+        *at += 2 * set.count_ones() as usize;
+    }
+    store(out, narrow(symbols));
+}
+
+/// `frequency * (state >> 12)`, of 12 and 19 bits, from products of 16 bits: these take half as
+/// long as the one of 32 would, and the next step waits for them.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn scaled(frequency: __m256i, state: __m256i) -> __m256i {
+    let low = _mm256_and_si256(
+        _mm256_srli_epi32::<{ SCALE_BITS as i32 }>(state),
+        all(0x7fff),
+    );
+    let high = _mm256_srli_epi32::<{ SCALE_BITS as i32 + 15 }>(state);
+    let high = _mm256_slli_epi32::<15>(_mm256_mullo_epi16(frequency, high));
+    _mm256_add_epi32(_mm256_madd_epi16(frequency, low), high)
+}
+
+/// A step decodes the symbols of one group: putting that together fits into the time in which the
+/// next step waits for its table.
+#[target_feature(enable = "avx2,popcnt")]
+fn join_groups(
+    (decoder, slots): (&mut Decoder<'_>, &Slots),
+    (kind, window): (Kind, Window),
+    rest: &[u8],
+    raw: &mut [u8],
+) -> usize {
+    let mut states = load_states(&decoder.states);
+    let merge = Merge::new(kind, window);
+    let (mut at, mut done) = (0, 0);
+    let mut symbols = [0; LANES];
+    let groups = raw.as_chunks_mut::<{ 2 * GROUP }>().0;
+    for (group, rest) in groups.iter_mut().zip(rest.chunks_exact(kind.plane_bytes())) {
+        if decoder.words.len() - at < REGS * WORDS {
+            break;
+        }
+        decode_step((&mut states, &mut at), decoder.words, slots, &mut symbols);
+        merge.group(&symbols, rest, group);
+        done += 1;
+    }
+    store_states(&mut decoder.states, states);
+    decoder.words = decoder.words.get(at..).unwrap_or_default();
     done
 }
 
@@ -251,35 +263,48 @@ fn split_groups(kind: Kind, window: Window, raw: &[u8], planes: PlanesMut<'_>) {
     }
 }
 
-#[target_feature(enable = "avx2")]
-fn merge_groups(kind: Kind, window: Window, planes: Planes<'_>, raw: &mut [u8]) {
-    let exponents = window.exponents();
-    let (upper, lower) = match kind {
-        Kind::Bf16 => (exponents.map(|e| e >> 1), exponents.map(|e| e << 7)),
-        Kind::F16 => (exponents.map(|e| (e & 31) << 2), [0; 16]),
-    };
-    let (upper, lower) = (twice(upper), twice(lower));
-    let groups = raw.as_chunks_mut::<{ 2 * GROUP }>().0;
-    let symbols = planes.symbols.as_chunks::<GROUP_SYMBOLS>().0;
-    let rests = planes.rest.chunks_exact(kind.plane_bytes());
-    for ((group, symbols), rest) in groups.iter_mut().zip(symbols).zip(rests) {
-        let (low, bits) = rest.split_at(GROUP);
+/// What putting groups together looks up.
+struct Merge {
+    kind: Kind,
+    /// The exponent's bits in the upper and in the lower byte of a value, by nibble.
+    upper: __m256i,
+    lower: __m256i,
+}
+
+impl Merge {
+    #[target_feature(enable = "avx2")]
+    fn new(kind: Kind, window: Window) -> Self {
+        let exponents = window.exponents();
+        let (upper, lower) = match kind {
+            Kind::Bf16 => (exponents.map(|e| e >> 1), exponents.map(|e| e << 7)),
+            Kind::F16 => (exponents.map(|e| (e & 31) << 2), [0; 16]),
+        };
+        let (upper, lower) = (twice(upper), twice(lower));
+        Self { kind, upper, lower }
+    }
+
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn group(&self, symbols: &[u8; GROUP_SYMBOLS], rest: &[u8], raw: &mut [u8; 2 * GROUP]) {
+        let Some((low, bits)) = rest.split_first_chunk::<GROUP>() else {
+            return;
+        };
         let symbol = load(symbols);
         let four = all8(15);
         let nibbles = [
             _mm256_and_si256(symbol, four),
             _mm256_and_si256(_mm256_srli_epi16::<4>(symbol), four),
         ];
-        let halves = group.as_chunks_mut::<GROUP>().0.iter_mut();
+        let halves = raw.as_chunks_mut::<GROUP>().0.iter_mut();
         let lows = low.as_chunks::<32>().0;
         for (index, ((half, low), nibble)) in halves.zip(lows).zip(nibbles).enumerate() {
             let low = load(low);
-            let exponent = _mm256_shuffle_epi8(upper, nibble);
-            let (least, most) = match kind {
+            let exponent = _mm256_shuffle_epi8(self.upper, nibble);
+            let (least, most) = match self.kind {
                 Kind::Bf16 => {
                     let mantissa = _mm256_and_si256(low, all8(0x7f));
                     let sign = _mm256_and_si256(low, all8(0x80));
-                    let odd = _mm256_shuffle_epi8(lower, nibble);
+                    let odd = _mm256_shuffle_epi8(self.lower, nibble);
                     (
                         _mm256_or_si256(mantissa, odd),
                         _mm256_or_si256(sign, exponent),
@@ -287,8 +312,7 @@ fn merge_groups(kind: Kind, window: Window, planes: Planes<'_>, raw: &mut [u8]) 
                 }
                 Kind::F16 => {
                     let mut most = exponent;
-                    let words = bits.as_chunks::<8>().0;
-                    for (word, bit) in words.iter().zip([0x80, 2, 1]) {
+                    for (word, bit) in bits.as_chunks::<8>().0.iter().zip([0x80, 2, 1]) {
                         let mask = word.as_chunks::<4>().0.get(index).copied();
                         let mask = u32::from_le_bytes(mask.unwrap_or_default());
                         let set = _mm256_and_si256(bytes_of(mask), all8(bit));
@@ -350,13 +374,6 @@ fn upper_product(a: __m256i, b: __m256i) -> __m256i {
 #[target_feature(enable = "avx2")]
 fn lanes_of(held: __m256i) -> u8 {
     _mm256_movemask_ps(_mm256_castsi256_ps(held)).to_le_bytes()[0]
-}
-
-/// A lane's index each, from a row of a table.
-#[target_feature(enable = "avx2")]
-fn lanes(table: &[[u8; WIDE]; 256], set: u8) -> __m256i {
-    let row = table.get(usize::from(set)).unwrap_or(&[0; WIDE]);
-    widen(row)
 }
 
 /// 32 numbers below 256 of four registers, as bytes in their order.

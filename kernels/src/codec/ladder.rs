@@ -1,0 +1,393 @@
+//! Levels that code with the tables of a model: transparent, balanced and small, each plain and
+//! predicted from the layers before.
+//!
+//! Upstairs:   [`Ladder::all`] gives the levels of a profile to a [`Registry`](crate::Registry);
+//!             [`crate::profile`] offers what calibration needs to know of the tables.
+//! Downstairs: [`kit`] prepares the tables; [`forward`] makes coefficients of values, [`rows`]
+//!             values of coefficients; [`stream`] stores them.
+//!
+//! A token's channels become coefficients, which are rounded to whole steps and coded with shared
+//! [`tables`] of probabilities. Some tokens are kept as they are: the sinks at the front of a
+//! prefix, and every token with a value that the declared error would not hold for.
+//!
+//! Invariants kept here
+//!   T1  Every machine makes the same bits of the same part, and restores the same.
+//!   T3  No value is further from the one that was given than [`Codec::error_in`] says, beside
+//!       the rounding to its element type: the encoder restores the part and looks. What is no
+//!       number, infinite or out of range is kept exactly.
+//!   K4  A level across layers decodes after the parts that its tables name, and no others.
+//!
+//! Not here on purpose: no choice of the numbers. Calibration makes them, see [`crate::profile`].
+
+use std::cell::Cell;
+use std::sync::Arc;
+
+use kvtier_proto::Level;
+use kvtier_proto::layout::PartCode;
+
+use super::{Codec, DecodeError, EncodeError, NothingRestored, Restored, envelope};
+use crate::codec::quant::floats;
+use crate::profile::{Profile, ProfileError};
+use crate::shape::PartShape;
+
+mod elements;
+mod forward;
+mod input;
+mod kit;
+pub(crate) mod product;
+mod rotary;
+mod rows;
+mod stream;
+pub mod tables;
+
+use elements::Rows;
+use forward::Forward;
+use input::{Inputs, Missing};
+use kit::{Shared, View};
+use product::Operand;
+use rotary::Turn;
+use rows::{Base, Stage};
+
+/// Numbers, names, and whether they predict, of the levels by rising number.
+const LEVELS: [(Level, &str, usize, bool); 6] = [
+    (Level::TRANSPARENT, "transparent", 0, false),
+    (Level::BALANCED, "balanced", 1, false),
+    (Level::SMALL, "small", 2, false),
+    (Level::TRANSPARENT_X, "transparent-x", 0, true),
+    (Level::BALANCED_X, "balanced-x", 1, true),
+    (Level::SMALL_X, "small-x", 2, true),
+];
+
+/// Scratch memory that a thread keeps. Unit: bytes. A larger one is freed after use.
+const KEPT_BYTES_MAX: usize = 16 << 20;
+
+/// One level, with the tables of one model.
+#[derive(Debug, Clone)]
+pub struct Ladder {
+    level: Level,
+    name: &'static str,
+    quality: usize,
+    across: bool,
+    shared: Arc<Shared>,
+}
+
+/// Memory of one part, kept between parts.
+#[derive(Debug, Default)]
+struct Scratch {
+    memory: stream::Memory,
+    tile: rows::Tile,
+    forward: forward::Memory,
+    inputs: Inputs,
+    restored: Vec<u8>,
+    row: Vec<f32>,
+}
+
+thread_local! {
+    static SCRATCH: Cell<Option<Box<Scratch>>> = const { Cell::new(None) };
+}
+
+fn with_scratch<T>(shape: &PartShape, work: impl FnOnce(&mut Scratch) -> T) -> T {
+    let mut scratch = SCRATCH.take().unwrap_or_default();
+    let out = work(&mut scratch);
+    // Words, values and inputs are a few times as large as a part.
+    if shape.raw_bytes() * 8 <= KEPT_BYTES_MAX {
+        SCRATCH.set(Some(scratch));
+    }
+    out
+}
+
+impl Ladder {
+    /// The levels that a profile has tables for, as codecs of a registry.
+    ///
+    /// # Errors
+    /// [`ProfileError`] when the profile does not fit together.
+    pub fn all(profile: Arc<Profile>) -> Result<Vec<Arc<dyn Codec>>, ProfileError> {
+        profile.check()?;
+        let shared = Arc::new(Shared::new(profile));
+        let has = |quality: usize, across: bool| {
+            shared.profile.parts.iter().any(|part| match across {
+                true => Shared::cross(part, quality).is_some(),
+                false => matches!(part.plain.levels.get(quality), Some(Some(_))),
+            })
+        };
+        let levels = LEVELS.into_iter();
+        Ok(levels
+            .filter(|(_, _, quality, across)| has(*quality, *across))
+            .map(|(level, name, quality, across)| {
+                let shared = Arc::clone(&shared);
+                Arc::new(Self {
+                    level,
+                    name,
+                    quality,
+                    across,
+                    shared,
+                }) as Arc<dyn Codec>
+            })
+            .collect())
+    }
+
+    fn view(&self, shape: &PartShape) -> Option<View<'_>> {
+        self.shared.view(shape, self.quality, self.across)
+    }
+
+    /// Decodes the stream of a part into `out`, and returns the CRC of it.
+    fn decode_part(
+        &self,
+        shape: &PartShape,
+        (body, out): (&[u8], &mut [u8]),
+        restored: &dyn Restored,
+        scratch: &mut Scratch,
+    ) -> Result<u32, DecodeError> {
+        let view = self.view(shape).ok_or(DecodeError::Header {
+            field: "level",
+            got: self.level.0.into(),
+            want: Level::RAW.0.into(),
+        })?;
+        let rows = Rows::of(shape);
+        let size = (shape.tokens() as usize, rows.bytes());
+        let coding = &view.level.coding;
+        let (exact, pairs) = coding.decode(size, body, &mut scratch.memory)?;
+        let base = self
+            .base(shape, &view, restored, &mut scratch.inputs)
+            .map_err(|Missing(layer, code)| DecodeError::Needs { layer, code })?;
+        let angles = self.shared.angles(shape, shape.code());
+        let stage = Stage {
+            turn: angles.as_deref().map(|angles| turn(angles, &view)),
+            ..stage(shape, &view, (&scratch.memory.words, pairs), base)
+        };
+        stage.run(&mut scratch.tile, |token, values| {
+            rows.write(out, token, values);
+        });
+        for (token, row) in exact.iter() {
+            rows.row_mut(out, token, |run, from| {
+                let own = row.get(from..from + run.len()).unwrap_or_default();
+                run.copy_from_slice(own);
+            });
+        }
+        Ok(crc32fast::hash(out))
+    }
+
+    /// What values are about.
+    fn base<'a>(
+        &'a self,
+        shape: &PartShape,
+        view: &View<'a>,
+        restored: &dyn Restored,
+        inputs: &'a mut Inputs,
+    ) -> Result<Base<'a>, Missing> {
+        let (Some(cross), Some(weights)) = (view.cross, &view.kit.weights) else {
+            return Ok(Base::Mean(&view.tables.plain.mean));
+        };
+        let inputs = inputs.read((&self.shared, shape), cross, restored)?;
+        Ok(Base::Predicted {
+            weights,
+            scale: cross.weights.scale(),
+            bias: &cross.bias,
+            inputs,
+        })
+    }
+
+    /// Encodes a part, and returns the size of its stream and the CRC of what it decodes to;
+    /// `None` when it does not fit.
+    fn encode_part(
+        &self,
+        shape: &PartShape,
+        (raw, out): (&[u8], &mut [u8]),
+        base: Base<'_>,
+        parts: (
+            &mut stream::Memory,
+            &mut rows::Tile,
+            &mut forward::Memory,
+            &mut Vec<u8>,
+            &mut Vec<f32>,
+        ),
+    ) -> Option<(usize, u32)> {
+        let (memory, tile, forward, restored, given) = parts;
+        let view = self.view(shape)?;
+        let rows = Rows::of(shape);
+        let (tokens, padded) = (
+            shape.tokens() as usize,
+            stream::padded(shape.tokens() as usize),
+        );
+        let angles = self.shared.angles(shape, shape.code());
+        let turn = angles.as_deref().map(|angles| turn(angles, &view));
+        let pairs = view.level.coding.pairs();
+        memory.words.clear();
+        memory.words.resize(pairs * padded, 0);
+        let sinks = self.shared.profile.sinks.saturating_sub(shape.position());
+        let sinks = tokens.min(sinks as usize);
+        let mut exact: Vec<usize> = Vec::new();
+        let coefficients = Forward {
+            raw,
+            rows,
+            tokens,
+            channels: view.tables.channels(),
+            turn,
+            base,
+            matrix: view.kit.forward(&view),
+            in_scale: &view.level.in_scale,
+        };
+        coefficients.run(forward, &mut memory.words, &mut exact);
+        exact.extend(0..sinks);
+        restored.resize(raw.len(), 0);
+        given.resize(view.tables.channels(), 0.0);
+        let (bound, most) = (view.level.bound, elements::most(shape.element()));
+        let stage = Stage {
+            turn,
+            ..stage(shape, &view, (&memory.words, pairs), base)
+        };
+        stage.run(tile, |token, values| {
+            rows.read(raw, token, given);
+            let pairs = values.iter().zip(&*given);
+            let good = |(value, given): (&f32, &f32)| {
+                (value - given).abs() <= bound && value.abs() <= most
+            };
+            // Not one after the other: a token is good as a rule, and registers are wide.
+            if !pairs.map(good).fold(true, |all, good| all & good) {
+                exact.push(token);
+            }
+            rows.write(restored, token, values);
+        });
+        exact.sort_unstable();
+        exact.dedup();
+        for token in &exact {
+            stream::forget(&mut memory.words, padded, *token);
+            let mut own = rows.row(raw, *token);
+            rows.row_mut(restored, *token, |run, _| {
+                run.copy_from_slice(own.next().unwrap_or_default());
+            });
+        }
+        let kept = exact.iter().flat_map(|token| rows.row(raw, *token));
+        let len = view
+            .level
+            .coding
+            .encode(tokens, &exact, kept, memory, out)?;
+        (len < raw.len()).then(|| (len, crc32fast::hash(restored)))
+    }
+}
+
+fn turn<'a>(angles: &'a rotary::Angles, view: &View<'_>) -> Turn<'a> {
+    let dim = view.tables.dim as usize;
+    Turn { angles, dim }
+}
+
+fn stage<'a>(
+    shape: &PartShape,
+    view: &View<'a>,
+    (words, pairs): (&'a [i32], usize),
+    base: Base<'a>,
+) -> Stage<'a> {
+    let tokens = shape.tokens() as usize;
+    Stage {
+        channels: view.tables.channels(),
+        tokens,
+        inverse: &view.kit.inverse,
+        out_scale: &view.level.out_scale,
+        coefficients: Operand {
+            words,
+            pair_stride: stream::padded(tokens),
+            token_stride: 1,
+            pairs,
+        },
+        base,
+        turn: None,
+    }
+}
+
+impl Codec for Ladder {
+    fn level(&self) -> Level {
+        self.level
+    }
+
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn exact(&self) -> bool {
+        false
+    }
+
+    fn tables(&self) -> u32 {
+        self.shared.identity
+    }
+
+    fn needs(&self, shape: &PartShape) -> Vec<(u32, PartCode)> {
+        let cross = self.shared.cross_of(shape, self.quality);
+        let cross = cross.filter(|_| self.across);
+        cross.map_or_else(Vec::new, |cross| cross.needs.clone())
+    }
+
+    fn applies(&self, shape: &PartShape) -> bool {
+        floats::is_float(shape.element()) && self.shared.has(shape, self.quality, self.across)
+    }
+
+    fn stored_bytes_max(&self, shape: &PartShape) -> usize {
+        envelope::bytes_max(shape)
+    }
+
+    fn encode(&self, shape: &PartShape, raw: &[u8], out: &mut [u8]) -> Result<usize, EncodeError> {
+        self.encode_after(shape, raw, &NothingRestored, out)
+    }
+
+    fn decode(&self, shape: &PartShape, stored: &[u8], out: &mut [u8]) -> Result<(), DecodeError> {
+        self.decode_after(shape, stored, &NothingRestored, out)
+    }
+
+    fn encode_after(
+        &self,
+        shape: &PartShape,
+        raw: &[u8],
+        restored: &dyn Restored,
+        out: &mut [u8],
+    ) -> Result<usize, EncodeError> {
+        super::check_encode(self, shape, raw, out)?;
+        let not_applicable = EncodeError::NotApplicable {
+            name: self.name,
+            shape: *shape,
+        };
+        let view = self.view(shape).ok_or(not_applicable)?;
+        with_scratch(shape, |scratch| {
+            let Scratch {
+                memory,
+                tile,
+                forward,
+                inputs,
+                restored: bytes,
+                row,
+            } = scratch;
+            let base =
+                self.base(shape, &view, restored, inputs)
+                    .map_err(|Missing(layer, code)| EncodeError::Needs {
+                        name: self.name,
+                        layer,
+                        code,
+                    })?;
+            envelope::seal_restored(self, shape, (raw, out), |body| {
+                let parts = (memory, tile, forward, bytes, row);
+                self.encode_part(shape, (raw, body), base, parts)
+            })
+        })
+    }
+
+    fn decode_after(
+        &self,
+        shape: &PartShape,
+        stored: &[u8],
+        restored: &dyn Restored,
+        out: &mut [u8],
+    ) -> Result<(), DecodeError> {
+        envelope::open(self, shape, (stored, out), |body, out| {
+            with_scratch(shape, |scratch| {
+                self.decode_part(shape, (body, out), restored, scratch)
+            })
+        })
+    }
+
+    fn error_in(&self, shape: &PartShape, stored: &[u8]) -> Result<f32, DecodeError> {
+        let bound = self.view(shape).map_or(0.0, |view| view.level.bound);
+        envelope::coded(self, shape, stored, |_| bound)
+    }
+}
+
+#[cfg(test)]
+mod tests;
