@@ -11,6 +11,8 @@ use std::time::Instant;
 
 use clap::Args;
 use kvtier_benches::report::{Problem, Report};
+use kvtier_kernels::codec::ladder::Ladder;
+use kvtier_kernels::profile::Profile;
 use kvtier_kernels::{Codec, Registry};
 
 use super::quality::{Bench, Cut};
@@ -104,11 +106,16 @@ pub(super) fn run(
 
 /// The levels of this build, and those that `tables` bring.
 fn registry(tables: Option<&Path>) -> Result<Registry, Problem> {
-    let all = Registry::with_baselines();
-    match tables {
-        None => Ok(all),
-        Some(path) => Err(format!("{}: no level of this build has tables", path.display()).into()),
+    let mut all = Registry::with_baselines();
+    if let Some(path) = tables {
+        let told = |problem: &dyn std::fmt::Display| format!("{}: {problem}", path.display());
+        let bytes = std::fs::read(path).map_err(|problem| told(&problem))?;
+        let profile = Profile::from_bytes(&bytes).map_err(|problem| told(&problem))?;
+        for codec in Ladder::all(Arc::new(profile)).map_err(|problem| told(&problem))? {
+            all.add(codec)?;
+        }
     }
+    Ok(all)
 }
 
 /// Every level over every document of a set; in the order of the levels.
