@@ -85,7 +85,9 @@ pub(super) fn run(
         if options.quick {
             documents.truncate(2);
         }
-        figures.extend(judge_set(model, set, &documents, &chosen, cut)?);
+        let of_set = judge_set(model, set, &documents, &chosen, cut)?;
+        println!("{}\n", table(&of_set));
+        figures.extend(of_set);
     }
     for one in &figures {
         one.rows(&mut report);
@@ -97,7 +99,6 @@ pub(super) fn run(
         sensitivity(model, few, codec, cut, &mut report)?;
     }
     report.finish(options.json.as_deref())?;
-    println!("\n{}", table(&figures));
     if let Some(path) = &options.plot {
         plot::draw(path, &figures)?;
     }
