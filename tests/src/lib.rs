@@ -9,5 +9,6 @@
 pub mod demo;
 pub mod engine;
 pub mod harness;
+pub mod judge;
 pub mod text;
 pub mod weights;

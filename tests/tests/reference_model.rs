@@ -96,6 +96,16 @@ fn the_shipped_text_fits_the_model_with_room_to_continue() {
 }
 
 #[test]
+fn texts_of_the_judging_sets_fill_the_samples() {
+    for set in [text::calibration(), text::heldout(), text::foreign()] {
+        for document in set {
+            let tokens = reference().1.encode(&document.text).unwrap().len();
+            assert!(tokens >= 1024, "{}: {tokens} tokens", document.name);
+        }
+    }
+}
+
+#[test]
 fn encoding_round_trips_text_of_every_sort() {
     let tokenizer = &reference().1;
     for sample in [

@@ -173,6 +173,22 @@ impl Rope {
             *high = b * cos + a * sin;
         }
     }
+
+    /// The reverse of [`Rope::turn`], and what a gradient goes through on its way back.
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "a position too far must not pass for unturned"
+    )]
+    pub(super) fn turn_back(&self, head: &mut [f32], position: usize) {
+        let row = &self.table[position * 2 * self.half..][..2 * self.half];
+        let (cosines, sines) = row.split_at(self.half);
+        let (low, high) = head.split_at_mut(self.half);
+        for (((low, high), cos), sin) in low.iter_mut().zip(high).zip(cosines).zip(sines) {
+            let (a, b) = (*low, *high);
+            *low = a * cos + b * sin;
+            *high = b * cos - a * sin;
+        }
+    }
 }
 
 #[expect(

@@ -62,6 +62,17 @@ impl Weight {
         into.extend(panel.iter().skip(output % PANEL).step_by(PANEL));
     }
 
+    /// The same weights with inputs and outputs exchanged: what gradients pass on their way back.
+    pub(super) fn transposed(&self) -> Self {
+        let mut values = Vec::with_capacity(self.inputs * self.outputs);
+        for input in 0..self.inputs {
+            let places = self.panels.chunks_exact(PANEL).skip(input);
+            let of_input = places.step_by(self.inputs).flatten();
+            values.extend(of_input.take(self.outputs));
+        }
+        Self::new(&values, self.outputs)
+    }
+
     /// Applies the weights to every row of `input`.
     pub(super) fn apply(&self, input: &[f32]) -> Vec<f32> {
         let rows = input.len() / self.inputs;

@@ -113,10 +113,20 @@ impl Model {
         Ok(out)
     }
 
-    /// Scores of the whole vocabulary after one row of the last layer.
+    /// Scores of the whole vocabulary after each row of the last layer.
     pub(super) fn logits(&self, last: &[f32]) -> Vec<f32> {
         let normed = rms_norm(last, &self.norm, self.config.norm_epsilon);
-        self.head.as_ref().unwrap_or(&self.embedding).apply(&normed)
+        self.output().apply(&normed)
+    }
+
+    /// What makes scores of the normed last layer.
+    pub(super) fn output(&self) -> &Weight {
+        self.head.as_ref().unwrap_or(&self.embedding)
+    }
+
+    /// Gains of the norm before it.
+    pub(super) fn output_norm(&self) -> &[f32] {
+        &self.norm
     }
 }
 

@@ -201,6 +201,28 @@ impl Sequence {
         tokens: &[u32],
         observer: &mut dyn Observer,
     ) -> Result<usize, EngineError> {
+        let (rows, _) = self.run_step(tokens, observer)?;
+        Ok(rows)
+    }
+
+    /// Computes all of `tokens` like [`Sequence::prefill`] and returns the scores of the whole
+    /// vocabulary after each of them: `[tokens, vocab]`. For judging by a text that is known.
+    pub fn prefill_scored(&mut self, mut tokens: &[u32]) -> Result<Vec<f32>, EngineError> {
+        let mut scores = Vec::with_capacity(tokens.len() * self.model.config().vocab);
+        while !tokens.is_empty() {
+            let (done, last) = self.run_step(tokens, &mut Nobody)?;
+            scores.extend(self.model.logits(&last));
+            tokens = tokens.get(done..).unwrap_or_default();
+        }
+        Ok(scores)
+    }
+
+    /// One step: how many tokens it took, and the output of the last layer for each of them.
+    fn run_step(
+        &mut self,
+        tokens: &[u32],
+        observer: &mut dyn Observer,
+    ) -> Result<(usize, Vec<f32>), EngineError> {
         let block = self.options.block_tokens;
         let rows = tokens.len().min(block - self.position % block);
         let range = self.position..self.position + rows;
@@ -226,7 +248,7 @@ impl Sequence {
         }
         self.last = x.rchunks_exact(hidden).next().map(<[f32]>::to_vec);
         self.position = range.end;
-        Ok(rows)
+        Ok((rows, x))
     }
 
     /// Scores of the whole vocabulary for the token at the position.
