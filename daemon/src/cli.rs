@@ -14,6 +14,7 @@ pub mod check;
 mod connect;
 mod explain;
 mod inspect;
+mod levels;
 mod operate;
 mod output;
 mod status;
