@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use kvtier_proto::{BlockKey, PayloadKind, v1};
+use kvtier_proto::{BlockKey, PayloadKind, Quality, v1};
 
 use crate::check;
 use crate::error::{Call, Error};
@@ -34,6 +34,17 @@ impl Session {
         keys: &[BlockKey],
         kind: PayloadKind,
     ) -> Result<Prefetched, Error> {
+        self.prefetch_accepting(keys, kind, Quality::Exact).await
+    }
+
+    /// As [`prefetch`](Self::prefetch), for restores that take blocks as bad as `accept`: what is
+    /// stored worse is not moved.
+    pub async fn prefetch_accepting(
+        &self,
+        keys: &[BlockKey],
+        kind: PayloadKind,
+        accept: Quality,
+    ) -> Result<Prefetched, Error> {
         const PREFETCH: Call = Call::reads("Prefetch");
         let wire = check::keys_to_wire(keys)?;
         let link = self.link().await?;
@@ -41,6 +52,7 @@ impl Session {
             session: link.session.clone(),
             keys: wire,
             kind: v1::PayloadKind::from(kind).into(),
+            accept: v1::Quality::from(accept).into(),
         };
         let mut rpc = link.rpc.clone();
         let limit = self.timeouts().control;

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use kvtier_proto::limits::INLINE_CHUNK_MAX;
-use kvtier_proto::{BlockKey, BlockLayout, Level, Miss, PayloadKind, v1};
+use kvtier_proto::{BlockKey, BlockLayout, Level, Miss, PayloadKind, Quality, v1};
 use tokio::sync::mpsc;
 use tonic::Streaming;
 use v1::get_inline_reply::Part as Got;
@@ -30,7 +30,7 @@ use crate::restore::{Asked, Restore, Source};
 use crate::save::{CommitOutcome, SaveBlock, results};
 use crate::session::Session;
 use crate::slot::FilledSlot;
-use crate::values::{Acknowledge, BlockStatus, Lookup, Tier, miss_from_wire};
+use crate::values::{Acknowledge, BlockStatus, Lookup, Tier, level_from_wire, miss_from_wire};
 
 const GET: Call = Call::reads("GetInline");
 const PUT: Call = Call::changes_by_parts("PutInline");
@@ -173,6 +173,7 @@ impl Session {
             keys: keys.to_vec(),
             kind,
             scattered: options.scattered,
+            accept: options.accept,
             limit: self.timeouts().control,
             feed,
             due: (0..keys.len()).collect(),
@@ -233,6 +234,7 @@ struct Getter {
     keys: Vec<BlockKey>,
     kind: PayloadKind,
     scattered: bool,
+    accept: Quality,
     limit: Duration,
     feed: mpsc::Sender<Feed>,
     /// Indices of blocks that may still come.
@@ -301,6 +303,7 @@ impl Getter {
             keys: check::keys_to_wire(&self.keys)?,
             kind: v1::PayloadKind::from(self.kind).into(),
             prefix_only,
+            accept: v1::Quality::from(self.accept).into(),
         };
         let mut rpc = self.link.rpc.clone();
         let reply = self.link.call(GET, self.limit, rpc.lookup(request)).await?;
@@ -320,6 +323,7 @@ impl Getter {
             keys: check::keys_to_wire(&keys)?,
             kind: v1::PayloadKind::from(self.kind).into(),
             scattered: true,
+            accept: v1::Quality::from(self.accept).into(),
         };
         let mut rpc = self.link.rpc.clone();
         let mut stream = self
@@ -410,7 +414,7 @@ impl Getter {
         let block = InlineBlock {
             index: u32::try_from(index).unwrap_or(u32::MAX),
             tier: Tier::from_wire(GET, header.tier)?,
-            level: Level::RAW,
+            level: level_from_wire(GET, header.level)?,
             layout,
             bytes: bytes.freeze(),
         };

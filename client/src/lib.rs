@@ -93,5 +93,5 @@ pub use values::{
 pub use kvtier_proto::descriptor::{PartOrder, Rope, Shard};
 pub use kvtier_proto::{
     BlockKey, BlockLayout, Bytes, Element, KeyDeriver, LayerSpec, LayoutFingerprint, Level, Miss,
-    ModelDescriptor, NamespaceId, Part, PartCode, PayloadKind,
+    ModelDescriptor, NamespaceId, Part, PartCode, PayloadKind, Quality,
 };

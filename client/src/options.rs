@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use kvtier_proto::Bytes;
 use kvtier_proto::limits::{NAME_BYTES_MAX, REGION_BYTES_MAX, REGION_BYTES_MIN};
+use kvtier_proto::{Bytes, Quality};
 
 use crate::error::Error;
 
@@ -200,6 +200,9 @@ pub struct RestoreOptions {
     pub deadline: Option<Duration>,
     /// Restore every block on its own. Default false: nothing after the first miss.
     pub scattered: bool,
+    /// Worst quality that is taken. A block that is stored worse is a miss with reason
+    /// [`Miss::Quality`](crate::Miss::Quality). Default [`Quality::Exact`]: every bit.
+    pub accept: Quality,
 }
 
 impl RestoreOptions {
@@ -214,6 +217,14 @@ impl RestoreOptions {
     #[must_use]
     pub fn scattered(mut self) -> Self {
         self.scattered = true;
+        self
+    }
+
+    /// The same with blocks that are as bad as this, or better. Which level each block went through
+    /// is at [`LeasedBlock::level`](crate::LeasedBlock::level).
+    #[must_use]
+    pub fn accept(mut self, accept: Quality) -> Self {
+        self.accept = accept;
         self
     }
 

@@ -12,7 +12,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use kvtier_proto::{
-    BlockKey, BlockLayout, KeyDeriver, ModelDescriptor, NamespaceId, PayloadKind, v1,
+    BlockKey, BlockLayout, KeyDeriver, ModelDescriptor, NamespaceId, PayloadKind, Quality, v1,
 };
 use rand::Rng as _;
 use tokio::sync::{Mutex, Semaphore};
@@ -192,12 +192,23 @@ impl Session {
     /// # }
     /// ```
     pub async fn lookup(&self, keys: &[BlockKey], kind: PayloadKind) -> Result<Lookup, Error> {
-        self.look(keys, kind, true).await
+        self.look(keys, kind, true, Quality::Exact).await
+    }
+
+    /// As [`lookup`](Self::lookup), for whoever takes blocks as bad as `accept`: what is stored
+    /// worse is missing with reason [`Miss::Quality`](crate::Miss::Quality).
+    pub async fn lookup_accepting(
+        &self,
+        keys: &[BlockKey],
+        kind: PayloadKind,
+        accept: Quality,
+    ) -> Result<Lookup, Error> {
+        self.look(keys, kind, true, accept).await
     }
 
     /// As [`lookup`](Self::lookup), with a status for every key.
     pub async fn lookup_each(&self, keys: &[BlockKey], kind: PayloadKind) -> Result<Lookup, Error> {
-        self.look(keys, kind, false).await
+        self.look(keys, kind, false, Quality::Exact).await
     }
 
     async fn look(
@@ -205,6 +216,7 @@ impl Session {
         keys: &[BlockKey],
         kind: PayloadKind,
         prefix_only: bool,
+        accept: Quality,
     ) -> Result<Lookup, Error> {
         const LOOKUP: Call = Call::reads("Lookup");
         let wire = check::keys_to_wire(keys)?;
@@ -214,6 +226,7 @@ impl Session {
             keys: wire,
             kind: v1::PayloadKind::from(kind).into(),
             prefix_only,
+            accept: v1::Quality::from(accept).into(),
         };
         let mut rpc = link.rpc.clone();
         let limit = self.timeouts().control;
@@ -248,6 +261,7 @@ impl Session {
             kind: v1::PayloadKind::from(kind).into(),
             deadline_ms: options.deadline_ms(),
             scattered: options.scattered,
+            accept: v1::Quality::from(options.accept).into(),
         })?;
         let asked = self.asked(keys, kind, &options);
         Ok(Restore::new(self, link, asked, Source::Mux(running)))

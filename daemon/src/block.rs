@@ -10,7 +10,7 @@ use kvtier_proto::descriptor::PartOrder;
 use kvtier_proto::layout::LayoutError;
 use kvtier_proto::limits::BLOCK_TOKENS_MAX;
 use kvtier_proto::{
-    BlockKey, BlockLayout, LayoutFingerprint, ModelDescriptor, NamespaceId, PayloadKind,
+    BlockKey, BlockLayout, LayoutFingerprint, Level, ModelDescriptor, NamespaceId, PayloadKind,
 };
 use kvtier_store::mem::IoBuf;
 
@@ -132,6 +132,7 @@ impl Layouts {
 pub struct RawBlock {
     id: BlockId,
     facts: BlockFacts,
+    level: Level,
     image: IoBuf,
     payload_at: usize,
 }
@@ -145,6 +146,11 @@ impl RawBlock {
     /// Facts.
     pub fn facts(&self) -> &BlockFacts {
         &self.facts
+    }
+
+    /// The level that its bytes went through: they are as good as that, and no better.
+    pub fn level(&self) -> Level {
+        self.level
     }
 
     /// The raw payload.
@@ -197,13 +203,24 @@ impl Drop for Lent {
 }
 
 impl HostBlock {
-    /// A new block, which is nobody's yet. `image` holds the payload from `payload_at` on. `None`
-    /// when it is too short for it.
+    /// A new block as somebody saved it. See [`HostBlock::restored`].
     pub fn new(id: BlockId, facts: BlockFacts, image: IoBuf, payload_at: usize) -> Option<Self> {
+        Self::restored(id, facts, Level::RAW, (image, payload_at))
+    }
+
+    /// A new block, which is nobody's yet, from a record of `level`. `image` holds the payload from `payload_at` on. `None`
+    /// when it is too short for it.
+    pub fn restored(
+        id: BlockId,
+        facts: BlockFacts,
+        level: Level,
+        (image, payload_at): (IoBuf, usize),
+    ) -> Option<Self> {
         let end = payload_at.checked_add(facts.layout.payload_len())?;
         let raw = RawBlock {
             id,
             facts,
+            level,
             image,
             payload_at,
         };

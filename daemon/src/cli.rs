@@ -15,6 +15,7 @@ pub mod check;
 mod connect;
 mod explain;
 mod inspect;
+mod levels;
 mod operate;
 mod output;
 mod status;

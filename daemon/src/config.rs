@@ -30,9 +30,9 @@ use serde::Serialize;
 pub use document::{page, sample};
 pub use problem::{ConfigProblem, ConfigProblems, Origin};
 pub use tables::{
-    DISKS_MAX, DiskConfig, DiskLevel, HOST_QUOTA_MIN, HostConfig, HugePages, Lane, LimitsConfig,
-    LogConfig, LogFormat, NAMESPACES_MAX, NamespaceConfig, OperatorConfig, SEGMENTS_MIN,
-    SOCKET_PATH_MAX, ServerConfig, StateConfig,
+    CodecConfig, CodecLevel, DISKS_MAX, DiskConfig, HOST_QUOTA_MIN, HostConfig, HugePages, Lane,
+    LimitsConfig, LogConfig, LogFormat, LowestQuality, NAMESPACES_MAX, NamespaceConfig,
+    OperatorConfig, SEGMENTS_MIN, SOCKET_PATH_MAX, ServerConfig, StateConfig,
 };
 
 use layers::Tree;
@@ -42,21 +42,23 @@ use together::Tables;
 pub const EXIT_BAD_CONFIG: u8 = 64;
 
 /// Tables that appear once, with their settings.
-const SINGLE_TABLES: [(&str, &[&str]); 6] = [
+const SINGLE_TABLES: [(&str, &[&str]); 7] = [
     (ServerConfig::TABLE, ServerConfig::NAMES),
     (StateConfig::TABLE, StateConfig::NAMES),
     (HostConfig::TABLE, HostConfig::NAMES),
+    (CodecConfig::TABLE, CodecConfig::NAMES),
     (OperatorConfig::TABLE, OperatorConfig::NAMES),
     (LimitsConfig::TABLE, LimitsConfig::NAMES),
     (LogConfig::TABLE, LogConfig::NAMES),
 ];
 
 /// All tables, in the order of the documents.
-const TABLE_NAMES: [&str; 8] = [
+const TABLE_NAMES: [&str; 9] = [
     ServerConfig::TABLE,
     StateConfig::TABLE,
     HostConfig::TABLE,
     DiskConfig::TABLE,
+    CodecConfig::TABLE,
     NamespaceConfig::TABLE,
     OperatorConfig::TABLE,
     LimitsConfig::TABLE,
@@ -153,6 +155,8 @@ pub struct Config {
     /// Devices that hold blocks, or none.
     #[serde(rename = "disk", skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskConfig>,
+    /// How blocks are coded.
+    pub codec: CodecConfig,
     /// Tenants, at least one.
     #[serde(rename = "namespace")]
     pub namespaces: Vec<NamespaceConfig>,

@@ -24,8 +24,8 @@ use strum::IntoEnumIterator;
 pub use document::page;
 pub use family::{Declaration, Family, Label, Labels};
 pub use labels::{
-    Acknowledge, CatalogReason, Code, Damage, Device, Direction, DiskState, Found, Method, Rung,
-    Saved, SessionOutcome, Stage, Tier, Version,
+    Acknowledge, CatalogReason, Code, Damage, Device, Direction, DiskState, Form, Found, Method,
+    Recoded, Rung, Saved, SessionOutcome, Stage, Tier, Version,
 };
 
 /// Declares the struct, its constructor and what the documents say, from one list.
@@ -91,10 +91,22 @@ metrics! {
         restore_seconds: Tier, Histogram = "kvtier_restore_seconds";
         /// From a commit to its acknowledgement.
         commit_seconds: Acknowledge, Histogram = "kvtier_commit_seconds";
-        /// Time that encoders ran, on one core each.
+        /// Time that encoders ran, on one core each: their bytes by their time are their speed.
         encode_seconds: Rung, Counter = "kvtier_encode_seconds_total";
         /// Time that decoders ran, on one core each.
         decode_seconds: Rung, Counter = "kvtier_decode_seconds_total";
+        /// Bytes that encoders took and gave, head and padding of records included: raw by stored
+        /// is the ratio of the level.
+        encoded_bytes: (Rung, Stage), IntCounter = "kvtier_encoded_bytes_total";
+        /// Bytes that decoders gave (raw) and took (stored).
+        decoded_bytes: (Rung, Stage), IntCounter = "kvtier_decoded_bytes_total";
+        /// Cold blocks that were to be re-encoded, by what became of them. One that is left as it
+        /// is counts each time that it is looked at.
+        recoded_blocks: Recoded, IntCounter = "kvtier_recoded_blocks_total";
+        /// Bytes of records that were re-encoded, before and after.
+        recoded_bytes: Form, IntCounter = "kvtier_recoded_bytes_total";
+        /// Files of tables that are loaded.
+        tables: (), IntGauge = "kvtier_tables";
         /// Bytes that a device moved, padding included. Devices are numbered as their `[[disk]]`
         /// tables stand in the configuration, from 0.
         disk_bytes: (Device, Direction), IntCounter = "kvtier_disk_bytes_total";

@@ -29,7 +29,7 @@ use kvtier_store::mem::{Arena, Pages};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 
-use crate::config::{Config, HugePages, Lane};
+use crate::config::{CodecLevel, Config, HugePages, Lane};
 use crate::health::{Health, State};
 use crate::log::chain;
 use crate::metrics::{Device, Label, Metrics};
@@ -37,8 +37,11 @@ use crate::server::{Drain, SAVES_MAX, Service, Shared, descriptors};
 use crate::session::Sessions;
 use crate::tenant::{TenantOptions, TenantSpec, Tenants};
 use crate::tier::Tiers;
+use crate::tier::codecs::{Codecs, Coding};
 use crate::tier::disk::{DiskOptions, DiskTier, ScrubOptions};
+use crate::tier::policy::Cold;
 use crate::tier::scratch::Scratch;
+use crate::tier::tables;
 
 use directories::Directories;
 
@@ -114,6 +117,7 @@ async fn serve(config: Config) -> Result<(), Failed> {
     let scratch = Scratch::create(scratch_bytes(&config), pages)
         .map_err(|problem| failed(format!("cannot reserve scratch memory: {problem}")))?;
     let tiers = open_tiers(&config, directories, &tenants, scratch, &health, &metrics).await?;
+    start_recoding(&tiers, &tenants);
     let descriptor_socket = config.server.descriptor_socket();
     let shared = Arc::new(Shared {
         tenants,
@@ -249,6 +253,7 @@ fn open_tenants(config: &Config, pages: Pages) -> Result<Tenants, Failed> {
         name: namespace.name.clone(),
         uids: namespace.uids.clone(),
         host_quota: namespace.host_quota(),
+        lowest_quality: namespace.lowest_quality.into(),
         staging_max: namespace.staging_max,
     };
     let specs: Vec<_> = config.namespaces.iter().map(spec).collect();
@@ -275,6 +280,10 @@ async fn open_tiers(
     health: &Arc<Health>,
     metrics: &Arc<Metrics>,
 ) -> Result<Arc<Tiers>, Failed> {
+    let coding = coding(config)?;
+    metrics
+        .tables
+        .set(i64::try_from(coding.tables.len()).unwrap_or(i64::MAX));
     let ((), disk) = tokio::try_join!(
         populate(tenants, &scratch),
         open_disks(config, directories, tenants, health, metrics),
@@ -282,9 +291,41 @@ async fn open_tiers(
     if let Some(disk) = &disk {
         disk.attach(&arenas(tenants, &scratch)).await;
     }
-    let level = config.disks.first();
-    let level = level.map_or(kvtier_proto::Level::RAW, |disk| disk.level.level());
-    Ok(Tiers::new(disk, level, scratch, Arc::clone(metrics)))
+    Ok(Tiers::new(disk, coding, scratch, Arc::clone(metrics)))
+}
+
+/// How blocks are to be coded. Every level that the configuration names must be there.
+fn coding(config: &Config) -> Result<Coding, Failed> {
+    let tables = tables::load(&config.codec.tables).map_err(failed)?;
+    let level = config.disks.first().map(|disk| disk.level);
+    let cold_level = config.codec.cold_level;
+    let codecs = Codecs::new(tables.clone());
+    for (key, level) in [("disk.level", level), ("codec.cold_level", cold_level)] {
+        let Some(level) = level.filter(|level| codecs.name(level.level()).is_none()) else {
+            continue;
+        };
+        let level = level.as_str();
+        return Err(failed(format!(
+            "{key} is {level:?}, which nothing here codes: it needs tables of a model \
+             (codec.tables), or another version of this program"
+        )));
+    }
+    let cold = cold_level.map(|level| Cold {
+        level: level.level(),
+        after: Duration::from_secs(config.codec.cold_after_s.into()),
+        rate: config.codec.cold_rate,
+    });
+    Ok(Coding {
+        level: level.map_or(kvtier_proto::Level::RAW, CodecLevel::level),
+        cold,
+        tables,
+    })
+}
+
+/// Cold blocks are re-encoded from now on, until the process ends.
+fn start_recoding(tiers: &Arc<Tiers>, tenants: &Tenants) {
+    let hosts = tenants.all().map(|one| Arc::clone(&one.host)).collect();
+    tokio::spawn(Arc::clone(tiers).recode_cold(hosts));
 }
 
 /// All memory that blocks and records lie in.
@@ -359,12 +400,19 @@ async fn open_disks(
             first_after: FIRST_SCRUB_AFTER,
             every: Duration::from_secs(3600 * u64::from(disk.scrub_every_h)),
         },
+        cold_after: cold_after(config),
         hosts: hosts.clone(),
         unusable,
     });
     let (health, metrics) = (Arc::clone(health), Arc::clone(metrics));
     let opened = DiskTier::open(devices.collect(), directories.ledger, health, metrics).await;
     opened.map(Some).map_err(failed)
+}
+
+/// Time without use after which a block is cold, when such blocks are asked for.
+fn cold_after(config: &Config) -> Option<Duration> {
+    let after = Duration::from_secs(config.codec.cold_after_s.into());
+    config.codec.cold_level.map(|_| after)
 }
 
 fn scratch_bytes(config: &Config) -> usize {

@@ -330,7 +330,13 @@ async fn lookup(
     let (host, kind) = (&session.tenant.host, kind(asked.kind)?);
     let found = shared
         .tiers
-        .locate(host, kind, &keys, asked.prefix_only)
+        .locate(
+            host,
+            kind,
+            &keys,
+            asked.prefix_only,
+            convert::accept(asked.accept)?,
+        )
         .await;
     for place in &found {
         match place {
@@ -378,7 +384,8 @@ async fn prefetch(
     let asked = request.into_inner();
     let keys = keys_from_wire("keys", &asked.keys).map_err(convert::invalid)?;
     let (host, kind) = (&session.tenant.host, kind(asked.kind)?);
-    let found = shared.tiers.locate(host, kind, &keys, true).await;
+    let accept = convert::accept(asked.accept)?;
+    let found = shared.tiers.locate(host, kind, &keys, true, accept).await;
     let found: Vec<_> = found
         .into_iter()
         .map(|place| place.map(Located::tier))
@@ -398,7 +405,7 @@ async fn prefetch(
         kind,
         key: *key,
     });
-    let started = shared.tiers.prefetch(host, &session.layouts, ids);
+    let started = shared.tiers.prefetch(host, &session.layouts, ids, accept);
     Ok(v1::PrefetchReply {
         resident: convert::count(resident),
         started,

@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use kvtier_proto::{Bytes, KeySecret, NamespaceId};
+use kvtier_proto::{Bytes, KeySecret, NamespaceId, Quality};
 use kvtier_store::format::segment::segment_number;
 use kvtier_store::mem::Pages;
 use rand::TryRngCore;
@@ -90,7 +90,7 @@ impl Tenant {
             id,
             name: spec.name.clone(),
             key_secret: KeySecret::new(blake3::derive_key(KEY_CONTEXT, secret)),
-            host: Arc::new(host),
+            host: Arc::new(host.tolerating(spec.lowest_quality)),
             staging_max: spec.staging_max,
             inline: Arc::new(Semaphore::new(usize::try_from(inline_kib).unwrap_or(0))),
             inline_kib,
@@ -134,6 +134,8 @@ pub struct TenantSpec {
     pub uids: Vec<u32>,
     /// Host memory.
     pub host_quota: Bytes,
+    /// Worst quality at which its blocks may be stored.
+    pub lowest_quality: Quality,
     /// Most staging memory of one session.
     pub staging_max: Bytes,
 }

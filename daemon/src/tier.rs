@@ -15,33 +15,44 @@
 //! Invariants kept here
 //!   H1  A block that is handed out has the identity and layout that were asked for.
 //!   L1  A block is called durable only after the store said so.
+//!   A1  Nobody is served, from any tier, what went through a level of a worse quality than he
+//!       accepts.
+//!   A3  Nothing is stored at a worse quality than its namespace tolerates.
 
 pub mod calibrate;
 pub mod codec;
+pub mod codecs;
 pub mod directory;
 pub mod disk;
 pub mod host;
 pub mod load;
+pub mod policy;
+pub mod recode;
+mod runs;
 pub mod save;
 pub mod scratch;
+pub mod tables;
+pub mod unreadable;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use kvtier_kernels::Registry;
-use kvtier_proto::{BlockKey, LayoutFingerprint, Level, Miss, PayloadKind};
+use kvtier_proto::{BlockKey, LayoutFingerprint, Level, Miss, PayloadKind, Quality};
 use kvtier_store::DeviceState;
 use kvtier_store::mem::IoBuf;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{AcquireError, Semaphore, SemaphorePermit, watch};
 use tokio::time::{Instant, timeout_at};
 
 use crate::block::{BlockId, HostBlock};
-use crate::metrics::Metrics;
 pub use crate::metrics::{Device, Tier};
+use crate::metrics::{Metrics, Rung, Stage};
+use codecs::{Codecs, Coding};
 use disk::{DiskTier, OnDisk, Wiped};
 use host::{HostTier, Life};
+use policy::Cold;
 use scratch::Scratch;
+use unreadable::Unreadable;
 
 /// What happened to a block, for watchers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,7 +87,7 @@ impl Located {
 /// How a load ended, for everybody who waits for it.
 type Loaded = Option<Result<Arc<HostBlock>, Miss>>;
 /// Loads under way.
-type Loads = HashMap<(BlockId, LayoutFingerprint), watch::Receiver<Loaded>>;
+type Loads = HashMap<(BlockId, LayoutFingerprint, Quality), watch::Receiver<Loaded>>;
 /// How a write ended: true when the block is durable.
 type Written = Option<bool>;
 /// Writes under way. By life as well: what was saved after a wipe is another write.
@@ -86,12 +97,15 @@ type Writes = HashMap<(BlockId, Life), watch::Receiver<Written>>;
 #[derive(Debug)]
 pub struct Tiers {
     disk: Option<DiskTier>,
-    codecs: Registry,
+    codecs: Codecs,
     level: Level,
+    cold: Option<Cold>,
+    unreadable: Unreadable,
     scratch: Scratch,
     /// One permit for each core that may encode or decode.
     cpu: Semaphore,
-    /// By layout as well: a reader of another layout must not answer for this one's.
+    /// By layout and by what is accepted as well: a reader of another layout must not answer for
+    /// this one's.
     loads: Mutex<Loads>,
     writes: Mutex<Writes>,
     metrics: Arc<Metrics>,
@@ -107,15 +121,22 @@ impl Tiers {
     /// Tiers over a disk, or over host memory alone.
     pub fn new(
         disk: Option<DiskTier>,
-        level: Level,
+        coding: impl Into<Coding>,
         scratch: Scratch,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let Coding {
+            level,
+            cold,
+            tables,
+        } = coding.into();
         Arc::new(Self {
             disk,
-            codecs: Registry::builtin(),
+            codecs: Codecs::new(tables),
             level,
+            cold,
+            unreadable: Unreadable::default(),
             scratch,
             cpu: Semaphore::new(cores),
             loads: Mutex::default(),
@@ -130,28 +151,53 @@ impl Tiers {
     }
 
     /// Codecs this daemon knows.
-    pub fn codecs(&self) -> &Registry {
+    pub fn codecs(&self) -> &Codecs {
         &self.codecs
     }
 
-    /// Where each block is, in order. With `prefix_only` the answer ends at the first miss.
+    /// Level of what is saved.
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// What becomes of cold blocks, if anything.
+    pub fn cold(&self) -> Option<Cold> {
+        self.cold
+    }
+
+    /// Why a stored block is a miss for whoever accepts this, as far as is known.
+    pub fn why_unfit(&self, id: &BlockId, stored: &OnDisk, accept: Quality) -> Option<Miss> {
+        if !accept.accepts(stored.level) {
+            return Some(Miss::Quality);
+        }
+        let tables = self.unreadable.tables(id, &stored.place);
+        tables.map(|_| Miss::NoTables)
+    }
+
+    /// The tables that a stored block was found to need and that are not loaded.
+    pub fn missing_tables(&self, id: &BlockId, stored: &OnDisk) -> Option<u32> {
+        self.unreadable.tables(id, &stored.place)
+    }
+
+    /// Where each block is that is as good as `accept`, in order. With `prefix_only` the answer
+    /// ends at the first miss.
     pub async fn locate(
         &self,
         host: &HostTier,
         kind: PayloadKind,
         keys: &[BlockKey],
         prefix_only: bool,
+        accept: Quality,
     ) -> Vec<Result<Located, Miss>> {
         let names: Vec<_> = keys.iter().map(|key| (kind, *key)).collect();
         let mut found = host.each(&names, |directory, name| {
-            if directory.contains(name) {
-                Ok(Located::Host)
-            } else {
-                Err(Miss::Absent)
-            }
+            let block = directory.get(name).ok_or(Miss::Absent)?;
+            // The disk may have a better one.
+            let fit = accept.accepts(block.level());
+            fit.then_some(Located::Host).ok_or(Miss::Quality)
         });
         let missing: Vec<usize> = (0..found.len())
-            .filter(|at| found.get(*at) == Some(&Err(Miss::Absent)))
+            .filter(|at| found.get(*at).is_some_and(Result::is_err))
             .collect();
         if let (Some(disk), false) = (&self.disk, missing.is_empty()) {
             let ids = missing.iter().filter_map(|at| keys.get(*at));
@@ -164,8 +210,15 @@ impl Tiers {
             let stored = disk.find(ids.clone()).await;
             for ((at, id), stored) in missing.into_iter().zip(&ids).zip(stored) {
                 if let Some(place) = found.get_mut(at) {
-                    let located = |one: OnDisk| Located::Disk(one.device, one.state);
-                    *place = stored.map(located).ok_or_else(|| disk.why_not(id));
+                    *place = match (stored, &place) {
+                        (Some(one), _) => match self.why_unfit(id, &one, accept) {
+                            Some(miss) => Err(miss),
+                            None => Ok(Located::Disk(one.device, one.state)),
+                        },
+                        // It is in host memory, and not good enough.
+                        (None, Err(Miss::Quality)) => Err(Miss::Quality),
+                        (None, _) => Err(disk.why_not(id)),
+                    };
                 }
             }
         }
@@ -297,6 +350,36 @@ impl Tiers {
                 return self.room_now(host, len);
             }
         }
+    }
+
+    /// Leave to run on as many cores as a block of `raw_len` bytes is worth: one, and of those
+    /// that nobody waits for a few more.
+    async fn cores(&self, raw_len: usize) -> Result<SemaphorePermit<'_>, AcquireError> {
+        let mut cores = self.cpu.acquire().await?;
+        let more = (raw_len / runs::BYTES_A_WORKER).saturating_sub(1);
+        for _ in 0..more {
+            let Ok(one) = self.cpu.try_acquire() else {
+                break;
+            };
+            cores.merge(one);
+        }
+        Ok(cores)
+    }
+
+    fn count_encoded(&self, level: Level, (raw, stored): (usize, u32), time: Duration) {
+        let (rung, metrics) = (Rung::from(level), &self.metrics);
+        let bytes = &metrics.encoded_bytes;
+        bytes.of((rung, Stage::Raw)).inc_by(raw as u64);
+        bytes.of((rung, Stage::Stored)).inc_by(stored.into());
+        metrics.encode_seconds.of(rung).inc_by(time.as_secs_f64());
+    }
+
+    fn count_decoded(&self, level: Level, (raw, stored): (usize, u32), time: Duration) {
+        let (rung, metrics) = (Rung::from(level), &self.metrics);
+        let bytes = &metrics.decoded_bytes;
+        bytes.of((rung, Stage::Raw)).inc_by(raw as u64);
+        bytes.of((rung, Stage::Stored)).inc_by(stored.into());
+        metrics.decode_seconds.of(rung).inc_by(time.as_secs_f64());
     }
 
     fn lock_writes(&self) -> MutexGuard<'_, Writes> {

@@ -271,6 +271,7 @@ fn wire_seeds() -> Vec<Vec<u8>> {
         keys: vec![vec![9; 32].into(); keys],
         kind,
         prefix_only: true,
+        accept: 0,
     };
     [(1, 1), (3, 5), (0, 0), (2, 14)]
         .map(|(keys, kind)| request(keys, kind).encode_to_vec())

@@ -30,5 +30,5 @@ pub use element::Element;
 pub use key::{BlockKey, KeyDeriver, KeySecret, LayoutFingerprint};
 pub use layout::{BlockLayout, Part, PartCode};
 pub use units::{Bytes, NamespaceId};
-pub use vocabulary::{Level, Miss, PayloadKind};
-pub use wire::{WireError, key_from_wire, keys_from_wire};
+pub use vocabulary::{Level, Miss, PayloadKind, Quality};
+pub use wire::{WireError, key_from_wire, keys_from_wire, quality_from_wire};

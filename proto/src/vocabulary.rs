@@ -1,4 +1,4 @@
-//! Words every package shares: miss reasons, payload kinds, codec levels.
+//! Words every package shares: miss reasons, payload kinds, codec levels and their quality.
 //!
 //! Upstairs:   store, tiers, sessions and the SDK all speak these reasons; metrics label by them.
 //! Downstairs: nothing.
@@ -37,6 +37,8 @@ pub enum Miss {
     NoSpace,
     /// It did not come in time: the request's deadline passed first, or a device hangs.
     Deadline,
+    /// The tables that it was coded with are not loaded.
+    NoTables,
 }
 
 impl Miss {
@@ -144,6 +146,73 @@ impl Level {
     pub const CACHEGEN: Level = Level(38);
     /// CacheGen as its paper has it: anchors, differences to them, bins by layer.
     pub const CACHEGEN_PAPER: Level = Level(39);
+}
+
+impl Level {
+    /// How good what was stored at this level is.
+    ///
+    /// A class between exact and any is a promise that calibration has measured on the model, so
+    /// that only the ladder's own levels have one. Nobody has measured the levels of others on
+    /// this model, and of an unknown level nothing is known.
+    ///
+    /// ```
+    /// use kvtier_proto::{Level, Quality};
+    ///
+    /// assert_eq!(Level::LOSSLESS.quality(), Quality::Exact);
+    /// assert_eq!(Level::BALANCED_X.quality(), Quality::Balanced);
+    /// assert_eq!(Level::INT8.quality(), Quality::Any);
+    /// assert_eq!(Level(255).quality(), Quality::Any);
+    /// ```
+    pub const fn quality(self) -> Quality {
+        match self {
+            Self::RAW | Self::LOSSLESS | Self::ZSTD | Self::LOSSLESS_C | Self::LOSSLESS_X => {
+                Quality::Exact
+            }
+            Self::TRANSPARENT | Self::TRANSPARENT_X => Quality::Transparent,
+            Self::BALANCED | Self::BALANCED_X => Quality::Balanced,
+            Self::SMALL | Self::SMALL_X => Quality::Small,
+            _ => Quality::Any,
+        }
+    }
+}
+
+/// How good the bytes of a block are, best first: what is stored at one quality serves whoever
+/// accepts this or a greater one.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, EnumIter, IntoStaticStr,
+)]
+#[strum(serialize_all = "snake_case")]
+pub enum Quality {
+    /// Every bit is the one that was saved.
+    #[default]
+    Exact,
+    /// Lossy, below the noise of an engine's own arithmetic, as measured on the model.
+    Transparent,
+    /// Mean KL divergence of the continuation about 1e-3, as measured on the model.
+    Balanced,
+    /// Mean KL divergence of the continuation about 1e-2, as measured on the model.
+    Small,
+    /// Lossy in a way that nobody has measured on the model.
+    Any,
+}
+
+impl Quality {
+    /// True when what is stored at `level` is good enough for whoever accepts this.
+    ///
+    /// ```
+    /// use kvtier_proto::{Level, Quality};
+    ///
+    /// assert!(Quality::Balanced.accepts(Level::TRANSPARENT));
+    /// assert!(!Quality::Balanced.accepts(Level::SMALL));
+    /// ```
+    pub const fn accepts(self, level: Level) -> bool {
+        level.quality() as u8 <= self as u8
+    }
+
+    /// Name as configuration files, tables and the command line show it.
+    pub fn as_str(self) -> &'static str {
+        self.into()
+    }
 }
 
 impl std::fmt::Display for Level {

@@ -11,7 +11,7 @@ use crate::element::Element;
 use crate::key::BlockKey;
 use crate::limits::{KEYS_PER_CALL_MAX, LAYERS_MAX};
 use crate::v1;
-use crate::vocabulary::{Miss, PayloadKind};
+use crate::vocabulary::{Miss, PayloadKind, Quality};
 
 /// A message that cannot be taken. Maps to `INVALID_ARGUMENT`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -113,8 +113,44 @@ impl From<PayloadKind> for v1::PayloadKind {
     }
 }
 
+impl From<v1::Quality> for Quality {
+    fn from(quality: v1::Quality) -> Self {
+        match quality {
+            v1::Quality::Exact => Self::Exact,
+            v1::Quality::Transparent => Self::Transparent,
+            v1::Quality::Balanced => Self::Balanced,
+            v1::Quality::Small => Self::Small,
+            v1::Quality::Any => Self::Any,
+        }
+    }
+}
+
+impl From<Quality> for v1::Quality {
+    fn from(quality: Quality) -> Self {
+        match quality {
+            Quality::Exact => Self::Exact,
+            Quality::Transparent => Self::Transparent,
+            Quality::Balanced => Self::Balanced,
+            Quality::Small => Self::Small,
+            Quality::Any => Self::Any,
+        }
+    }
+}
+
+/// Reads the worst quality that a request takes.
+///
+/// # Errors
+/// The number is none: taken for another, a request could get less than it accepts.
+pub fn quality_from_wire(field: &str, number: i32) -> Result<Quality, WireError> {
+    let known = v1::Quality::try_from(number).map(Quality::from);
+    known.map_err(|_| {
+        let accepted = "EXACT, TRANSPARENT, BALANCED, SMALL or ANY";
+        WireError::field(field, number, accepted)
+    })
+}
+
 /// Pairs of domain and wire values that must stay one to one; a test walks both sides.
-const MISSES: [(Miss, v1::MissReason); 14] = [
+const MISSES: [(Miss, v1::MissReason); 15] = [
     (Miss::Absent, v1::MissReason::Absent),
     (Miss::Evicted, v1::MissReason::Evicted),
     (Miss::StaleEpoch, v1::MissReason::StaleEpoch),
@@ -129,6 +165,7 @@ const MISSES: [(Miss, v1::MissReason); 14] = [
     (Miss::Device, v1::MissReason::Device),
     (Miss::NoSpace, v1::MissReason::NoSpace),
     (Miss::Deadline, v1::MissReason::Deadline),
+    (Miss::NoTables, v1::MissReason::NoTables),
 ];
 
 impl From<Miss> for v1::MissReason {

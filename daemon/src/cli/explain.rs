@@ -7,7 +7,7 @@ use kvtier_proto::v1::{
     ExplainReply, ExplainRequest, MissReason, NamespaceStats, PayloadKind, StatsRequest, Tier,
     VariantInfo,
 };
-use kvtier_proto::{BlockKey, Miss};
+use kvtier_proto::{BlockKey, Miss, Quality};
 use serde_json::{Value, json};
 
 use super::connect::{CliError, connect, question};
@@ -147,6 +147,7 @@ fn meaning(miss: Miss) -> &'static str {
         Miss::Device => "The device did not deliver: see kvtier status for its state.",
         Miss::NoSpace => "Host memory to restore into is taken by leased blocks.",
         Miss::Deadline => "The request's deadline passed first.",
+        Miss::NoTables => "The tables that it was coded with are not loaded (codec.tables).",
     }
 }
 
@@ -157,6 +158,7 @@ fn to_json(key: &BlockKey, namespace: u32, miss: Option<Miss>, reply: &ExplainRe
             "level_name": one.level_name, "stored_bytes": one.stored_bytes,
             "raw_bytes": one.raw_bytes, "tokens": one.tokens, "leases": one.leases,
             "pinned": one.pinned, "place": one.place, "device": one.device,
+            "quality": Quality::from(one.quality()).as_str(), "tables": one.tables,
             "parent": BlockKey::from_slice(&one.parent).map(|key| key.to_hex()),
         })
     });

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::Target;
 use super::connect::{CliError, connect, question};
+use super::levels;
 use super::output::{Answer, duration, percent, section, size, table};
 
 /// Flags of `status`.
@@ -39,6 +40,7 @@ fn answer(stats: &StatsReply, counters: bool) -> Answer {
     text += &tiers(stats);
     text += &namespaces(stats);
     text += &sessions(stats);
+    text += &levels::levels(stats);
     text += &summary(&Counted::new(&stats.counters));
     if counters {
         text += &all_counters(&stats.counters);
@@ -260,7 +262,7 @@ fn to_json(stats: &StatsReply) -> Value {
         json!({
             "id": one.namespace_id, "name": one.name, "blocks": one.blocks,
             "host_bytes": one.host_bytes, "host_quota_bytes": one.host_quota_bytes,
-            "sessions": one.sessions,
+            "sessions": one.sessions, "lowest_quality": levels::lowest(one),
         })
     });
     let sessions = stats.sessions.iter().map(|one| {
@@ -283,6 +285,9 @@ fn to_json(stats: &StatsReply) -> Value {
         "namespaces": namespaces.collect::<Vec<_>>(),
         "sessions": sessions.collect::<Vec<_>>(),
         "counters": counters,
+        "level": stats.level,
+        "cold_level": stats.cold_level,
+        "tables": levels::tables_json(stats),
     })
 }
 
@@ -339,6 +344,7 @@ mod tests {
             counters: counters
                 .map(|(name, value)| Counter { name, value })
                 .collect(),
+            ..StatsReply::default()
         }
     }
 

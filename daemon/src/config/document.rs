@@ -9,8 +9,8 @@ use std::fmt::Write;
 use super::layers::variable_of;
 use super::settings::{Field, Initial};
 use super::tables::{
-    DiskConfig, HostConfig, LimitsConfig, LogConfig, NamespaceConfig, OperatorConfig, ServerConfig,
-    StateConfig,
+    CodecConfig, DiskConfig, HostConfig, LimitsConfig, LogConfig, NamespaceConfig, OperatorConfig,
+    ServerConfig, StateConfig,
 };
 
 /// One table of the configuration.
@@ -49,12 +49,13 @@ macro_rules! section {
     };
 }
 
-fn sections() -> [Section; 8] {
+fn sections() -> [Section; 9] {
     [
         section!(ServerConfig, Kind::Single),
         section!(StateConfig, Kind::Single),
         section!(HostConfig, Kind::Single),
         section!(DiskConfig, Kind::List),
+        section!(CodecConfig, Kind::Single),
         section!(NamespaceConfig, Kind::List),
         section!(OperatorConfig, Kind::Single),
         section!(LimitsConfig, Kind::Single),

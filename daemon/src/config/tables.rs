@@ -9,10 +9,11 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use kvtier_proto::Level;
 use kvtier_proto::limits;
 use kvtier_proto::units::{Bytes, GIB, KIB, MIB};
+use kvtier_proto::{Level, Quality};
 use serde::{Deserialize, Serialize};
+use strum::{EnumIter, IntoStaticStr};
 
 use super::settings::{Field, Reader, Start, default, required, settings, unset};
 
@@ -111,10 +112,41 @@ settings! {
         /// begins ten minutes after a start.
         scrub_every_h: u32 = default(168), accepts "1 to 8760",
             if |hours| (1..=8760).contains(hours);
-        /// Codec of stored blocks; all are bit-exact. "raw" costs no CPU, the others take two thirds
-        /// of the space, and "lossless" is the faster of them. The same for every disk.
-        level: DiskLevel = default(DiskLevel::Lossless),
-            accepts "\"raw\", \"lossless\" or \"zstd\"";
+        /// Codec of stored blocks. Bit-exact are "raw", which costs no CPU, and "lossless",
+        /// "lossless_c", "lossless_x" and "zstd", which take about two thirds of the space;
+        /// "lossless" is the fastest of them. All others lose something: blocks of a namespace are
+        /// stored so only where its `lowest_quality` allows it, and as "lossless" elsewhere; a
+        /// request gets them only when it says that it accepts that. "transparent", "balanced" and
+        /// "small", with "_x" predicted across layers, need tables of the model. The same for every
+        /// disk.
+        level: CodecLevel = default(CodecLevel::Lossless),
+            accepts "\"raw\", \"lossless\", \"lossless_c\", \"lossless_x\", \"zstd\", \"transparent\", \
+                \"balanced\", \"small\", \"transparent_x\", \"balanced_x\", \"small_x\", \"fp8\", \"int8\", \
+                \"int4\", \"kivi4\", \"kivi2\", \"hadamard4\", \"cachegen\" or \"cachegen_paper\"";
+    }
+}
+
+settings! {
+    /// How blocks are coded: tables of models, and what becomes of blocks that nobody uses.
+    pub struct CodecConfig in "codec" {
+        /// Files with tables of models, or directories of which every file named `*.kvtables` is
+        /// one. `kvtier calibrate` makes them. All are read and checked at start.
+        tables: Vec<PathBuf> = default(Vec::new()),
+            accepts "a list of paths: [\"/etc/kvtier/tables\"]",
+            if |paths| paths.iter().all(|path| is_path(path));
+        /// Codec that blocks are re-encoded with in the background when nobody has saved or read
+        /// them for `cold_after_s`. Only exact blocks are, and only where the `lowest_quality` of
+        /// their namespace allows it.
+        cold_level: Option<CodecLevel> = unset("blocks stay as they were stored"),
+            accepts "what `disk.level` accepts";
+        /// Time without use after which a block is cold, while the daemon runs. It may take up to
+        /// twice as long. Unit: seconds.
+        cold_after_s: u32 = default(604_800), accepts "1 to 31536000",
+            if |seconds| (1..=31_536_000).contains(seconds);
+        /// How fast cold blocks are read to be re-encoded. Unit: bytes a second, written "16 MiB".
+        /// Beside restores and saves it gets less.
+        cold_rate: Bytes = default(Bytes::mib(16)), accepts "64 KiB to 64 GiB",
+            if |rate| (64 * KIB..=64 * GIB).contains(&rate.get());
     }
 }
 
@@ -133,6 +165,11 @@ settings! {
             `host.capacity`"),
             accepts "1 MiB or more; all quotas together at most `host.capacity`",
             if |quota| quota.is_none_or(|quota| quota >= HOST_QUOTA_MIN);
+        /// Worst quality at which blocks of this namespace may be stored: "exact" is every bit.
+        /// "transparent", "balanced" and "small" are what calibration has measured on the model;
+        /// "any" allows levels that nobody has measured on it.
+        lowest_quality: LowestQuality = default(LowestQuality::Exact),
+            accepts "\"exact\", \"transparent\", \"balanced\", \"small\" or \"any\"";
         /// Shared memory that one session may fill before it hands blocks over. Unit: bytes.
         staging_max: Bytes = default(Bytes(GIB)), accepts "64 KiB to 64 GiB",
             if |bytes| (64 * KIB..=limits::REGION_BYTES_MAX.get()).contains(&bytes.get());
@@ -197,26 +234,55 @@ pub enum Lane {
     Pread,
 }
 
-/// Codec of blocks on the disk tier.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// Codec of blocks on the disk tier, by the name of its level.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, EnumIter, IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
-pub enum DiskLevel {
+#[strum(serialize_all = "snake_case")]
+pub enum CodecLevel {
     /// As the engine stores it.
     Raw,
     /// Exponents of 16-bit floats entropy-coded; bit-exact.
     Lossless,
+    /// By classes of channels; bit-exact.
+    LosslessC,
+    /// Predicted across layers; bit-exact.
+    LosslessX,
     /// Byte planes through zstd; bit-exact.
     Zstd,
+    /// Below the noise of an engine.
+    Transparent,
+    /// About 1e-3 of divergence.
+    Balanced,
+    /// About 1e-2 of divergence.
+    Small,
+    /// As transparent, across layers.
+    TransparentX,
+    /// As balanced, across layers.
+    BalancedX,
+    /// As small, across layers.
+    SmallX,
+    /// 8-bit floats.
+    Fp8,
+    /// 8 bits a value by groups.
+    Int8,
+    /// 4 bits a value by groups.
+    Int4,
+    /// KIVI with 4 bits.
+    Kivi4,
+    /// KIVI with 2 bits.
+    Kivi2,
+    /// 4 bits a value of rotated heads.
+    Hadamard4,
+    /// CacheGen as published.
+    Cachegen,
+    /// CacheGen as in its paper.
+    CachegenPaper,
 }
 
-impl DiskLevel {
+impl CodecLevel {
     /// As the file says it.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Raw => "raw",
-            Self::Lossless => "lossless",
-            Self::Zstd => "zstd",
-        }
+    pub fn as_str(self) -> &'static str {
+        self.into()
     }
 
     /// The rung of the codec ladder.
@@ -224,7 +290,51 @@ impl DiskLevel {
         match self {
             Self::Raw => Level::RAW,
             Self::Lossless => Level::LOSSLESS,
+            Self::LosslessC => Level::LOSSLESS_C,
+            Self::LosslessX => Level::LOSSLESS_X,
             Self::Zstd => Level::ZSTD,
+            Self::Transparent => Level::TRANSPARENT,
+            Self::Balanced => Level::BALANCED,
+            Self::Small => Level::SMALL,
+            Self::TransparentX => Level::TRANSPARENT_X,
+            Self::BalancedX => Level::BALANCED_X,
+            Self::SmallX => Level::SMALL_X,
+            Self::Fp8 => Level::FP8,
+            Self::Int8 => Level::INT8,
+            Self::Int4 => Level::INT4,
+            Self::Kivi4 => Level::KIVI4,
+            Self::Kivi2 => Level::KIVI2,
+            Self::Hadamard4 => Level::HADAMARD4,
+            Self::Cachegen => Level::CACHEGEN,
+            Self::CachegenPaper => Level::CACHEGEN_PAPER,
+        }
+    }
+}
+
+/// Worst quality at which blocks of a namespace may be stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LowestQuality {
+    /// Every bit.
+    Exact,
+    /// Below the noise of an engine.
+    Transparent,
+    /// About 1e-3 of divergence.
+    Balanced,
+    /// About 1e-2 of divergence.
+    Small,
+    /// Whatever the operator chose.
+    Any,
+}
+
+impl From<LowestQuality> for Quality {
+    fn from(lowest: LowestQuality) -> Self {
+        match lowest {
+            LowestQuality::Exact => Self::Exact,
+            LowestQuality::Transparent => Self::Transparent,
+            LowestQuality::Balanced => Self::Balanced,
+            LowestQuality::Small => Self::Small,
+            LowestQuality::Any => Self::Any,
         }
     }
 }

@@ -17,8 +17,9 @@ use super::layers::{Entries, Tree};
 use super::problem::ConfigProblem;
 use super::settings::Reader;
 use super::tables::{
-    DISKS_MAX, DiskConfig, HOST_QUOTA_MIN, HostConfig, LimitsConfig, LogConfig, NAMESPACES_MAX,
-    NamespaceConfig, OperatorConfig, SEGMENTS_MIN, SOCKET_PATH_MAX, ServerConfig, StateConfig,
+    CodecConfig, DISKS_MAX, DiskConfig, HOST_QUOTA_MIN, HostConfig, LimitsConfig, LogConfig,
+    LowestQuality, NAMESPACES_MAX, NamespaceConfig, OperatorConfig, SEGMENTS_MIN, SOCKET_PATH_MAX,
+    ServerConfig, StateConfig,
 };
 
 /// The tables as far as each could be read.
@@ -27,6 +28,7 @@ pub(super) struct Tables {
     state: Option<StateConfig>,
     host: Option<HostConfig>,
     disks: Vec<Option<DiskConfig>>,
+    codec: Option<CodecConfig>,
     namespaces: Vec<Option<NamespaceConfig>>,
     operator: Option<OperatorConfig>,
     limits: Option<LimitsConfig>,
@@ -47,6 +49,7 @@ impl Tables {
             server: tables.read(ServerConfig::TABLE, ServerConfig::read),
             state: tables.read(StateConfig::TABLE, StateConfig::read),
             host: tables.read(HostConfig::TABLE, HostConfig::read),
+            codec: tables.read(CodecConfig::TABLE, CodecConfig::read),
             operator: tables.read(OperatorConfig::TABLE, OperatorConfig::read),
             limits: tables.read(LimitsConfig::TABLE, LimitsConfig::read),
             log: tables.read(LogConfig::TABLE, LogConfig::read),
@@ -67,6 +70,7 @@ impl Tables {
             state: self.state?,
             host: self.host?,
             disks: self.disks.into_iter().collect::<Option<_>>()?,
+            codec: self.codec?,
             namespaces: self.namespaces.into_iter().collect::<Option<_>>()?,
             operator: self.operator?,
             limits: self.limits?,
@@ -121,6 +125,7 @@ fn own_namespace(own_uid: u32) -> NamespaceConfig {
         name: String::from("default"),
         uids: vec![own_uid],
         host_quota: None,
+        lowest_quality: LowestQuality::Exact,
         staging_max: Bytes::gib(1),
     }
 }

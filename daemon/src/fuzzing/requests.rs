@@ -147,6 +147,7 @@ fn tenants(state_dir: &Path, uid: u32) -> Option<Tenants> {
         name: "fuzz".into(),
         uids: vec![uid],
         host_quota: kvtier_proto::Bytes(HOST_BYTES as u64),
+        lowest_quality: kvtier_proto::Quality::Exact,
         staging_max: kvtier_proto::Bytes(2 * STAGING_BYTES),
     };
     let options = TenantOptions {

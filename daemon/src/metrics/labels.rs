@@ -123,8 +123,40 @@ label! {
         Raw,
         /// Exponents of 16-bit floats entropy-coded.
         Lossless,
+        /// Signs and exponents entropy-coded by classes of channels.
+        LosslessC,
+        /// Exact, predicted from the layers before.
+        LosslessX,
         /// Byte planes through zstd.
         Zstd,
+        /// Lossy, below the noise of an engine's own arithmetic.
+        Transparent,
+        /// Lossy, about 1e-3 of divergence.
+        Balanced,
+        /// Lossy, about 1e-2 of divergence.
+        Small,
+        /// As transparent, predicted from the layers before.
+        TransparentX,
+        /// As balanced, predicted from the layers before.
+        BalancedX,
+        /// As small, predicted from the layers before.
+        SmallX,
+        /// 8-bit floats.
+        Fp8,
+        /// 8 bits a value by groups.
+        Int8,
+        /// 4 bits a value by groups.
+        Int4,
+        /// KIVI with 4 bits.
+        Kivi4,
+        /// KIVI with 2 bits.
+        Kivi2,
+        /// 4 bits a value of rotated heads.
+        Hadamard4,
+        /// CacheGen as its code is published.
+        Cachegen,
+        /// CacheGen as in its paper.
+        CachegenPaper,
         /// Any other rung.
         Other,
     }
@@ -135,9 +167,60 @@ impl From<Level> for Rung {
         match level {
             Level::RAW => Self::Raw,
             Level::LOSSLESS => Self::Lossless,
+            Level::LOSSLESS_C => Self::LosslessC,
+            Level::LOSSLESS_X => Self::LosslessX,
             Level::ZSTD => Self::Zstd,
+            Level::TRANSPARENT => Self::Transparent,
+            Level::BALANCED => Self::Balanced,
+            Level::SMALL => Self::Small,
+            Level::TRANSPARENT_X => Self::TransparentX,
+            Level::BALANCED_X => Self::BalancedX,
+            Level::SMALL_X => Self::SmallX,
+            Level::FP8 => Self::Fp8,
+            Level::INT8 => Self::Int8,
+            Level::INT4 => Self::Int4,
+            Level::KIVI4 => Self::Kivi4,
+            Level::KIVI2 => Self::Kivi2,
+            Level::HADAMARD4 => Self::Hadamard4,
+            Level::CACHEGEN => Self::Cachegen,
+            Level::CACHEGEN_PAPER => Self::CachegenPaper,
             _ => Self::Other,
         }
+    }
+}
+
+label! {
+    /// What became of a cold block.
+    Recoded is "outcome" {
+        /// It takes less room now.
+        Done,
+        /// It is in host memory: somebody uses it after all.
+        InUse,
+        /// No session of its model was open since the start.
+        UnknownModel,
+        /// The level of cold blocks is not for such blocks.
+        NotApplicable,
+        /// It would take as much room as before.
+        NotSmaller,
+        /// It was not read, encoded or written, or was replaced meanwhile. It stays as it was.
+        Failed,
+    }
+}
+
+impl Recoded {
+    /// True when the block was read for it.
+    pub fn has_read(self) -> bool {
+        !matches!(self, Self::InUse | Self::UnknownModel)
+    }
+}
+
+label! {
+    /// A record before and after it was re-encoded.
+    Form is "form" {
+        /// As it was.
+        Before,
+        /// As it is.
+        After,
     }
 }
 

@@ -6,7 +6,7 @@ use super::*;
 use crate::golden;
 
 /// How a name may end, with what it then counts.
-const UNITS: [&str; 10] = [
+const UNITS: [&str; 11] = [
     "_ratio",
     "_total",
     "_bytes",
@@ -15,6 +15,7 @@ const UNITS: [&str; 10] = [
     "_slots",
     "_sessions",
     "_leases",
+    "_tables",
     "_state",
     "_info",
 ];

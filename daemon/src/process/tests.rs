@@ -168,6 +168,7 @@ impl Session {
 
     fn restore(&self, count: usize) -> v1::RestoreCommand {
         let start = v1::RestoreStart {
+            accept: 0,
             session: self.token.clone(),
             keys: (0..count).map(key).collect(),
             kind: KIND,
@@ -327,6 +328,7 @@ fn a_save_during_a_stop_is_refused_or_kept() {
         let daemon = Daemon::start_in(daemon.ended().await).await;
         let mut session = daemon.session().await;
         let lookup = v1::LookupRequest {
+            accept: 0,
             session: session.token.clone(),
             keys: vec![key(1)],
             kind: KIND,
@@ -350,6 +352,7 @@ fn an_inline_restore_that_is_cancelled_gives_all_leases_back() {
         let mut session = daemon.session().await;
         for _ in 0..4 {
             let get = v1::GetInlineRequest {
+                accept: 0,
                 session: session.token.clone(),
                 keys: (0..40).map(key).collect(),
                 kind: KIND,

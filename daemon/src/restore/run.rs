@@ -5,6 +5,7 @@
 //! Downstairs: `plan`, `tier::load`.
 //!
 //! Invariants kept here
+//!   A1  A block of a worse quality than the request accepts is a miss.
 //!   P1  A block is announced only when it is leased: whole, verified and unchangeable.
 //!   E4  A restore ends: when all is there or missed, at its deadline, when it is cancelled, or
 //!       when nobody listens any more. Whatever was handed over by then stays usable.
@@ -15,7 +16,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvtier_proto::{BlockKey, Miss, PayloadKind};
+use kvtier_proto::{BlockKey, Miss, PayloadKind, Quality};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -41,6 +42,8 @@ pub struct Request {
     pub deadline: Option<Duration>,
     /// Every block on its own, also after a miss.
     pub scattered: bool,
+    /// The worst quality that is taken.
+    pub accept: Quality,
 }
 
 /// What a reader says while its restore runs.
@@ -168,7 +171,13 @@ impl Restore {
         let (host, prefix_only) = (self.reader.host(), !request.scattered);
         let found = self
             .tiers
-            .locate(host, request.kind, &request.keys, prefix_only)
+            .locate(
+                host,
+                request.kind,
+                &request.keys,
+                prefix_only,
+                request.accept,
+            )
             .await;
         let todo = plan(&found, request.scattered);
         let mut state = State::new(request.keys.len());
@@ -192,6 +201,9 @@ impl Restore {
             let block = self.reader.host().get(&(id.kind, id.key));
             let same = |block: &HostBlock| block.facts().fingerprint == self.fingerprint();
             match block {
+                Some(block) if !self.request.accept.accepts(block.level()) => {
+                    state.miss(*index, Miss::Quality, self.request.scattered);
+                }
                 Some(block) if same(&block) => {
                     self.lease(*index, block, Tier::Host, state, &mut ready);
                 }
@@ -253,11 +265,10 @@ impl Restore {
     fn start(&self, loads: &mut JoinSet<Load>, index: usize) {
         let Some(id) = self.id(index) else { return };
         let (tiers, reader) = (Arc::clone(&self.tiers), Arc::clone(&self.reader));
+        let accept = self.request.accept;
         loads.spawn(async move {
-            (
-                index,
-                tiers.fetch(reader.host(), reader.layouts(), id).await,
-            )
+            let (host, layouts) = (reader.host(), reader.layouts());
+            (index, tiers.fetch(host, layouts, id, accept).await)
         });
     }
 

@@ -3,7 +3,7 @@
 //! Upstairs:   the calls in `server`.
 //! Downstairs: `kvtier_proto`.
 
-use kvtier_proto::{Miss, WireError, v1};
+use kvtier_proto::{Miss, Quality, WireError, quality_from_wire, v1};
 use tonic::Status;
 
 use crate::region::SlotName;
@@ -21,6 +21,11 @@ pub fn bad_field(
     accepted: impl Into<String>,
 ) -> Status {
     invalid(WireError::field(field, value, accepted))
+}
+
+/// The worst quality that a request accepts.
+pub fn accept(number: i32) -> Result<Quality, Status> {
+    quality_from_wire("accept", number).map_err(invalid)
 }
 
 /// A tier on the wire.

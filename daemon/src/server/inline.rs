@@ -215,6 +215,7 @@ pub async fn get(
         kind: kind(asked.kind)?,
         deadline: None,
         scattered: asked.scattered,
+        accept: convert::accept(asked.accept)?,
     };
     let (out, replies) = mpsc::channel(MESSAGES_WAITING);
     let (control, listen) = watch::channel(Control::default());
@@ -275,6 +276,7 @@ async fn send_block(out: &Out, leased: &run::Leased) -> Result<(), ()> {
         crc32: crc32fast::hash(payload),
         tokens: leased.block.facts().layout.tokens(),
         tier: convert::tier(leased.tier) as i32,
+        level: leased.block.level().0.into(),
     };
     send_part(out, Part::Block(block)).await?;
     for chunk in payload.chunks(usize::try_from(INLINE_CHUNK_MAX.get()).unwrap_or(1 << 20)) {

@@ -73,6 +73,8 @@ fn open(
     let session = shared.sessions.open(session);
     let session =
         session.map_err(|refusal| full(Status::resource_exhausted(refusal.to_string())))?;
+    // Blocks of this model can be coded with its tables from now on.
+    let _ = shared.tiers.codecs().of(&session.layouts);
     // Last, so that a session that is refused leaves no ticket behind.
     let arena = arena_grant(shared, &tenant, peer).map_err(|refusal| {
         shared.sessions.close(token);

@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use kvtier_proto::{BlockKey, Miss, NamespaceId, PayloadKind, key_from_wire, v1};
+use kvtier_proto::{BlockKey, Level, Miss, NamespaceId, PayloadKind, Quality, key_from_wire, v1};
 use strum::IntoEnumIterator;
 use tokio::sync::broadcast::error::RecvError;
 use tonic::{Request, Status};
@@ -17,6 +17,7 @@ use super::{Drain, Replies, Shared, convert, peer};
 use crate::block::BlockId;
 use crate::metrics::{Direction, Metrics, Tier};
 use crate::tenant::{Peer, Tenant};
+use crate::tier::codecs::Tables;
 use crate::tier::disk::{DiskStatus, Wiped};
 
 fn operator<T>(shared: &Shared, request: &Request<T>) -> Result<Peer, Status> {
@@ -165,10 +166,42 @@ pub async fn explain(
         };
         explain_kind(shared, &tenant, id, &mut reply).await;
     }
-    if reply.variants.is_empty() {
-        explain_miss(shared, tenant.id, key, &mut reply);
+    match reply.variants.is_empty() {
+        true => explain_miss(shared, tenant.id, key, &mut reply),
+        false => explain_unfit(&mut reply),
     }
     Ok(reply)
+}
+
+/// Why a request that accepts nothing but exact bytes gets none of what is there.
+fn explain_unfit(reply: &mut v1::ExplainReply) {
+    let readable = |one: &&v1::VariantInfo| one.tables == 0;
+    let best = reply
+        .variants
+        .iter()
+        .filter(readable)
+        .map(v1::VariantInfo::quality)
+        .min();
+    match best {
+        None => reply.miss = convert::miss(Miss::NoTables),
+        Some(v1::Quality::Exact) => {}
+        Some(best) => {
+            reply.miss = convert::miss(Miss::Quality);
+            let best = Quality::from(best).as_str();
+            reply.notes.push(format!(
+                "what is stored lost something: a request gets it when it accepts {best} or worse"
+            ));
+        }
+    }
+}
+
+fn level_name(shared: &Shared, level: Level) -> String {
+    shared
+        .tiers
+        .codecs()
+        .name(level)
+        .unwrap_or("unknown")
+        .into()
 }
 
 fn explain_miss(
@@ -213,8 +246,8 @@ async fn explain_kind(shared: &Shared, tenant: &Tenant, id: BlockId, reply: &mut
         reply.variants.push(v1::VariantInfo {
             kind: wire_kind,
             tier: v1::Tier::Host as i32,
-            level: 0,
-            level_name: "raw".into(),
+            level: block.level().0.into(),
+            level_name: level_name(shared, block.level()),
             stored_bytes: bytes,
             raw_bytes: bytes,
             leases: convert::count(info.holders),
@@ -225,6 +258,8 @@ async fn explain_kind(shared: &Shared, tenant: &Tenant, id: BlockId, reply: &mut
                 .is_some_and(|until| until > std::time::Instant::now()),
             place: format!("arena offset {}", block.arena_offset()),
             device: None,
+            quality: v1::Quality::from(block.level().quality()) as i32,
+            tables: 0,
         });
         if shared.tiers.is_writing(&tenant.host, id) {
             reply
@@ -240,12 +275,12 @@ async fn explain_kind(shared: &Shared, tenant: &Tenant, id: BlockId, reply: &mut
         return;
     };
     if let Some(stored) = disk.find(vec![id]).await.into_iter().next().flatten() {
-        let codec = shared.tiers.codecs().get(stored.level);
+        let missing = shared.tiers.missing_tables(&id, &stored);
         reply.variants.push(v1::VariantInfo {
             kind: wire_kind,
             tier: v1::Tier::Disk as i32,
             level: stored.level.0.into(),
-            level_name: codec.map_or_else(|_| "unknown".into(), |codec| codec.name().into()),
+            level_name: level_name(shared, stored.level),
             stored_bytes: stored.place.len.into(),
             raw_bytes: 0,
             leases: 0,
@@ -257,7 +292,15 @@ async fn explain_kind(shared: &Shared, tenant: &Tenant, id: BlockId, reply: &mut
                 stored.place.segment, stored.place.offset
             ),
             device: Some(stored.device.number()),
+            quality: v1::Quality::from(stored.level.quality()) as i32,
+            tables: missing.unwrap_or(0),
         });
+        if let Some(tables) = missing {
+            reply.notes.push(format!(
+                "the record on disk was coded with tables {tables:08x}, which are not loaded \
+                 (codec.tables); until they are, it is a miss, and a save replaces it"
+            ));
+        }
     }
 }
 
@@ -285,6 +328,7 @@ pub async fn stats(
                 .filter(|one| one.tenant.id == tenant.id)
                 .count(),
         ),
+        lowest_quality: v1::Quality::from(tenant.host.lowest()) as i32,
     });
     let session = |session: &Arc<crate::session::Session>| {
         let (uid, pid) = match session.peer {
@@ -314,7 +358,27 @@ pub async fn stats(
         counters: counters
             .map(|(name, value)| v1::Counter { name, value })
             .collect(),
+        tables: shared
+            .tiers
+            .codecs()
+            .tables()
+            .iter()
+            .map(tables_stats)
+            .collect(),
+        level: level_name(shared, shared.tiers.level()),
+        cold_level: shared
+            .tiers
+            .cold()
+            .map_or_else(String::new, |cold| level_name(shared, cold.level)),
     })
+}
+
+fn tables_stats(tables: &Tables) -> v1::TablesStats {
+    v1::TablesStats {
+        tables: tables.id,
+        model: tables.model.clone(),
+        path: tables.path.display().to_string(),
+    }
 }
 
 fn disk_stats(metrics: &Metrics, status: DiskStatus) -> v1::TierStats {

@@ -140,6 +140,7 @@ impl Stream {
             deadline: (start.deadline_ms > 0)
                 .then(|| Duration::from_millis(u64::from(start.deadline_ms))),
             scattered: start.scattered,
+            accept: convert::accept(start.accept)?,
         };
         let permit = Arc::clone(&session.restores).try_acquire_owned();
         // Asked after the permit is taken: whoever stops the daemon waits for permits.
@@ -231,7 +232,7 @@ fn leased(leased: &run::Leased) -> v1::LeasedBlock {
         }),
         lease: leased.hold.number(),
         tier: convert::tier(leased.tier) as i32,
-        level: 0,
+        level: block.level().0.into(),
         tokens: block.facts().layout.tokens(),
     }
 }

@@ -78,7 +78,9 @@ async fn present(
         let Some(kind) = run.first().map(|block| block.id.kind) else {
             continue;
         };
-        let found = shared.tiers.locate(host, kind, &keys, false).await;
+        // What is stored worse than a save would store it is not there yet.
+        let accept = shared.tiers.quality_of_saves(host);
+        let found = shared.tiers.locate(host, kind, &keys, false, accept).await;
         let durable = shared.tiers.still_durable(host, kind, &keys).await;
         for (place, durable) in found.into_iter().zip(durable) {
             let durable = match place {

@@ -42,6 +42,7 @@ fn named(state: &Path, name: &str) -> Arc<Tenant> {
         name: "red".into(),
         uids: vec![7],
         host_quota: Bytes::mib(1),
+        lowest_quality: kvtier_proto::Quality::Exact,
         staging_max: Bytes::mib(1),
     };
     let other = TenantSpec {

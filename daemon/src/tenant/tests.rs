@@ -7,6 +7,7 @@ fn spec(name: &str, uid: u32) -> TenantSpec {
         name: name.into(),
         uids: vec![uid],
         host_quota: Bytes::mib(1),
+        lowest_quality: kvtier_proto::Quality::Exact,
         staging_max: Bytes::mib(1),
     }
 }
@@ -151,6 +152,7 @@ async fn inline_room_is_bounded_and_lets_the_largest_block_in_alone() {
     let dir = tempfile::tempdir().unwrap();
     let specs = [TenantSpec {
         host_quota: Bytes::mib(256),
+        lowest_quality: kvtier_proto::Quality::Exact,
         ..spec("red", 10)
     }];
     let tenants = Tenants::open(&options(dir.path(), &specs)).unwrap();

@@ -13,6 +13,7 @@
 //!   T2  A block with a resident child is never evicted before the child.
 //!   T3  A pinned block is not evicted before its pin ends.
 //!   T5  Any other block can be evicted, however many there are that cannot.
+//!   A2  A block makes room for a better one of its name, and never for a worse one.
 //!
 //! Not here on purpose: no clock. Time comes in as an argument.
 
@@ -109,15 +110,20 @@ impl Directory {
         })
     }
 
-    /// Adds a block, which nobody holds. When one of that name is there already, that one stays.
-    pub fn insert(&mut self, block: Arc<RawBlock>, durable: bool) {
+    /// Adds a block, which nobody holds. When one of that name is there already that is as good,
+    /// that one stays. Returns the one that left for it; its holders keep its bytes.
+    pub fn insert(&mut self, block: Arc<RawBlock>, durable: bool) -> Option<Arc<RawBlock>> {
         let name = (block.id().kind, block.id().key);
-        if self.blocks.contains_key(&name) {
-            return;
+        let before = self.blocks.get(&name);
+        let worse = |one: &Resident| one.block.level().quality() > block.level().quality();
+        if before.is_some_and(|one| !worse(one)) {
+            return None;
         }
+        let pinned_until = before.and_then(|one| one.pinned_until);
+        let replaced = self.remove(&name);
         let parent = followed_by(&block);
         self.clock += 1;
-        let (stamp, held, pinned_until) = (self.clock, false, None);
+        let (stamp, held) = (self.clock, false);
         self.blocks.insert(
             name,
             Resident {
@@ -128,9 +134,13 @@ impl Directory {
                 durable,
             },
         );
+        if let Some(until) = pinned_until {
+            self.pinned.insert((until, name));
+        }
         self.settle(&name);
         *self.children.entry(parent).or_default() += 1;
         self.settle(&parent.0);
+        replaced
     }
 
     /// Counts a use.

@@ -18,6 +18,7 @@
 //!       superblock, and only then answered. A device that was away takes it before it serves.
 
 mod answers;
+mod cold;
 mod device;
 #[cfg(test)]
 mod faulty;
@@ -29,6 +30,7 @@ mod place;
 mod roll;
 mod scrub;
 mod thread;
+mod touched;
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -36,7 +38,7 @@ use std::time::Duration;
 
 use kvtier_proto::{LayoutFingerprint, Miss, NamespaceId};
 use kvtier_store::mem::{Arena, IoBuf};
-use kvtier_store::{DeviceState, Forgotten, RecordImage, Stored, Unverified};
+use kvtier_store::{DeviceState, Forgotten, Place, RecordImage, Stored, Unverified};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
@@ -50,7 +52,7 @@ pub use ledger::{Ledger, LedgerError, Seen, ledger_after, ledger_mended};
 pub use open::is_apart;
 pub use scrub::ScrubOptions;
 
-use device::{Command, Handle, Unstored};
+use device::{As, Command, Handle, Unstored};
 use late::Silent;
 use place::Share;
 
@@ -219,13 +221,15 @@ impl DiskTier {
     }
 
     /// Appends a record to the device that it belongs to, or the next that takes it; one that does
-    /// not answer comes last. Returns when it is durable.
+    /// not answer comes last. One that lies at `over` cannot be read, and is no answer. Returns when
+    /// it is durable.
     ///
     /// # Errors
     /// Why it is not stored, for the log. The block stays where it was.
     pub async fn put(
         &self,
         image: RecordImage,
+        over: Option<Place>,
         lives: Arc<AtomicU64>,
         life: Life,
     ) -> Result<Device, String> {
@@ -238,7 +242,9 @@ impl DiskTier {
             .partition(|handle| !handle.is_late());
         for handle in quick.into_iter().chain(late) {
             let device = handle.device();
-            let put = handle.put(image, Arc::clone(&lives), life, self.patience.put);
+            let how = over.map_or(As::New, As::Over);
+            let lives = Arc::clone(&lives);
+            let put = handle.put(image, how, (lives, life), self.patience.put);
             match put.await {
                 Ok(()) => return Ok(device),
                 Err(Unstored {
@@ -266,11 +272,33 @@ impl DiskTier {
         buf: IoBuf,
         device: Device,
     ) -> Result<Unverified, Miss> {
+        self.get_as(id, layout, buf, (device, false)).await
+    }
+
+    /// The same for nobody who waits: it is no use of the block.
+    pub async fn get_in_background(
+        &self,
+        id: BlockId,
+        layout: LayoutFingerprint,
+        buf: IoBuf,
+        device: Device,
+    ) -> Result<Unverified, Miss> {
+        self.get_as(id, layout, buf, (device, true)).await
+    }
+
+    async fn get_as(
+        &self,
+        id: BlockId,
+        layout: LayoutFingerprint,
+        buf: IoBuf,
+        (device, background): (Device, bool),
+    ) -> Result<Unverified, Miss> {
         let handle = self.handle(device).ok_or(Miss::Device)?;
         let get = |reply| Command::Get {
             id,
             layout,
             buf,
+            background,
             reply,
         };
         let got = handle.ask_within(self.patience.get, get).await;

@@ -9,13 +9,14 @@
 //! Invariants kept here
 //!   Q1  A namespace never holds more than its quota in host memory.
 //!   P3  After a wipe no block of the life before is published, however late it arrives.
+//!   A2  A block makes room for a better one of its name, and never for a worse one.
 //!   S1  Nobody but the daemon can write an arena (`Share::ReadOnly`).
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use kvtier_proto::NamespaceId;
+use kvtier_proto::{NamespaceId, Quality};
 use kvtier_store::mem::{Arena, IoBuf, Pages, Share};
 use tokio::sync::{Notify, Semaphore, broadcast};
 
@@ -45,6 +46,7 @@ pub struct HostTier {
     home: Arc<Home>,
     wipes: Arc<AtomicU64>,
     events: broadcast::Sender<BlockEvent>,
+    lowest: Quality,
     /// Where work of this namespace waits for its turn.
     pub lines: Lines,
 }
@@ -115,6 +117,7 @@ impl HostTier {
             home: Arc::new(Home { shelf, freed }),
             wipes: Arc::default(),
             events,
+            lowest: Quality::Exact,
             lines: Lines {
                 loads: Semaphore::new(LOADS_MAX),
                 prefetched: line(PREFETCHED_MAX),
@@ -123,6 +126,18 @@ impl HostTier {
                 wipes: line(1),
             },
         })
+    }
+
+    /// The same tier of a namespace whose blocks may be stored as badly as this.
+    #[must_use]
+    pub fn tolerating(mut self, lowest: Quality) -> Self {
+        self.lowest = lowest;
+        self
+    }
+
+    /// The worst quality at which blocks of the namespace may be stored.
+    pub fn lowest(&self) -> Quality {
+        self.lowest
     }
 
     /// Whose blocks these are.
@@ -215,15 +230,19 @@ impl HostTier {
         }
     }
 
-    /// Publishes a block; when one of that name is there already, that one is returned. `None`
-    /// when the namespace was wiped since `life` was read: the block belongs to what is gone.
+    /// Publishes a block; when one of that name is there already that is as good, that one is
+    /// returned. `None` when the namespace was wiped since `life` was read: the block belongs to what is gone.
     pub fn insert(&self, block: HostBlock, durable: bool, life: Life) -> Option<Arc<HostBlock>> {
         let name = (block.id().kind, block.id().key);
         let mut shelf = self.lock();
         if self.life() != life && !planted(Bug::PublishAcrossWipe) {
             return None;
         }
-        shelf.directory.insert(Arc::clone(block.raw()), durable);
+        let replaced = shelf.directory.insert(Arc::clone(block.raw()), durable);
+        if replaced.is_some() {
+            // Whoever holds it keeps it; the next one gets the better block.
+            shelf.lent.remove(&name);
+        }
         shelf.lend(&name, &self.home)
     }
 

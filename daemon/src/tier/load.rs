@@ -7,24 +7,28 @@
 //!   H1  A block is published only after its record was verified against namespace, key, kind
 //!       and layout, and its parts are those of the layout.
 //!   H2  Decoded bytes are published whole or not at all.
+//!   A1  A block of a worse quality than is accepted is neither handed out nor read.
 
 use std::sync::Arc;
 
-use kvtier_proto::{BlockLayout, Level, Miss};
+use kvtier_kernels::Registry;
+use kvtier_proto::{BlockLayout, Level, Miss, Quality};
 use kvtier_store::mem::IoBuf;
 use kvtier_store::{Record, Unverified};
 use tokio::sync::{AcquireError, watch};
 use tokio::task::{JoinError, JoinSet};
 
+use super::codec::DecodeFailed;
 use super::disk::{DiskTier, OnDisk};
 use super::host::HostTier;
 use super::scratch::Line;
 use super::{BlockEvent, Loaded, Tier, Tiers, codec};
 use crate::block::{BlockFacts, BlockId, HostBlock, Layouts};
-use crate::metrics::{Damage, Rung};
+use crate::metrics::Damage;
 
 impl Tiers {
-    /// The block in host memory, loaded when it is not there. Says which tier had it.
+    /// The block in host memory, at least as good as `accept`; loaded when it is not there. Says
+    /// which tier had it.
     ///
     /// Cancel safety: dropped early, a load that has started goes on for whoever asks next.
     pub async fn fetch(
@@ -32,17 +36,33 @@ impl Tiers {
         host: &Arc<HostTier>,
         layouts: &Arc<Layouts>,
         id: BlockId,
+        accept: Quality,
     ) -> Result<(Arc<HostBlock>, Tier), Miss> {
-        if let Some(block) = host.get(&(id.kind, id.key)) {
+        let here = host.get(&(id.kind, id.key));
+        let (fit, unfit) = match here {
+            Some(block) if accept.accepts(block.level()) => (Some(block), false),
+            here => (None, here.is_some()),
+        };
+        if let Some(block) = fit {
             return same_layout(block, layouts).map(|block| (block, Tier::Host));
         }
-        let mut load = self.join_or_start(host, layouts, id)?;
+        let absent = |miss| match (miss, unfit) {
+            // It is here, and not good enough.
+            (Miss::Absent, true) => Miss::Quality,
+            _ => miss,
+        };
+        let mut load = self
+            .join_or_start(host, layouts, id, accept)
+            .map_err(absent)?;
         let loaded = load
             .wait_for(Option::is_some)
             .await
             .map_err(|_| Miss::Device)?
             .clone();
-        let block = loaded.unwrap_or(Err(Miss::Device))?;
+        let block = loaded.unwrap_or(Err(Miss::Device)).map_err(absent)?;
+        if !accept.accepts(block.level()) {
+            return Err(Miss::Quality);
+        }
         same_layout(block, layouts).map(|block| (block, Tier::Disk))
     }
 
@@ -53,11 +73,15 @@ impl Tiers {
         host: &Arc<HostTier>,
         layouts: &Arc<Layouts>,
         ids: impl IntoIterator<Item = BlockId>,
+        accept: Quality,
     ) -> u32 {
         let Ok(call) = Arc::clone(&host.lines.prefetches).try_acquire_owned() else {
             return 0;
         };
-        let absent = |id: &BlockId| host.info(&(id.kind, id.key)).is_none();
+        let absent = |id: &BlockId| {
+            let here = host.info(&(id.kind, id.key));
+            here.is_none_or(|here| !accept.accepts(here.block.level()))
+        };
         let wanted: Vec<BlockId> = ids.into_iter().filter(absent).collect();
         if self.disk.is_none() || wanted.is_empty() {
             return 0;
@@ -74,7 +98,7 @@ impl Tiers {
                 let (tiers, host) = (Arc::clone(&tiers), Arc::clone(&host));
                 let layouts = Arc::clone(&layouts);
                 loads.spawn(async move {
-                    let loaded = tiers.fetch(&host, &layouts, id).await;
+                    let loaded = tiers.fetch(&host, &layouts, id, accept).await;
                     drop(turn);
                     loaded.err()
                 });
@@ -95,11 +119,12 @@ impl Tiers {
         host: &Arc<HostTier>,
         layouts: &Arc<Layouts>,
         id: BlockId,
+        accept: Quality,
     ) -> Result<watch::Receiver<Loaded>, Miss> {
         if self.disk.is_none() {
             return Err(Miss::Absent);
         }
-        let name = (id, layouts.fingerprint());
+        let name = (id, layouts.fingerprint(), accept);
         let mut loads = self.lock_loads();
         if let Some(load) = loads.get(&name) {
             return Ok(load.clone());
@@ -108,7 +133,7 @@ impl Tiers {
         loads.insert(name, load.clone());
         let (tiers, host, layouts) = (Arc::clone(self), Arc::clone(host), Arc::clone(layouts));
         tokio::spawn(async move {
-            let loaded = tiers.load(&host, &layouts, id).await;
+            let loaded = tiers.load(&host, &layouts, id, accept).await;
             tiers.lock_loads().remove(&name);
             done.send_replace(Some(loaded));
         });
@@ -120,6 +145,7 @@ impl Tiers {
         host: &Arc<HostTier>,
         layouts: &Arc<Layouts>,
         id: BlockId,
+        accept: Quality,
     ) -> Result<Arc<HostBlock>, Miss> {
         let disk = self.disk.as_ref().ok_or(Miss::Absent)?;
         let _turn = host.lines.loads.acquire().await.map_err(stopping)?;
@@ -134,6 +160,10 @@ impl Tiers {
         // Sound, and of another layout: nothing is read, and nothing is wrong with the record.
         if !stored.has_layout(&layouts.fingerprint()) {
             return Err(Miss::WrongLayout);
+        }
+        // Sound as well, and nothing is wrong with it but that this reader cannot have it.
+        if let Some(miss) = self.why_unfit(&id, &stored, accept) {
+            return Err(miss);
         }
         let mut loaded = self.load_once(host, disk, layouts, id, &stored).await;
         if loaded
@@ -247,6 +277,7 @@ impl Tiers {
         id: BlockId,
         stored: &OnDisk,
     ) -> Result<HostBlock, Miss> {
+        let codecs = self.codecs.of(layouts);
         let mut reserved = None;
         loop {
             let scratch = self.scratch.take(stored.place.len as usize, Line::Load);
@@ -260,7 +291,11 @@ impl Tiers {
                 None => self.room_now(host, len),
             };
             if let Some(image) = image.filter(|image| image.len() == len) {
-                return self.decode(id, record, facts, image).await;
+                let decoded = self.decode(&codecs, id, record, facts, image).await?;
+                return decoded.map_err(|tables| {
+                    self.unreadable.add(id, stored.place, tables);
+                    Miss::NoTables
+                });
             }
             // Waiting for room may take long: the record is given up, and read again (M4).
             drop(record);
@@ -268,30 +303,36 @@ impl Tiers {
         }
     }
 
+    /// Decodes a record into `image`. The inner error is the tables that it needs and that are not
+    /// loaded.
     async fn decode(
         self: &Arc<Self>,
+        codecs: &Arc<Registry>,
         id: BlockId,
         record: Record,
         facts: BlockFacts,
         mut image: IoBuf,
-    ) -> Result<HostBlock, Miss> {
-        let _permit = self.cpu.acquire().await.map_err(stopping)?;
+    ) -> Result<Result<HostBlock, u32>, Miss> {
+        let raw = facts.layout.payload_len();
+        let cores = self.cores(raw).await.map_err(stopping)?;
+        let (workers, codecs) = (cores.num_permits(), Arc::clone(codecs));
         let tiers = Arc::clone(self);
         let work = tokio::task::spawn_blocking(move || {
-            let begin = std::time::Instant::now();
-            codec::decode(&tiers.codecs, &record, &facts, &mut image)?;
-            let level = record.head().header.summary.level;
-            tiers
-                .metrics
-                .decode_seconds
-                .of(Rung::from(level))
-                .inc_by(begin.elapsed().as_secs_f64());
-            HostBlock::new(id, facts, image, 0).ok_or(Miss::WrongLayout)
+            let header = &record.head().header.summary;
+            let (level, stored) = (header.level, header.place.len);
+            let time = match codec::decode(&codecs, &record, &facts, &mut image, workers) {
+                Ok(time) => time,
+                Err(DecodeFailed::Tables(tables)) => return Ok(Err(tables)),
+                Err(DecodeFailed::Miss(miss)) => return Err(miss),
+            };
+            tiers.count_decoded(level, (raw, stored), time);
+            let block = HostBlock::restored(id, facts, level, (image, 0));
+            block.map(Ok).ok_or(Miss::WrongLayout)
         });
         ended(work.await)
     }
 
-    async fn verify(
+    pub(super) async fn verify(
         self: &Arc<Self>,
         layouts: &Arc<Layouts>,
         id: BlockId,

@@ -6,18 +6,23 @@
 //! Invariants kept here
 //!   S6  What a client can still write is copied once, and only the copy is checked and stored.
 //!   L1  `durable` resolves to true only after the store made the record durable.
+//!   A3  Nothing is stored at a worse quality than its namespace tolerates, and what went through
+//!       a lossy level is never stored as if it had not.
 
 use std::sync::Arc;
 
-use kvtier_proto::{BlockKey, Level, PayloadKind};
+use kvtier_proto::{BlockKey, PayloadKind, Quality};
 use kvtier_store::RecordImage;
 use tokio::sync::watch;
 
+use super::codec::Source;
+use super::disk::OnDisk;
 use super::host::{HostTier, Life};
+use super::policy::{level_to_store, quality_of_saves};
 use super::scratch::Line;
 use super::{BlockEvent, Tier, Tiers, Written, codec};
 use crate::block::{BlockId, HostBlock, PlannedBlock};
-use crate::metrics::{Rung, Saved, Stage};
+use crate::metrics::{Saved, Stage};
 
 /// A payload that is copied into host memory exactly once.
 pub trait Payload: Send + 'static {
@@ -109,15 +114,33 @@ impl Tiers {
         if let Some(done) = self.written(id, life).await {
             return done;
         }
-        if disk.find(vec![id]).await.into_iter().any(|at| at.is_some()) {
+        let stored = disk.find(vec![id]).await.into_iter().next().flatten();
+        if stored.is_some_and(|stored| self.is_saved(host, &id, &stored)) {
             return true;
         }
         host.set_durable(&name, false, life);
-        let Some(block) = host.hold(&name) else {
+        let block = host.hold(&name);
+        let Some(block) = block.filter(|one| Quality::Exact.accepts(one.level())) else {
             return false;
         };
         self.start_write(host, &block, life);
         self.written(id, life).await.unwrap_or(false)
+    }
+
+    /// The worst quality that a save in this namespace is stored at: a block that is as good is
+    /// there already. What is worse, since it was cold or since the configuration was another, is
+    /// replaced.
+    pub fn quality_of_saves(&self, host: &HostTier) -> Quality {
+        match self.disk {
+            Some(_) => quality_of_saves(self.level, host.lowest()),
+            None => Quality::Exact,
+        }
+    }
+
+    /// True when a save of the block would change nothing of what is stored.
+    fn is_saved(&self, host: &HostTier, id: &BlockId, stored: &OnDisk) -> bool {
+        let accept = self.quality_of_saves(host);
+        self.why_unfit(id, stored, accept).is_none()
     }
 
     /// How the write of a block ended, when one is on its way.
@@ -150,9 +173,13 @@ impl Tiers {
             kind,
             key: *key,
         });
-        let mut stored = disk.find(ids.collect()).await.into_iter();
+        let ids: Vec<BlockId> = ids.collect();
+        let mut stored = ids.iter().zip(disk.find(ids.clone()).await);
         for (durable, _) in durable.iter_mut().zip(said).filter(|(_, said)| *said) {
-            *durable = stored.next().flatten().is_some();
+            let here = stored.next();
+            *durable = here.is_some_and(|(id, stored)| {
+                stored.is_some_and(|stored| self.is_saved(host, id, &stored))
+            });
         }
         durable
     }
@@ -203,7 +230,8 @@ impl Tiers {
             }
         };
         let stored = u64::from(image.layout().image_len);
-        let put = disk.put(image, host.lives(), life).await;
+        let over = self.unreadable.place(&block.id());
+        let put = disk.put(image, over, host.lives(), life).await;
         match put {
             Ok(_) => {
                 self.metrics.saved_bytes.of(Stage::Stored).inc_by(stored);
@@ -223,45 +251,30 @@ impl Tiers {
     ) -> Result<RecordImage, String> {
         let closed = |problem: tokio::sync::AcquireError| problem.to_string();
         let _turn = host.lines.encodes.acquire().await.map_err(closed)?;
-        let level = self.level_for(block)?;
-        let codec = self
-            .codecs
-            .get(level)
-            .map_err(|problem| problem.to_string())?;
-        let bound = codec::image_bound(codec, block.facts())?;
-        let len = bound.image_len as usize;
+        let (id, facts) = (block.id(), block.facts());
+        let codecs = self.codecs.of_layout(&facts.fingerprint);
+        let level = level_to_store(self.level, host.lowest(), |level| {
+            let codec = codecs.get(level);
+            codec.is_ok_and(|codec| codec::applies(codec, facts))
+        });
+        let codec = codecs.get(level).map_err(|problem| problem.to_string())?;
+        let len = codec::image_bound(codec, facts)?.image_len as usize;
         let scratch = self.scratch.take(len, Line::Save).await;
         let scratch = scratch.ok_or_else(|| format!("{len} bytes exceed scratch memory"))?;
-        let _permit = self.cpu.acquire().await.map_err(closed)?;
-        let (tiers, block) = (Arc::clone(self), Arc::clone(block));
+        let raw = facts.layout.payload_len();
+        let cores = self.cores(raw).await.map_err(closed)?;
+        let workers = cores.num_permits();
+        let block = Arc::clone(block);
         let work = tokio::task::spawn_blocking(move || {
-            let begin = std::time::Instant::now();
-            let codec = tiers
-                .codecs
-                .get(level)
-                .map_err(|problem| problem.to_string())?;
-            let image = codec::encode(codec, &block, scratch).map_err(|e| e.to_string());
-            tiers
-                .metrics
-                .encode_seconds
-                .of(Rung::from(level))
-                .inc_by(begin.elapsed().as_secs_f64());
-            image
+            let codec = codecs.get(level).map_err(|problem| problem.to_string())?;
+            let (facts, payload) = (block.facts(), block.payload());
+            let source = Source { id, facts, payload };
+            let encoded = codec::encode(codec, source, scratch, workers);
+            encoded.map_err(|problem| problem.to_string())
         });
-        work.await.map_err(|problem| problem.to_string())?
-    }
-
-    /// The configured level where it applies to every part, raw elsewhere.
-    fn level_for(&self, block: &HostBlock) -> Result<Level, String> {
-        let codec = self
-            .codecs
-            .get(self.level)
-            .map_err(|problem| problem.to_string())?;
-        Ok(if codec::applies(codec, block.facts()) {
-            codec.level()
-        } else {
-            Level::RAW
-        })
+        let (image, time) = work.await.map_err(|problem| problem.to_string())??;
+        self.count_encoded(level, (raw, image.layout().image_len), time);
+        Ok(image)
     }
 
     fn count_failed(&self, failed: SaveFailed) {

@@ -17,6 +17,8 @@ use crate::block::{BlockFacts, Layouts, PlannedBlock};
 use crate::health::Health;
 use crate::metrics::Damage;
 
+mod quality;
+
 const TOKENS: u32 = 16;
 /// A payload of the model's, and a record of it as level raw: a head and the payload.
 const PAYLOAD: usize = 32 << 10;
@@ -69,7 +71,8 @@ struct Fixture {
 }
 
 impl Fixture {
-    async fn new(dir: &Path, level: Level, hosts: &[&Arc<HostTier>]) -> Self {
+    async fn new(dir: &Path, coding: impl Into<Coding>, hosts: &[&Arc<HostTier>]) -> Self {
+        let coding = coding.into();
         let metrics = Arc::new(Metrics::new());
         let options = DiskOptions {
             device: Device::FIRST,
@@ -79,6 +82,7 @@ impl Fixture {
             queue_depth: 8,
             lane: LaneKind::Pread,
             scrub: ScrubOptions::OFF,
+            cold_after: coding.cold.map(|cold| cold.after),
             hosts: hosts.iter().map(|host| Arc::clone(host)).collect(),
             unusable: None,
         };
@@ -88,16 +92,16 @@ impl Fixture {
         let disk = disk.await.unwrap();
         let scratch = Scratch::create(64 << 10, Pages::Small).unwrap();
         Self {
-            tiers: Tiers::new(Some(disk), level, scratch, Arc::clone(&metrics)),
+            tiers: Tiers::new(Some(disk), coding, scratch, Arc::clone(&metrics)),
             layouts: layouts(vec![attention(); 8]),
             metrics,
             dir: dir.to_owned(),
         }
     }
 
-    async fn restart(self, level: Level) -> Self {
+    async fn restart(self, coding: impl Into<Coding>) -> Self {
         self.tiers.disk().unwrap().close().await;
-        Self::new(&self.dir, level, &[]).await
+        Self::new(&self.dir, coding, &[]).await
     }
 
     async fn save(&self, host: &Arc<HostTier>, id: BlockId, opaque: u64) -> Arc<HostBlock> {
@@ -121,7 +125,10 @@ impl Fixture {
 
     /// The block, compared byte by byte.
     async fn fetch(&self, host: &Arc<HostTier>, id: BlockId) -> Result<Arc<HostBlock>, Miss> {
-        let (block, _) = self.tiers.fetch(host, &self.layouts, id).await?;
+        let (block, _) = self
+            .tiers
+            .fetch(host, &self.layouts, id, Quality::Exact)
+            .await?;
         assert_eq!(block.payload(), payload(&id, block.payload().len()));
         Ok(block)
     }
@@ -241,7 +248,12 @@ async fn loads_that_wait_for_room_keep_no_scratch_from_other_namespaces() {
         leased.push(image);
     }
     let wanted = (0..8).map(|number| id(1, number));
-    assert_eq!(fixture.tiers.prefetch(&red, &fixture.layouts, wanted), 8);
+    assert_eq!(
+        fixture
+            .tiers
+            .prefetch(&red, &fixture.layouts, wanted, Quality::Exact),
+        8
+    );
     tokio::time::sleep(Duration::from_millis(300)).await;
     let cold = host(2, 4);
     let other = fixture.fetch(&cold, id(2, 1));
@@ -266,13 +278,20 @@ async fn a_prefetch_brings_every_block_and_the_next_finds_nothing_to_do() {
     }
     let wanted = || (0..10).map(|number| id(1, number));
     assert_eq!(
-        fixture.tiers.prefetch(&cold, &fixture.layouts, wanted()),
+        fixture
+            .tiers
+            .prefetch(&cold, &fixture.layouts, wanted(), Quality::Exact),
         10
     );
     for id in wanted() {
         fixture.fetch(&cold, id).await.unwrap();
     }
-    assert_eq!(fixture.tiers.prefetch(&cold, &fixture.layouts, wanted()), 0);
+    assert_eq!(
+        fixture
+            .tiers
+            .prefetch(&cold, &fixture.layouts, wanted(), Quality::Exact),
+        0
+    );
 }
 
 /// Damages every segment by `damage`, and insists on this: the block is a miss of `reason`, and
@@ -308,7 +327,7 @@ async fn is_saved_anew_after(reason: Miss, damage: impl Fn(&Path, &[u8])) {
     assert_eq!(events.try_recv().unwrap(), removed);
     let found = fixture
         .tiers
-        .locate(&cold, lost.kind, &[lost.key], false)
+        .locate(&cold, lost.kind, &[lost.key], false, Quality::Exact)
         .await;
     assert_eq!(found, [Err(Miss::Absent)], "it can be saved again");
     fixture.save_durable(&cold, lost).await;

@@ -39,6 +39,9 @@ pub enum PutError {
         /// Whose record it was.
         namespace: NamespaceId,
     },
+    /// The record that this one was to take the place of is no longer there.
+    #[error("the record that was to be replaced has gone")]
+    Superseded,
     /// The bytes may or may not be on the device; recovery will decide. Treat as not stored.
     #[error("write of {len} bytes at {at} of segment {segment} did not complete")]
     Indeterminate {

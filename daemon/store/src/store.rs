@@ -25,6 +25,7 @@ mod fetch;
 mod heads;
 mod options;
 mod reclaim;
+mod recode;
 mod scrub;
 mod wipe;
 

@@ -295,6 +295,9 @@ pub struct LookupRequest {
     /// True: stop at the first block that is missing. False: answer for every key.
     #[prost(bool, tag = "4")]
     pub prefix_only: bool,
+    /// A block that is stored worse than this is a miss.
+    #[prost(enumeration = "Quality", tag = "5")]
+    pub accept: i32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct LookupReply {
@@ -452,6 +455,9 @@ pub struct RestoreStart {
     /// False: blocks after the first miss are not restored. True: every block on its own.
     #[prost(bool, tag = "5")]
     pub scattered: bool,
+    /// A block that is stored worse than this is a miss.
+    #[prost(enumeration = "Quality", tag = "6")]
+    pub accept: i32,
 }
 /// How far the engine has computed from the front: blocks it no longer needs.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -504,7 +510,8 @@ pub struct LeasedBlock {
     pub lease: u64,
     #[prost(enumeration = "Tier", tag = "4")]
     pub tier: i32,
-    /// Codec level it was stored with; every level served without being asked for is exact.
+    /// Codec level that its bytes went through; 0 when they never left host memory. Never of a worse
+    /// quality than the request accepts.
     #[prost(uint32, tag = "5")]
     pub level: u32,
     #[prost(uint32, tag = "6")]
@@ -569,6 +576,9 @@ pub struct PrefetchRequest {
     pub keys: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
     #[prost(enumeration = "PayloadKind", tag = "3")]
     pub kind: i32,
+    /// Blocks that are stored worse than this are not moved.
+    #[prost(enumeration = "Quality", tag = "4")]
+    pub accept: i32,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PrefetchReply {
@@ -621,6 +631,9 @@ pub struct GetInlineRequest {
     /// False: blocks after the first miss are not restored. True: every block on its own.
     #[prost(bool, tag = "4")]
     pub scattered: bool,
+    /// A block that is stored worse than this is a miss.
+    #[prost(enumeration = "Quality", tag = "5")]
+    pub accept: i32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GetInlineReply {
@@ -656,6 +669,9 @@ pub struct GetInlineBlock {
     pub tokens: u32,
     #[prost(enumeration = "Tier", tag = "5")]
     pub tier: i32,
+    /// As in `LeasedBlock`.
+    #[prost(uint32, tag = "6")]
+    pub level: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WatchEventsRequest {
@@ -701,7 +717,8 @@ pub struct ExplainReply {
     /// One line for each variant found; empty when the block is nowhere.
     #[prost(message, repeated, tag = "1")]
     pub variants: ::prost::alloc::vec::Vec<VariantInfo>,
-    /// Why a restore of it would miss; unspecified when it would hit.
+    /// Why a restore of it that accepts nothing but exact bytes would miss; unspecified when it would
+    /// hit.
     #[prost(enumeration = "MissReason", tag = "2")]
     pub miss: i32,
     /// What is known, in sentences.
@@ -736,6 +753,12 @@ pub struct VariantInfo {
     /// Disk tier: number of the device, as metrics label it.
     #[prost(uint32, optional, tag = "12")]
     pub device: ::core::option::Option<u32>,
+    /// How good its bytes are: a request must accept this to get it.
+    #[prost(enumeration = "Quality", tag = "13")]
+    pub quality: i32,
+    /// Identity of the tables that it was coded with; 0 when none are needed, or it is not known.
+    #[prost(uint32, tag = "14")]
+    pub tables: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WipeRequest {
@@ -773,6 +796,27 @@ pub struct StatsReply {
     pub sessions: ::prost::alloc::vec::Vec<SessionStats>,
     #[prost(message, repeated, tag = "7")]
     pub counters: ::prost::alloc::vec::Vec<Counter>,
+    /// Tables of models that are loaded.
+    #[prost(message, repeated, tag = "8")]
+    pub tables: ::prost::alloc::vec::Vec<TablesStats>,
+    /// Level at which the disk tier stores what it is given.
+    #[prost(string, tag = "9")]
+    pub level: ::prost::alloc::string::String,
+    /// Level to which it re-encodes what nobody has used for long; empty when it does not.
+    #[prost(string, tag = "10")]
+    pub cold_level: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TablesStats {
+    /// Identity: what records name.
+    #[prost(uint32, tag = "1")]
+    pub tables: u32,
+    /// Model they are of.
+    #[prost(string, tag = "2")]
+    pub model: ::prost::alloc::string::String,
+    /// File they came from.
+    #[prost(string, tag = "3")]
+    pub path: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TierStats {
@@ -824,6 +868,9 @@ pub struct NamespaceStats {
     pub blocks: u64,
     #[prost(uint32, tag = "6")]
     pub sessions: u32,
+    /// Worst quality at which its blocks may be stored.
+    #[prost(enumeration = "Quality", tag = "7")]
+    pub lowest_quality: i32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SessionStats {
@@ -949,6 +996,7 @@ pub enum MissReason {
     Device = 12,
     NoSpace = 13,
     Deadline = 14,
+    NoTables = 15,
 }
 impl MissReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -972,6 +1020,7 @@ impl MissReason {
             Self::Device => "MISS_REASON_DEVICE",
             Self::NoSpace => "MISS_REASON_NO_SPACE",
             Self::Deadline => "MISS_REASON_DEADLINE",
+            Self::NoTables => "MISS_REASON_NO_TABLES",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -992,6 +1041,49 @@ impl MissReason {
             "MISS_REASON_DEVICE" => Some(Self::Device),
             "MISS_REASON_NO_SPACE" => Some(Self::NoSpace),
             "MISS_REASON_DEADLINE" => Some(Self::Deadline),
+            "MISS_REASON_NO_TABLES" => Some(Self::NoTables),
+            _ => None,
+        }
+    }
+}
+/// How good the bytes of a block are, best first. A request names the worst that it takes, and
+/// never gets worse. The daemon knows the class of each codec level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Quality {
+    /// Every bit is the one that was saved.
+    Exact = 0,
+    /// Lossy, below the noise of an engine's own arithmetic, as measured on the model.
+    Transparent = 1,
+    /// Mean KL divergence of the continuation about 1e-3, as measured on the model.
+    Balanced = 2,
+    /// Mean KL divergence of the continuation about 1e-2, as measured on the model.
+    Small = 3,
+    /// Whatever is stored: levels that nobody has measured on the model, too.
+    Any = 4,
+}
+impl Quality {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Exact => "QUALITY_EXACT",
+            Self::Transparent => "QUALITY_TRANSPARENT",
+            Self::Balanced => "QUALITY_BALANCED",
+            Self::Small => "QUALITY_SMALL",
+            Self::Any => "QUALITY_ANY",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "QUALITY_EXACT" => Some(Self::Exact),
+            "QUALITY_TRANSPARENT" => Some(Self::Transparent),
+            "QUALITY_BALANCED" => Some(Self::Balanced),
+            "QUALITY_SMALL" => Some(Self::Small),
+            "QUALITY_ANY" => Some(Self::Any),
             _ => None,
         }
     }

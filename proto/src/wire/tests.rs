@@ -7,6 +7,7 @@ use strum::IntoEnumIterator;
 use super::*;
 use crate::descriptor::tests::small_llama;
 use crate::layout::tests::any_model;
+use crate::vocabulary::Level;
 
 #[test]
 fn misses_and_elements_are_one_to_one_with_the_wire() {
@@ -31,6 +32,43 @@ fn misses_and_elements_are_one_to_one_with_the_wire() {
         assert_eq!(PayloadKind::try_from(v1::PayloadKind::from(kind)), Ok(kind));
         assert_eq!(v1::PayloadKind::from(kind) as i32, i32::from(kind as u8));
     }
+    for quality in Quality::iter() {
+        let wire = v1::Quality::from(quality);
+        assert_eq!(quality_from_wire("accept", wire as i32), Ok(quality));
+        let name = wire.as_str_name().trim_start_matches("QUALITY_");
+        assert_eq!(name.to_lowercase(), quality.as_str());
+    }
+}
+
+// Goal: a request of an older client gets exact bytes, and one of a newer client never gets worse
+// than it accepts.
+#[test]
+fn quality_that_is_not_given_is_exact_and_one_that_is_not_known_is_refused() {
+    let start = v1::RestoreStart::default();
+    assert_eq!(
+        quality_from_wire("accept", start.accept),
+        Ok(Quality::Exact)
+    );
+    for number in [-1, 5, i32::MAX] {
+        let text = quality_from_wire("accept", number).unwrap_err().to_string();
+        assert!(text.contains("accepted: EXACT, TRANSPARENT"), "{text}");
+    }
+}
+
+#[test]
+fn quality_accepts_itself_and_what_is_better() {
+    let levels: Vec<Level> = (0..=u8::MAX).map(Level).collect();
+    for level in &levels {
+        assert!(Quality::Any.accepts(*level));
+        for quality in Quality::iter() {
+            assert_eq!(quality.accepts(*level), level.quality() <= quality);
+        }
+    }
+    let exact = levels
+        .iter()
+        .filter(|level| Quality::Exact.accepts(**level));
+    let exact: Vec<u8> = exact.map(|level| level.0).collect();
+    assert_eq!(exact, [0, 1, 8, 9, 10]);
 }
 
 #[test]

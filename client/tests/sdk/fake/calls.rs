@@ -361,6 +361,7 @@ impl v1::kvtier_server::Kvtier for Service {
             };
             let corrupt = u32::from(self.0.knobs().corrupt_inline && index == 1);
             parts.push(Part::Block(v1::GetInlineBlock {
+                level: 0,
                 index,
                 length: u64::try_from(stored.payload.len()).unwrap(),
                 crc32: crc32fast::hash(&stored.payload) ^ corrupt,

@@ -137,6 +137,7 @@ impl Session {
             keys: keys.to_vec(),
             kind: v1::PayloadKind::Kv as i32,
             prefix_only: true,
+            accept: v1::Quality::Exact as i32,
         };
         Ok(self
             .client
@@ -156,6 +157,7 @@ impl Session {
             kind: v1::PayloadKind::Kv as i32,
             deadline_ms: 0,
             scattered: false,
+            accept: v1::Quality::Exact as i32,
         };
         let command = v1::RestoreCommand {
             restore_id,
@@ -207,6 +209,7 @@ impl Session {
             keys: vec![bytes::Bytes::copy_from_slice(block.key.as_bytes())],
             kind: v1::PayloadKind::Kv as i32,
             scattered: false,
+            accept: v1::Quality::Exact as i32,
         };
         let mut stream = self.client.get_inline(request).await?.into_inner();
         let mut got = 0;

@@ -37,6 +37,7 @@ fn restore(dir: &Path, events: mpsc::Sender<run::Event>) -> (Arc<Session>, Resto
             kind: PayloadKind::Kv,
             deadline: None,
             scattered: true,
+            accept: kvtier_proto::Quality::Exact,
         },
         control: listen,
         events,

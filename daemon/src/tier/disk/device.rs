@@ -19,7 +19,7 @@ use std::sync::mpsc::{SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use kvtier_proto::{Bytes, LayoutFingerprint, Miss, NamespaceId};
+use kvtier_proto::{BlockKey, Bytes, LayoutFingerprint, Miss, NamespaceId};
 use kvtier_store::disk::Waker;
 use kvtier_store::disk::lane::LaneKind;
 use kvtier_store::mem::{Arena, IoBuf};
@@ -58,6 +58,8 @@ pub struct DiskOptions {
     pub lane: LaneKind,
     /// How often and how fast everything is read and checked.
     pub scrub: ScrubOptions,
+    /// Time without use after which a block is cold, when anybody asks for such blocks.
+    pub cold_after: Option<Duration>,
     /// Namespaces that are told what leaves the device to make room.
     pub hosts: Vec<Arc<HostTier>>,
     /// Why the directory is not to be opened, when it is not.
@@ -108,6 +110,17 @@ impl DiskStatus {
     }
 }
 
+/// As what a record is put.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum As {
+    /// A block that is saved.
+    New,
+    /// A block that is saved, and the record at this place cannot be read.
+    Over(Place),
+    /// Another form of this record.
+    Form(Stored),
+}
+
 pub(super) enum Command {
     Find {
         ids: Vec<BlockId>,
@@ -115,6 +128,7 @@ pub(super) enum Command {
     },
     Put {
         image: RecordImage,
+        how: As,
         lives: Arc<AtomicU64>,
         life: Life,
         reply: oneshot::Sender<PutDone>,
@@ -123,6 +137,7 @@ pub(super) enum Command {
         id: BlockId,
         layout: LayoutFingerprint,
         buf: IoBuf,
+        background: bool,
         reply: oneshot::Sender<GetDone>,
     },
     Condemn {
@@ -135,6 +150,15 @@ pub(super) enum Command {
         ids: Vec<BlockId>,
         ttl: Option<Duration>,
         reply: oneshot::Sender<Vec<bool>>,
+    },
+    Cold {
+        epoch: u64,
+        reply: oneshot::Sender<Option<(u64, Vec<Stored>)>>,
+    },
+    Touch {
+        namespace: NamespaceId,
+        key: BlockKey,
+        reply: oneshot::Sender<()>,
     },
     WipedBelow {
         namespaces: Vec<NamespaceId>,
@@ -376,12 +400,13 @@ impl Handle {
     pub(super) async fn put(
         &self,
         image: RecordImage,
-        lives: Arc<AtomicU64>,
-        life: Life,
+        how: As,
+        (lives, life): (Arc<AtomicU64>, Life),
         patience: Duration,
     ) -> PutDone {
         let mut done = self.ask(|reply| Command::Put {
             image,
+            how,
             lives,
             life,
             reply,
@@ -418,6 +443,7 @@ mod tests {
             queue_depth: 1,
             lane: LaneKind::Pread,
             scrub: ScrubOptions::OFF,
+            cold_after: None,
             hosts: Vec::new(),
             unusable: None,
         };

@@ -51,6 +51,7 @@ fn options(home: &Path, at: usize) -> DiskOptions {
         queue_depth: 8,
         lane: LaneKind::Pread,
         scrub: ScrubOptions::OFF,
+        cold_after: None,
         hosts: Vec::new(),
         unusable: None,
     }
@@ -116,7 +117,7 @@ impl Fixture {
         let mut image = self.arena.alloc(len).unwrap();
         image.fill(id.key.0[0]);
         let image = builder.build(image).unwrap();
-        self.tier.put(image, Arc::default(), Life(0)).await
+        self.tier.put(image, None, Arc::default(), Life(0)).await
     }
 
     async fn put_all(&self, namespace: NamespaceId, numbers: std::ops::Range<u32>) {

@@ -11,24 +11,25 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use kvtier_proto::{Miss, NamespaceId};
+use kvtier_proto::{BlockKey, Miss, NamespaceId};
 use kvtier_store::catalog::SledCatalog;
 use kvtier_store::disk::lane::open_lane;
 use kvtier_store::disk::{Disk, Wait};
 use kvtier_store::mem::Arena;
 use kvtier_store::{
     Counter, DeviceState, DistrustReason, Event, IndexSource, PutError, RecordImage,
-    RecoveryReport, Store, StoreOptions, Want,
+    RecoveryReport, Store, StoreOptions, Stored, Want,
 };
 use rand::TryRngCore;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use super::answers::{Answers, unstored};
-use super::device::{Alarm, Command, DiskOptions, DiskStatus, Opened, Unstored};
+use super::device::{Alarm, As, Command, DiskOptions, DiskStatus, Opened, Unstored};
 use super::pins::Pins;
 use super::roll::Roll;
 use super::scrub::Scrubber;
+use super::touched::Touched;
 use crate::block::BlockId;
 use crate::health::Progress;
 use crate::log::chain;
@@ -59,6 +60,8 @@ pub(super) fn main(
     let scrubber = Scrubber::new(options.scrub, threads, waker.clone());
     let status = Arc::clone(&alarm.status);
     let mut served = Served::new(store, &alarm.roll, status, &options.hosts, scrubber);
+    let touched = |after| Touched::new(after, Instant::now());
+    served.touched = options.cold_after.map(touched);
     served.status().lane = lane;
     served.report();
     if opened.send(Ok((waker, id))).is_ok() {
@@ -143,6 +146,7 @@ fn reason(reason: DistrustReason) -> CatalogReason {
 struct Put {
     tag: u64,
     image: RecordImage,
+    how: As,
     /// Lives counted, and the one that the bytes belong to.
     lives: Arc<AtomicU64>,
     life: Life,
@@ -160,6 +164,8 @@ struct Served<'a> {
     puts: VecDeque<Put>,
     pins: Pins,
     scrubber: Scrubber,
+    /// Where somebody asks for cold blocks.
+    touched: Option<Touched>,
     tags: u64,
     counted: BTreeMap<&'static str, u64>,
 }
@@ -183,6 +189,7 @@ impl<'a> Served<'a> {
             puts: VecDeque::new(),
             pins: Pins::default(),
             scrubber,
+            touched: None,
             tags: 0,
             counted: BTreeMap::new(),
         }
@@ -221,6 +228,7 @@ impl<'a> Served<'a> {
             }
             Command::Put {
                 image,
+                how,
                 lives,
                 life,
                 reply,
@@ -228,9 +236,12 @@ impl<'a> Served<'a> {
                 self.tags += 1;
                 let tag = self.tags;
                 self.answers.puts.insert(tag, reply);
+                let block = image.summary();
+                self.touch(block.namespace, block.key);
                 self.puts.push_back(Put {
                     tag,
                     image,
+                    how,
                     lives,
                     life,
                 });
@@ -240,6 +251,7 @@ impl<'a> Served<'a> {
                 id,
                 layout,
                 buf,
+                background,
                 reply,
             } => {
                 self.tags += 1;
@@ -248,7 +260,14 @@ impl<'a> Served<'a> {
                     key: id.record_key(),
                     layout,
                 };
-                match self.store.get(self.tags, &want, buf) {
+                if !background {
+                    self.touch(want.namespace, want.key);
+                }
+                let get = match background {
+                    true => Store::get_in_background,
+                    false => Store::get,
+                };
+                match get(&mut self.store, self.tags, &want, buf) {
                     Ok(()) => drop(self.answers.gets.insert(self.tags, reply)),
                     Err((_, miss)) => drop(reply.send(Err(miss))),
                 }
@@ -269,6 +288,15 @@ impl<'a> Served<'a> {
             Command::Pin { ids, ttl, reply } => {
                 let _ = reply.send(ids.iter().map(|id| self.pin(id, ttl)).collect());
             }
+            Command::Cold { epoch, reply } => drop(reply.send(self.cold_after(epoch))),
+            Command::Touch {
+                namespace,
+                key,
+                reply,
+            } => {
+                self.touch(namespace, key);
+                let _ = reply.send(());
+            }
             wipe @ (Command::WipedBelow { .. }
             | Command::Forget { .. }
             | Command::KeepWipes { .. }) => self.wipe(wipe, events),
@@ -278,6 +306,22 @@ impl<'a> Served<'a> {
             }
             Command::Close { reply } => drop(reply.send(())),
         }
+    }
+
+    fn touch(&mut self, namespace: NamespaceId, key: BlockKey) {
+        if let Some(touched) = &mut self.touched {
+            touched.touch(namespace, &key, Instant::now());
+        }
+    }
+
+    /// Blocks of the next sealed segment that are cold.
+    fn cold_after(&mut self, epoch: u64) -> Option<(u64, Vec<Stored>)> {
+        let touched = self.touched.as_mut()?;
+        let now = Instant::now();
+        let (next, mut blocks) = self.store.sealed_after(epoch)?;
+        blocks.retain(|one| touched.is_cold(one.namespace, &one.key, now));
+        blocks.sort_unstable_by_key(|one| one.place.offset);
+        Some((next, blocks))
     }
 
     fn attach(&mut self, arenas: &[Arc<Arena>]) {
@@ -328,7 +372,12 @@ impl<'a> Served<'a> {
                 self.answers.put(put.tag, Err(wiped));
                 continue;
             }
-            match self.store.put(put.tag, put.image) {
+            let taken = match put.how {
+                As::New => self.store.put(put.tag, put.image),
+                As::Over(place) => self.store.put_over(put.tag, put.image, place),
+                As::Form(from) => self.store.recode(put.tag, put.image, &from),
+            };
+            match taken {
                 Ok(()) => {}
                 Err((image, PutError::Busy { .. })) => {
                     return self.puts.push_front(Put { image, ..put });

@@ -4,7 +4,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Waker};
 
 use kvtier_proto::descriptor::PartOrder;
-use kvtier_proto::{BlockKey, BlockLayout, LayoutFingerprint, PayloadKind};
+use kvtier_proto::{BlockKey, BlockLayout, LayoutFingerprint, Level, PayloadKind};
 
 use super::*;
 use crate::block::BlockFacts;
@@ -20,6 +20,10 @@ fn name(key: u8) -> Name {
 }
 
 fn add(tier: &HostTier, key: u8) -> Arc<HostBlock> {
+    add_from(tier, key, Level::RAW)
+}
+
+fn add_from(tier: &HostTier, key: u8, level: Level) -> Arc<HostBlock> {
     let (kind, key) = name(key);
     let namespace = tier.namespace();
     let facts = BlockFacts {
@@ -35,7 +39,7 @@ fn add(tier: &HostTier, key: u8) -> Arc<HostBlock> {
         key,
     };
     let image = tier.room(BLOCK).image.unwrap();
-    let block = HostBlock::new(id, facts, image, 0).unwrap();
+    let block = HostBlock::restored(id, facts, level, (image, 0)).unwrap();
     tier.insert(block, false, tier.life()).unwrap()
 }
 
@@ -55,6 +59,32 @@ fn room_is_made_only_from_blocks_that_nobody_holds() {
     drop(again);
     assert_eq!(tier.info(&name(1)).unwrap().holders, 0);
     assert_eq!(tier.room(BLOCK).evicted, [name(1)]);
+}
+
+// Goal: A2, and that a reader of the worse block keeps its bytes, its pin the name.
+#[test]
+fn a_better_block_takes_the_place_of_a_worse_one_and_never_the_other_way_round() {
+    let tier = tier(3);
+    let worse = add_from(&tier, 1, Level::INT8);
+    assert!(tier.pin(&name(1), Some(Duration::from_secs(60))));
+    let better = add_from(&tier, 1, Level::LOSSLESS);
+    assert_eq!(better.level(), Level::LOSSLESS);
+    assert_eq!((worse.level(), worse.payload().len()), (Level::INT8, BLOCK));
+    assert!(Arc::ptr_eq(&better, &tier.get(&name(1)).unwrap()));
+    drop(worse);
+    assert_eq!(
+        tier.info(&name(1)).unwrap().holders,
+        1,
+        "the better one is held"
+    );
+    let again = add_from(&tier, 1, Level::SMALL);
+    assert!(Arc::ptr_eq(&better, &again), "a worse one changes nothing");
+    drop((better, again));
+    assert_eq!((tier.len(), tier.info(&name(1)).unwrap().holders), (1, 0));
+    let held = add(&tier, 2);
+    let rest = tier.room(BLOCK).image.unwrap();
+    assert!(tier.room(BLOCK).image.is_none(), "the pin is the name's");
+    drop((held, rest));
 }
 
 // Goal: the end of a hold on a block of the life before says nothing of the block that has its

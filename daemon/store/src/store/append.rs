@@ -15,7 +15,7 @@ use std::io::{Error, ErrorKind};
 use crate::disk::Disk;
 use crate::events::{Counter, DeviceState, Event, PutError};
 use crate::format::segment::{SegmentHeader, footer_len, segment_name};
-use crate::format::{BLOCK, Header, Stamp, index};
+use crate::format::{BLOCK, Header, Place, Stamp, index};
 use crate::image::RecordImage;
 use crate::index::{Stored, layout_tag};
 use crate::lane::{Class, Transfer};
@@ -26,10 +26,12 @@ use super::{Flight, Refused, Store};
 /// Why a record is written.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Origin {
-    /// Somebody put it.
-    Put { tag: u64 },
+    /// Somebody put it. A record that lies at `over` is no answer to that.
+    Put { tag: u64, over: Option<Place> },
     /// It is pinned, and the segment where it lies is being recycled.
     Forward { from: Stored },
+    /// It is another form of the record at `from`, whose place it takes.
+    Recode { tag: u64, from: Stored },
 }
 
 /// A record without a place.
@@ -82,6 +84,10 @@ impl<D: Disk> Store<D> {
     /// Errors: `Busy` (retry after an event), `TooLarge`, `Poisoned`; nothing happened, and the
     /// image comes back.
     pub fn put(&mut self, tag: u64, image: RecordImage) -> Result<(), Refused> {
+        self.enqueue(Origin::Put { tag, over: None }, image)
+    }
+
+    pub(super) fn enqueue(&mut self, origin: Origin, image: RecordImage) -> Result<(), Refused> {
         let (len, max) = (u64::from(image.layout().image_len), self.image_len_max());
         if let Some(since) = self.poisoned {
             return Err((image, PutError::Poisoned { since }));
@@ -97,10 +103,7 @@ impl<D: Disk> Store<D> {
                 },
             ));
         }
-        self.queue.push_back(Queued {
-            origin: Origin::Put { tag },
-            image,
-        });
+        self.queue.push_back(Queued { origin, image });
         Ok(())
     }
 
@@ -138,10 +141,20 @@ impl<D: Disk> Store<D> {
         }
     }
 
-    /// Answers the front of the queue when its record is here already.
+    /// Answers the front of the queue when its record is here already, or has nothing to replace.
     fn answer_present(&mut self, events: &mut Vec<Event>) -> bool {
         let Some(front) = self.queue.front() else {
             return false;
+        };
+        let over = match front.origin {
+            Origin::Put { over, .. } => over,
+            Origin::Recode { from, .. } if self.is_here(&from) => return false,
+            Origin::Recode { .. } | Origin::Forward { .. } => {
+                if let Some(Queued { origin, image }) = self.queue.pop_front() {
+                    self.fail(origin, Some(image), PutError::Superseded, events);
+                }
+                return true;
+            }
         };
         let summary = front.image.summary();
         let Some(here) = self.index.get(summary.namespace, &summary.key) else {
@@ -149,11 +162,11 @@ impl<D: Disk> Store<D> {
         };
         let same = (here.kind, here.level, here.layout_tag)
             == (summary.kind, summary.level, layout_tag(&summary.layout));
-        if !same {
+        if !same || over == Some(here.place) {
             return false;
         }
         if let Some(Queued {
-            origin: Origin::Put { tag },
+            origin: Origin::Put { tag, .. },
             image,
         }) = self.queue.pop_front()
         {
@@ -332,13 +345,14 @@ impl<D: Disk> Store<D> {
         let Some(segment) = self.active.and_then(|active| self.segments.get_mut(active)) else {
             return;
         };
-        // A copy keeps its number: it is the same put, older than any that came after it.
+        // A copy keeps its number, and so does another form: it is the same put, older than any
+        // that came after it.
         let sequence = match origin {
             Origin::Put { .. } => {
                 self.blank.remove(&image.summary().namespace);
                 self.next_sequence
             }
-            Origin::Forward { from } => from.place.sequence,
+            Origin::Forward { from } | Origin::Recode { from, .. } => from.place.sequence,
         };
         self.next_sequence = self.next_sequence.max(sequence + 1);
         let stamp = Stamp {

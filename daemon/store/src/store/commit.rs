@@ -104,7 +104,7 @@ impl<D: Disk> Store<D> {
         let place = summary.place;
         self.write_errors_in_a_row = 0;
         let written = match origin {
-            Origin::Put { .. } => Counter::BytesWritten,
+            Origin::Put { .. } | Origin::Recode { .. } => Counter::BytesWritten,
             Origin::Forward { .. } => Counter::BytesForwarded,
         };
         self.counters.add(written, u64::from(place.len));
@@ -274,10 +274,15 @@ impl<D: Disk> Store<D> {
                 return;
             }
         }
+        if let Origin::Recode { from, .. } = origin
+            && !self.is_here(&from)
+        {
+            return self.fail(origin, Some(image), PutError::Superseded, events);
+        }
         if let Inserted::Replaced(old) = self.index.insert(&stored) {
             self.changed.removed(&old);
         }
-        if let Origin::Put { tag } = origin {
+        if let Origin::Put { tag, .. } | Origin::Recode { tag, .. } = origin {
             self.counters.add(Counter::PutsDurable, 1);
             events.push(Event::Put {
                 tag,
@@ -297,7 +302,7 @@ impl<D: Disk> Store<D> {
         events: &mut Vec<Event>,
     ) {
         match origin {
-            Origin::Put { tag } => {
+            Origin::Put { tag, .. } | Origin::Recode { tag, .. } => {
                 self.counters.add(Counter::PutsFailed, 1);
                 events.push(Event::Put {
                     tag,

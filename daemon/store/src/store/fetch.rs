@@ -18,7 +18,7 @@ use kvtier_proto::Miss;
 use crate::disk::Disk;
 use crate::events::{Counter, Event};
 use crate::format::{Head, Place, index};
-use crate::lane::Transfer;
+use crate::lane::{Class, Transfer};
 use crate::mem::{Arena, IoBuf};
 use crate::read::{Covered, Expectation, Partial, Unverified, Want, cover};
 
@@ -28,6 +28,7 @@ use super::{Flight, Store};
 #[derive(Debug)]
 pub(super) struct Reading {
     tag: u64,
+    class: Class,
     expect: Expectation,
     stage: Stage,
 }
@@ -54,6 +55,26 @@ impl<D: Disk> Store<D> {
     /// A miss that is known at once comes back with the buffer: `Absent`; `NoSpace` when the
     /// buffer is too short; `Device` when the device takes no operations.
     pub fn get(&mut self, tag: u64, want: &Want, buf: IoBuf) -> Result<(), (IoBuf, Miss)> {
+        self.get_as(Class::Read, tag, want, buf)
+    }
+
+    /// As [`Store::get`], for somebody who is in no hurry: on the device it is background work.
+    pub fn get_in_background(
+        &mut self,
+        tag: u64,
+        want: &Want,
+        buf: IoBuf,
+    ) -> Result<(), (IoBuf, Miss)> {
+        self.get_as(Class::Background, tag, want, buf)
+    }
+
+    fn get_as(
+        &mut self,
+        class: Class,
+        tag: u64,
+        want: &Want,
+        buf: IoBuf,
+    ) -> Result<(), (IoBuf, Miss)> {
         let expect = match self.expect(want, &buf) {
             Ok(expect) if (expect.place.len as usize) <= buf.len() => expect,
             Ok(_) => return Err(self.missed(buf, Miss::NoSpace)),
@@ -62,6 +83,7 @@ impl<D: Disk> Store<D> {
         let len = expect.place.len as usize;
         let reading = Reading {
             tag,
+            class,
             expect,
             stage: Stage::Whole,
         };
@@ -89,6 +111,7 @@ impl<D: Disk> Store<D> {
         let len = expect.place.head_len as usize;
         let reading = Reading {
             tag,
+            class: Class::Read,
             expect,
             stage: Stage::Head(parts),
         };
@@ -113,7 +136,12 @@ impl<D: Disk> Store<D> {
             covered,
             head: Some(head),
         });
-        let reading = Reading { tag, expect, stage };
+        let reading = Reading {
+            tag,
+            class: Class::Read,
+            expect,
+            stage,
+        };
         let started = self.start_read(reading, at, buf, 0, len);
         started.map_err(|buf| self.missed(buf, Miss::Device))
     }
@@ -155,10 +183,11 @@ impl<D: Disk> Store<D> {
             tracing::error!(place = ?reading.expect.place, "a block lies in no segment");
             return Err(buf);
         };
-        let user = self.lane.start(Transfer {
+        let read = Transfer {
             buf_at,
             ..Transfer::read(file, at, buf, len)
-        });
+        };
+        let user = self.lane.start(read.of(reading.class));
         self.counters.add(Counter::BytesRead, len as u64);
         self.flights.insert(user, Flight::Read(reading));
         Ok(())
@@ -171,7 +200,12 @@ impl<D: Disk> Store<D> {
         result: Result<(), Error>,
         events: &mut Vec<Event>,
     ) {
-        let Reading { tag, expect, stage } = reading;
+        let Reading {
+            tag,
+            class,
+            expect,
+            stage,
+        } = reading;
         self.segments.read_ends(&expect.place);
         let Some(mut buf) = buf else {
             tracing::error!(tag, "the disk kept the buffer of a read");
@@ -196,7 +230,12 @@ impl<D: Disk> Store<D> {
                     let head_len = expect.place.head_len as usize;
                     let head = None;
                     let stage = Stage::Parts(Partial { covered, head });
-                    let reading = Reading { tag, expect, stage };
+                    let reading = Reading {
+                        tag,
+                        class,
+                        expect,
+                        stage,
+                    };
                     match self.start_read(reading, at, buf, head_len, len) {
                         Ok(()) => return,
                         Err(back) => {

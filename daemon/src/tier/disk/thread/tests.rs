@@ -10,7 +10,7 @@ use kvtier_store::{PartCode, PartSpec, RecordBuilder, RecordMeta};
 use tokio::sync::oneshot::error::TryRecvError as NotYet;
 
 use super::super::ScrubOptions;
-use super::super::device::PutDone;
+use super::super::device::{As, PutDone};
 use super::*;
 
 const SEGMENT: u64 = 1 << 20;
@@ -35,6 +35,7 @@ fn status() -> Arc<Mutex<DiskStatus>> {
         queue_depth: 8,
         lane: LaneKind::Pread,
         scrub: ScrubOptions::OFF,
+        cold_after: None,
         hosts: Vec::new(),
         unusable: None,
     })))
@@ -101,6 +102,7 @@ impl<'a> Driven<'a> {
         let life = Life(lives.load(Ordering::SeqCst));
         let put = Command::Put {
             image,
+            how: As::New,
             lives,
             life,
             reply,
