@@ -10,9 +10,9 @@
 //!   T2  Sums are exact modulo 2^32: a pair of products of 16-bit numbers is one instruction.
 
 use std::arch::x86_64::{
-    __m256i, _mm256_add_epi32, _mm256_add_ps, _mm256_castps_si256, _mm256_castsi256_ps,
-    _mm256_loadu_si256, _mm256_madd_epi16, _mm256_mul_ps, _mm256_set1_epi32, _mm256_set1_ps,
-    _mm256_setzero_ps, _mm256_setzero_si256, _mm256_storeu_si256,
+    __m256, __m256i, _mm256_add_epi32, _mm256_add_ps, _mm256_loadu_ps, _mm256_loadu_si256,
+    _mm256_madd_epi16, _mm256_mul_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps,
+    _mm256_setzero_si256, _mm256_storeu_ps, _mm256_storeu_si256,
 };
 
 use super::Fast;
@@ -54,8 +54,8 @@ fn multiply_wide(panel: &[Column], with: &Operand<'_>, tile: usize, out: &mut [C
         for (column, words) in panel.iter().zip(with.tile(tile)) {
             let column: [__m256i; REGS] = load(column);
             let words = words.as_chunks::<ABREAST>().0.get(group);
-            for (sums, word) in sums.iter_mut().zip(words.into_iter().flatten()) {
-                let word = _mm256_set1_epi32(*word);
+            for (sums, word) in sums.iter_mut().zip(words.copied().unwrap_or_default()) {
+                let word = _mm256_set1_epi32(word);
                 for (sum, column) in sums.iter_mut().zip(column) {
                     *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(column, word));
                 }
@@ -87,20 +87,18 @@ fn multiply_real_wide(
     for (group, out) in out.as_chunks_mut::<ABREAST>().0.iter_mut().enumerate() {
         let mut sums = [[_mm256_setzero_ps(); REGS]; ABREAST];
         for (column, left) in panel.iter().zip(left) {
-            let column = load(&column.map(|number| number.to_bits().cast_signed()));
+            let column = load_real(column);
             let left = left.as_chunks::<ABREAST>().0.get(group);
-            for (sums, value) in sums.iter_mut().zip(left.into_iter().flatten()) {
-                let value = _mm256_set1_ps(*value);
+            for (sums, value) in sums.iter_mut().zip(left.copied().unwrap_or_default()) {
+                let value = _mm256_set1_ps(value);
                 for (sum, column) in sums.iter_mut().zip(column) {
-                    let product = _mm256_mul_ps(_mm256_castsi256_ps(column), value);
+                    let product = _mm256_mul_ps(column, value);
                     *sum = _mm256_add_ps(*sum, product);
                 }
             }
         }
         for (out, sums) in out.iter_mut().zip(sums) {
-            let mut words = [0; PANEL];
-            store(&mut words, sums.map(|sum| _mm256_castps_si256(sum)));
-            *out = words.map(|word| f32::from_bits(word.cast_unsigned()));
+            store_real(out, sums);
         }
     }
 }
@@ -120,5 +118,23 @@ fn store(column: &mut Column, regs: [__m256i; REGS]) {
     for (words, reg) in column.as_chunks_mut::<8>().0.iter_mut().zip(regs) {
         // SAFETY: a register is eight words, and `words` is a reference to so many.
         unsafe { _mm256_storeu_si256(std::ptr::from_mut(words).cast(), reg) };
+    }
+}
+
+#[target_feature(enable = "avx2")]
+fn load_real(column: &[f32; PANEL]) -> [__m256; REGS] {
+    let mut regs = [_mm256_setzero_ps(); REGS];
+    for (reg, numbers) in regs.iter_mut().zip(column.as_chunks::<8>().0) {
+        // SAFETY: a register is eight numbers, and `numbers` is a reference to so many.
+        *reg = unsafe { _mm256_loadu_ps(std::ptr::from_ref(numbers).cast()) };
+    }
+    regs
+}
+
+#[target_feature(enable = "avx2")]
+fn store_real(column: &mut [f32; PANEL], regs: [__m256; REGS]) {
+    for (numbers, reg) in column.as_chunks_mut::<8>().0.iter_mut().zip(regs) {
+        // SAFETY: a register is eight numbers, and `numbers` is a reference to so many.
+        unsafe { _mm256_storeu_ps(std::ptr::from_mut(numbers).cast(), reg) };
     }
 }
