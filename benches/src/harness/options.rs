@@ -36,6 +36,8 @@ pub struct Options {
     leases_per_session: u32,
     staging_max: u64,
     operators: Option<Vec<u32>>,
+    lowest_quality: &'static str,
+    codec: String,
 }
 
 impl Default for Options {
@@ -56,6 +58,8 @@ impl Default for Options {
             leases_per_session: 65_536,
             staging_max: 256 * MIB,
             operators: None,
+            lowest_quality: "exact",
+            codec: String::new(),
         }
     }
 }
@@ -112,7 +116,7 @@ impl Options {
         self
     }
 
-    /// `raw`, `lossless` or `zstd`.
+    /// Any level that `disk.level` takes.
     #[must_use]
     pub fn level(mut self, level: &'static str) -> Self {
         self.level = level;
@@ -164,6 +168,20 @@ impl Options {
     #[must_use]
     pub fn staging_max_mib(mut self, mib: u64) -> Self {
         self.staging_max = mib * MIB;
+        self
+    }
+
+    /// Worst quality at which blocks of every namespace may be stored.
+    #[must_use]
+    pub fn lowest_quality(mut self, quality: &'static str) -> Self {
+        self.lowest_quality = quality;
+        self
+    }
+
+    /// Lines of the table `[codec]`.
+    #[must_use]
+    pub fn codec(mut self, lines: &str) -> Self {
+        self.codec = lines.to_owned();
         self
     }
 
@@ -229,6 +247,7 @@ impl Options {
                 line(format!("queue_depth = {depth}"));
             }
         }
+        line(format!("[codec]\n{}", self.codec));
         let own = Namespace {
             name: "default".into(),
             uids: vec![rustix::process::geteuid().as_raw()],
@@ -239,6 +258,7 @@ impl Options {
             let (name, uids) = (&one.name, &one.uids);
             line(format!("[[namespace]]\nname = \"{name}\"\nuids = {uids:?}"));
             line(format!("staging_max = {}", quoted(self.staging_max)));
+            line(format!("lowest_quality = \"{}\"", self.lowest_quality));
         }
         if let Some(uids) = &self.operators {
             line(format!("[operator]\nuids = {uids:?}"));

@@ -15,6 +15,7 @@ mod clients;
 mod identity;
 mod model;
 mod operate;
+mod quality;
 mod requests;
 mod restores;
 mod room;

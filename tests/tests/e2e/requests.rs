@@ -113,6 +113,7 @@ fn calls_of_an_unknown_session_are_refused() {
         for token in [vec![], vec![1; 15], vec![1; 16], vec![1; 17], almost] {
             let session: Bytes = token.into();
             let lookup = rpc.lookup(v1::LookupRequest {
+                accept: 0,
                 session: session.clone(),
                 keys: vec![key(1)],
                 kind: KV,
@@ -130,6 +131,7 @@ fn calls_of_an_unknown_session_are_refused() {
             });
             refused(wipe.await, Code::Unauthenticated, &["unknown session"]);
             let start = v1::restore_command::Command::Start(v1::RestoreStart {
+                accept: 0,
                 session,
                 keys: vec![key(1)],
                 kind: KV,
@@ -181,6 +183,7 @@ fn keys_too_many_too_few_and_of_wrong_length_are_refused_by_field() {
         let token = session.token();
         let bad = Code::InvalidArgument;
         let lookup = |keys: Vec<Bytes>, kind: i32| v1::LookupRequest {
+            accept: 0,
             session: token.clone(),
             keys,
             kind,
@@ -206,12 +209,14 @@ fn keys_too_many_too_few_and_of_wrong_length_are_refused_by_field() {
             };
             refused(session.rpc.pin(pin).await, bad, parts);
             let prefetch = v1::PrefetchRequest {
+                accept: 0,
                 session: token.clone(),
                 keys: keys.clone(),
                 kind: KV,
             };
             refused(session.rpc.prefetch(prefetch).await, bad, parts);
             let start = v1::restore_command::Command::Start(v1::RestoreStart {
+                accept: 0,
                 session: token.clone(),
                 keys: keys.clone(),
                 kind: KV,
@@ -220,6 +225,7 @@ fn keys_too_many_too_few_and_of_wrong_length_are_refused_by_field() {
             });
             refused(restore(&mut session.rpc, vec![start]).await, bad, parts);
             let get = session.rpc.get_inline(v1::GetInlineRequest {
+                accept: 0,
                 session: token.clone(),
                 keys,
                 kind: KV,
@@ -243,6 +249,7 @@ fn a_message_above_four_mib_is_refused_before_it_is_read() {
         let mut daemon = Daemon::start(Options::default());
         let mut session = opened(&daemon).await;
         let lookup = session.rpc.lookup(v1::LookupRequest {
+            accept: 0,
             session: session.token(),
             keys: vec![vec![1; 5 << 20].into()],
             kind: KV,
@@ -262,6 +269,7 @@ fn restore_commands_that_make_no_sense_end_their_stream_only() {
         let mut session = opened(&daemon).await;
         use v1::restore_command::Command;
         let start = Command::Start(v1::RestoreStart {
+            accept: 0,
             session: session.token(),
             keys: vec![key(1), key(2)],
             kind: KV,

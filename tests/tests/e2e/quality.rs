@@ -1,0 +1,170 @@
+//! Lossy levels: who asked for them gets them, and nobody else does; cold blocks become smaller.
+//!
+//! Upstairs:   `main`.
+//! Downstairs: the harness. Payloads are values between 0.007 and 2.
+
+use std::time::Duration;
+
+use kvtier_client::{
+    Acknowledge, BlockStatus, Level, Miss, PayloadKind, Quality, RestoreOptions, SaveBlock,
+    SaveOutcome, Session, Tier,
+};
+use kvtier_tests::harness::{Daemon, Options, blocks, eventually, run};
+
+use super::LIMIT;
+
+fn accepting(quality: Quality) -> RestoreOptions {
+    RestoreOptions::default().scattered().accept(quality)
+}
+
+/// Restores everything and returns the level and the largest error of each block that came.
+async fn errors(session: &Session, set: &[SaveBlock], accept: Quality) -> Vec<(Level, f32)> {
+    let keys = blocks::keys(set);
+    let restore = session.restore(&keys, PayloadKind::Kv, accepting(accept));
+    let restored = restore.await.unwrap().collect().await.unwrap();
+    assert_eq!(restored.missed, vec![], "{accept:?}");
+    let value =
+        |word: &[u8]| f32::from_bits(u32::from(u16::from_le_bytes([word[0], word[1]])) << 16);
+    let error = |block: &kvtier_client::LeasedBlock| {
+        let bytes = block.payload().unwrap();
+        let saved = blocks::payload(&set[block.index()].key, PayloadKind::Kv, bytes.len());
+        let pairs = bytes.chunks(2).zip(saved.chunks(2));
+        let errors = pairs.map(|(a, b)| (value(a) - value(b)).abs());
+        (block.level(), errors.fold(0.0, f32::max))
+    };
+    restored.blocks.iter().map(error).collect()
+}
+
+async fn only_quality_misses(session: &Session, set: &[SaveBlock], accept: Quality) {
+    let found = blocks::restore_with(session, set, accepting(accept))
+        .await
+        .unwrap();
+    let all: Vec<_> = (0..set.len()).map(|at| (at, Miss::Quality)).collect();
+    assert_eq!((found.hits, found.misses), (vec![], all), "{accept:?}");
+}
+
+#[test]
+fn a_lossy_level_is_served_to_who_accepts_it_and_to_nobody_else() {
+    run(LIMIT, async {
+        let options = Options::default().level("int8").lowest_quality("any");
+        let model = blocks::gqa();
+        let (daemon, set) = Daemon::cold(options, &model, |session| {
+            blocks::chain(session, 1, 16 * 20, PayloadKind::Kv)
+        })
+        .await;
+        let session = daemon.session(&model).await;
+        let keys = blocks::keys(&set);
+        let exact = session.lookup(&keys, PayloadKind::Kv).await.unwrap();
+        assert_eq!(exact.blocks, [BlockStatus::Missing(Miss::Quality)]);
+        for accept in [Quality::Exact, Quality::Small] {
+            only_quality_misses(&session, &set, accept).await;
+        }
+        let any = session.lookup_accepting(&keys, PayloadKind::Kv, Quality::Any);
+        assert_eq!(any.await.unwrap().prefix_blocks, set.len());
+        for (level, error) in errors(&session, &set, Quality::Any).await {
+            assert_eq!(level, Level::INT8);
+            assert!(error > 0.0 && error < 0.02, "{error}");
+        }
+        // Now they are in host memory, and no better.
+        only_quality_misses(&session, &set, Quality::Exact).await;
+        let explained = session.explain(&set[0].key).await.unwrap();
+        assert_eq!(explained.miss, Some(Miss::Quality));
+        assert!(
+            explained
+                .notes
+                .iter()
+                .any(|note| note.contains("accepts any"))
+        );
+        // The disk has them as a save would store them: there is nothing to save again.
+        let again = blocks::save(&session, &set, Acknowledge::Durable)
+            .await
+            .unwrap();
+        let already = |one: &SaveOutcome| one.is_stored(Acknowledge::Durable);
+        assert!(again.iter().all(already));
+        only_quality_misses(&session, &set, Quality::Exact).await;
+    });
+}
+
+#[test]
+fn a_namespace_that_did_not_ask_for_it_is_stored_exactly_whatever_the_disk_level_is() {
+    run(LIMIT, async {
+        let model = blocks::gqa();
+        let (daemon, set) = Daemon::cold(Options::default().level("kivi2"), &model, |session| {
+            blocks::chain(session, 1, 16 * 20, PayloadKind::Kv)
+        })
+        .await;
+        let session = daemon.session(&model).await;
+        let found = blocks::restore_all(&session, &set).await;
+        assert_eq!(found.from(Tier::Disk), set.len());
+    });
+}
+
+#[test]
+fn an_exact_save_takes_the_place_of_what_is_stored_worse() {
+    run(LIMIT, async {
+        let options = Options::default().level("int8").lowest_quality("any");
+        let model = blocks::gqa();
+        let (mut daemon, set) = Daemon::cold(options, &model, |session| {
+            blocks::chain(session, 1, 16 * 20, PayloadKind::Kv)
+        })
+        .await;
+        daemon.stop();
+        *daemon.options_mut() = daemon.options().clone().level("lossless");
+        daemon.launch();
+        let session = daemon.session(&model).await;
+        assert!(
+            errors(&session, &set, Quality::Any)
+                .await
+                .iter()
+                .all(|one| one.1 > 0.0)
+        );
+        only_quality_misses(&session, &set, Quality::Exact).await;
+        blocks::save_durable(&session, &set).await;
+        blocks::restore_all(&session, &set).await;
+        drop(session);
+        daemon.crash();
+        let session = daemon.session(&model).await;
+        blocks::restore_all(&session, &set).await;
+    });
+}
+
+// Goal: re-encoding loses no block, however the daemon ends meanwhile.
+#[test]
+fn cold_blocks_are_re_encoded_through_crashes_and_none_is_lost() {
+    run(LIMIT, async {
+        let cold = "cold_level = \"int8\"\ncold_after_s = 1\ncold_rate = \"4 MiB\"";
+        let options = Options::default()
+            .level("lossless")
+            .lowest_quality("any")
+            .codec(cold);
+        let options = options.disk_mib(64, 1);
+        let model = blocks::gqa();
+        let (mut daemon, set) = Daemon::cold(options, &model, |session| {
+            blocks::chain(session, 1, 16 * 400, PayloadKind::Kv)
+        })
+        .await;
+        for _ in 0..3 {
+            // Its model is known, and nobody uses its blocks.
+            let session = daemon.session(&model).await;
+            eventually(Duration::from_secs(60), async || {
+                let scrape = daemon.metrics();
+                match scrape.get("kvtier_recoded_blocks_total{outcome=\"done\"}") {
+                    done if done >= 5.0 => Ok(()),
+                    done => Err(format!("{done} blocks were re-encoded")),
+                }
+            })
+            .await;
+            drop(session);
+            daemon.crash();
+        }
+        let session = daemon.session(&model).await;
+        let found = errors(&session, &set, Quality::Any).await;
+        assert_eq!(found.len(), set.len());
+        let lossy = found.iter().filter(|(level, _)| *level == Level::INT8);
+        assert!(lossy.count() >= 15);
+        for (level, error) in found {
+            let most = if level == Level::INT8 { 0.02 } else { 0.0 };
+            assert!(error <= most, "{level}: {error}");
+        }
+    });
+}
