@@ -208,8 +208,8 @@ impl HostBlock {
         Self::restored(id, facts, Level::RAW, (image, payload_at))
     }
 
-    /// A new block, which is nobody's yet, from a record of `level`. `image` holds the payload from `payload_at` on. `None`
-    /// when it is too short for it.
+    /// A new block, which is nobody's yet, from a record of `level`. `image` holds the payload from
+    /// `payload_at` on. `None` when it is too short for it.
     pub fn restored(
         id: BlockId,
         facts: BlockFacts,

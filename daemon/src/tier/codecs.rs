@@ -1,7 +1,7 @@
 //! Which codecs there are for the blocks of a model: those without tables, and those whose tables
 //! are of that model.
 //!
-//! Upstairs:   `save`, `load` and `recode` ask by layout; `explain` and `status` show what is there.
+//! Upstairs:   `save`, `load` and `recode` ask by layout; `explain` and `status` show them.
 //! Downstairs: `kvtier_kernels`.
 //!
 //! Invariants kept here

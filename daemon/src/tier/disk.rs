@@ -221,8 +221,8 @@ impl DiskTier {
     }
 
     /// Appends a record to the device that it belongs to, or the next that takes it; one that does
-    /// not answer comes last. One that lies at `over` cannot be read, and is no answer. Returns when
-    /// it is durable.
+    /// not answer comes last. One that lies at `over` cannot be read, and is no answer. Returns
+    /// when it is durable.
     ///
     /// # Errors
     /// Why it is not stored, for the log. The block stays where it was.

@@ -231,7 +231,8 @@ impl HostTier {
     }
 
     /// Publishes a block; when one of that name is there already that is as good, that one is
-    /// returned. `None` when the namespace was wiped since `life` was read: the block belongs to what is gone.
+    /// returned. `None` when the namespace was wiped since `life` was read: the block belongs to
+    /// what is gone.
     pub fn insert(&self, block: HostBlock, durable: bool, life: Life) -> Option<Arc<HostBlock>> {
         let name = (block.id().kind, block.id().key);
         let mut shelf = self.lock();

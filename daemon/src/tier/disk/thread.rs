@@ -157,14 +157,12 @@ struct Served<'a> {
     device: Device,
     roll: &'a Roll,
     status: Arc<Mutex<DiskStatus>>,
-    /// The state that was reported last.
     told: Option<DeviceState>,
     answers: Answers<'a>,
     /// In the order they came. The store's queue may have no room for them.
     puts: VecDeque<Put>,
     pins: Pins,
     scrubber: Scrubber,
-    /// Where somebody asks for cold blocks.
     touched: Option<Touched>,
     tags: u64,
     counted: BTreeMap<&'static str, u64>,
@@ -226,6 +224,45 @@ impl<'a> Served<'a> {
                 let found = ids.iter().map(|id| self.peek(id)).collect();
                 let _ = reply.send(found);
             }
+            io @ (Command::Put { .. } | Command::Get { .. }) => self.io(io),
+            Command::Condemn {
+                id,
+                place,
+                miss,
+                reply,
+            } => {
+                let known = miss != Miss::Device || self.store.state() != DeviceState::Failed;
+                if known {
+                    self.store
+                        .condemn(id.namespace, &id.record_key(), &place, miss);
+                }
+                let _ = reply.send(known);
+            }
+            Command::Pin { ids, ttl, reply } => {
+                let _ = reply.send(ids.iter().map(|id| self.pin(id, ttl)).collect());
+            }
+            Command::Cold { epoch, reply } => drop(reply.send(self.cold_after(epoch))),
+            Command::Touch {
+                namespace,
+                key,
+                reply,
+            } => {
+                self.touch(namespace, key);
+                let _ = reply.send(());
+            }
+            wipe @ (Command::WipedBelow { .. }
+            | Command::Forget { .. }
+            | Command::KeepWipes { .. }) => self.wipe(wipe, events),
+            Command::Attach { arenas, reply } => {
+                self.attach(&arenas);
+                let _ = reply.send(());
+            }
+            Command::Close { reply } => drop(reply.send(())),
+        }
+    }
+
+    fn io(&mut self, command: Command) {
+        match command {
             Command::Put {
                 image,
                 how,
@@ -260,51 +297,19 @@ impl<'a> Served<'a> {
                     key: id.record_key(),
                     layout,
                 };
-                if !background {
-                    self.touch(want.namespace, want.key);
-                }
                 let get = match background {
                     true => Store::get_in_background,
-                    false => Store::get,
+                    false => {
+                        self.touch(want.namespace, want.key);
+                        Store::get
+                    }
                 };
                 match get(&mut self.store, self.tags, &want, buf) {
                     Ok(()) => drop(self.answers.gets.insert(self.tags, reply)),
                     Err((_, miss)) => drop(reply.send(Err(miss))),
                 }
             }
-            Command::Condemn {
-                id,
-                place,
-                miss,
-                reply,
-            } => {
-                let known = miss != Miss::Device || self.store.state() != DeviceState::Failed;
-                if known {
-                    self.store
-                        .condemn(id.namespace, &id.record_key(), &place, miss);
-                }
-                let _ = reply.send(known);
-            }
-            Command::Pin { ids, ttl, reply } => {
-                let _ = reply.send(ids.iter().map(|id| self.pin(id, ttl)).collect());
-            }
-            Command::Cold { epoch, reply } => drop(reply.send(self.cold_after(epoch))),
-            Command::Touch {
-                namespace,
-                key,
-                reply,
-            } => {
-                self.touch(namespace, key);
-                let _ = reply.send(());
-            }
-            wipe @ (Command::WipedBelow { .. }
-            | Command::Forget { .. }
-            | Command::KeepWipes { .. }) => self.wipe(wipe, events),
-            Command::Attach { arenas, reply } => {
-                self.attach(&arenas);
-                let _ = reply.send(());
-            }
-            Command::Close { reply } => drop(reply.send(())),
+            _ => {}
         }
     }
 
