@@ -36,6 +36,7 @@ fn tenant() -> Arc<Tenant> {
         uids: vec![7],
         host_quota: Bytes(u64::from(BLOCKS) * BLOCK as u64),
         staging_max: Bytes::mib(1),
+        lowest_quality: kvtier_proto::Quality::Exact,
     };
     let options = TenantOptions {
         state_dir: folder.path(),
