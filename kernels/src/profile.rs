@@ -251,7 +251,8 @@ pub struct Measured {
     pub level: u8,
     /// Bits a value, everything counted.
     pub bits: f32,
-    /// Predicted Kullback-Leibler divergence of the next token. Unit: nats.
+    /// Predicted Kullback-Leibler divergence of the next token; below 0 where none was predicted.
+    /// Unit: nats.
     pub predicted_kl: f32,
 }
 

@@ -26,8 +26,9 @@ use super::plain;
 use super::rate::Choice;
 use crate::profile::Matrix16;
 
-/// Variance of the rounding of an input to an integer.
-const INPUT_NOISE: f64 = 1.0 / 12.0;
+/// Ridge of an input, in squares of its 8-bit steps. Rounding alone is 1/12; of documents left out,
+/// this much takes 0.6 % less at the balanced level of a small model.
+const RIDGE: f64 = 3.0;
 
 /// A part by layer and code.
 pub(super) type Name = (usize, PartCode);
@@ -188,7 +189,7 @@ impl<'a> Loop<'a> {
         means /= count;
         let gram = gram / count - &means * means.transpose();
         let cross = cross / count - mean * means.transpose();
-        let found = ridge(gram, &cross, &DVector::from_element(width, INPUT_NOISE))?;
+        let found = ridge(gram, &cross, &DVector::from_element(width, RIDGE))?;
         matrix16(&found)
     }
 
