@@ -1,10 +1,11 @@
 //! What the levels of a profile take in bits and in processor time, on recorded KV.
 //!
-//! Upstairs:   whoever tunes the levels: `ladder_speed PROFILE KV.safetensors [BLOCK_TOKENS] [LEVEL:PATH]`.
+//! Upstairs:   whoever tunes the levels, with
+//!             `ladder_speed PROFILE KV.safetensors [BLOCK_TOKENS] [LEVEL:PATH]`.
 //! Downstairs: `kvtier-kernels`.
 //!
-//! The file has `K` and `V`, bf16, `[layers, tokens, heads, dim]`. Times are those of this thread, so
-//! that neighbours on the machine disturb them less; of several rounds the fastest counts.
+//! The file has `K` and `V`, bf16, `[layers, tokens, heads, dim]`. Times are those of this thread,
+//! so that neighbours on the machine disturb them less; of several rounds the fastest counts.
 //!
 //! Not here on purpose: no quality. That takes the model.
 #![allow(
@@ -141,7 +142,7 @@ fn main() {
             let [bits, encode, decode, exact] = path.at_most(|| measure(&*codec, &blocks));
             let (name, path, ratio) = (codec.name(), path.name(), 16.0 / bits);
             println!(
-                "{name:14} {path:7} {bits:5.3}  {ratio:5.2}  {encode:6.3}  {decode:6.3}       {exact}"
+                "{name:14} {path:7} {bits:5.3}  {ratio:5.2}  {encode:6.3}  {decode:6.3}  {exact:6}"
             );
         }
     }

@@ -113,8 +113,8 @@ pub fn encode(codes: &Codes, symbols: &[u8], out: &mut [u8]) -> Option<usize> {
     crate::simd::rans_encode(codes, symbols, out)
 }
 
-/// [`encode`] of runs of symbols with codes of their own, one after the other in one stream. Each is
-/// a multiple of [`LANES`] long, and decoded by one [`Decoder::run`].
+/// [`encode`] of runs of symbols with codes of their own, one after the other in one stream. Each
+/// is a multiple of [`LANES`] long, and decoded by one [`Decoder::run`].
 pub fn encode_runs(runs: &[(&Codes, &[u8])], out: &mut [u8]) -> Option<usize> {
     crate::simd::rans_encode_runs(runs, out)
 }

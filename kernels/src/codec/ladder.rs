@@ -83,6 +83,15 @@ struct Scratch {
     row: Vec<f32>,
 }
 
+/// What of it encoding takes beside the inputs, which it reads meanwhile.
+type Lent<'a> = (
+    &'a mut stream::Memory,
+    &'a mut rows::Tile,
+    &'a mut forward::Memory,
+    &'a mut Vec<u8>,
+    &'a mut Vec<f32>,
+);
+
 thread_local! {
     static SCRATCH: Cell<Option<Box<Scratch>>> = const { Cell::new(None) };
 }
@@ -190,13 +199,7 @@ impl Ladder {
         shape: &PartShape,
         (raw, out): (&[u8], &mut [u8]),
         base: Base<'_>,
-        parts: (
-            &mut stream::Memory,
-            &mut rows::Tile,
-            &mut forward::Memory,
-            &mut Vec<u8>,
-            &mut Vec<f32>,
-        ),
+        parts: Lent<'_>,
     ) -> Option<(usize, u32)> {
         let (memory, tile, forward, restored, given) = parts;
         let view = self.view(shape)?;

@@ -87,7 +87,10 @@ pub enum ProfileError {
         field: &'static str,
     },
     /// Parts that are not sorted, or twice there.
-    #[error("{} of layer {layer} is out of order; accepted: rising layers, K before V", <&str>::from(*code))]
+    #[error(
+        "{} of layer {layer} is out of order; accepted: rising layers, K before V",
+        <&str>::from(*code)
+    )]
     Order {
         /// Its layer.
         layer: u32,

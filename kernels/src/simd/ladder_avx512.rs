@@ -4,7 +4,8 @@
 //! Downstairs: the processor.
 //!
 //! Unsafe is used to call functions that need these instructions with the proof that they are
-//! there ([`Fast512`], [`Vnni`]), and to load and store whole registers from references of that size.
+//! there ([`Fast512`], [`Vnni`]), and to load and store whole registers from references of that
+//! size.
 //!
 //! Invariants kept here
 //!   T2  Sums are exact modulo 2^32: `vpdpwssd` adds two products of 16-bit numbers and does not

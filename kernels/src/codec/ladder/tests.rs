@@ -156,12 +156,14 @@ proptest! {
                 let bound = codec.error_in(&shape, &stored).unwrap();
                 let values = floats::read(element, &raw);
                 let size = element.bytes();
-                for (at, (value, other)) in values.iter().zip(floats::read(element, &back)).enumerate() {
+                let others = floats::read(element, &back);
+                for (at, (value, other)) in values.iter().zip(others).enumerate() {
                     let bytes = at * size..(at + 1) * size;
                     let same = raw[bytes.clone()] == back[bytes];
                     let error = (value - other).abs();
                     let allowed = bound * 1.0001 + rounding(element, other);
-                    prop_assert!(same || error <= allowed, "{}: {value} became {other}", codec.name());
+                    let name = codec.name();
+                    prop_assert!(same || error <= allowed, "{name}: {value} became {other}");
                 }
                 block.0.insert((shape.layer(), shape.code() as u8), back);
             }
