@@ -83,8 +83,8 @@ impl Dir {
             Access::Read => direct_io(found_here(&fd)?)?,
         };
         if access == Access::Write {
-            // Whoever was killed in the middle of a create left a file whose name may not be durable.
-            // Nothing is put into it before it is.
+            // Whoever was killed in the middle of a create left a file whose name may not be
+            // durable. Nothing is put into it before it is.
             rustix::fs::fsync(&fd)
                 .map_err(|e| naming(e, &format!("cannot sync directory {}", path.display())))?;
         }
