@@ -11,6 +11,8 @@
 pub(crate) enum Bug {
     /// A block of the life before a wipe is published after it.
     PublishAcrossWipe,
+    /// A life is seen before the devices were told of the wipe that begins it.
+    LifeBeforeForget,
     /// A block that was handed out again counts as returned.
     ReturnWhileLent,
     /// A session that has ended takes a lease.

@@ -108,13 +108,26 @@ pub struct Tiers {
     /// this one's.
     loads: Mutex<Loads>,
     writes: Mutex<Writes>,
+    wipe_wait: Duration,
     metrics: Arc<Metrics>,
+}
+
+/// Why a wipe was not answered.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WipeFailed {
+    /// Nothing of before is served; a restart may bring it back. It may yet become durable.
+    #[error("the wipe is not durable, repeat it: {0}")]
+    NotDurable(String),
+    /// Nothing happened.
+    #[error("an earlier wipe of this namespace is still under way; nothing was wiped by this call")]
+    Waited,
 }
 
 /// How long a save or a load waits for host memory before it gives up: time for the writes in
 /// flight to finish, not for a client to release its leases.
 const ROOM_WAIT: Duration = Duration::from_secs(5);
-/// How long a caller waits for a wipe. A device that hangs takes longer than that, or for ever.
+/// How long a caller waits for a wipe, unless a test says otherwise. A device that hangs takes
+/// longer than that, or for ever.
 const WIPE_WAIT: Duration = Duration::from_secs(30);
 
 impl Tiers {
@@ -131,6 +144,10 @@ impl Tiers {
             cold,
             tables,
         } = coding.into();
+        let mut disk = disk;
+        if let Some(disk) = &mut disk {
+            disk.share_scratch(scratch.arena().capacity());
+        }
         Arc::new(Self {
             disk,
             codecs: Codecs::new(tables),
@@ -141,6 +158,7 @@ impl Tiers {
             cpu: Semaphore::new(cores),
             loads: Mutex::default(),
             writes: Mutex::default(),
+            wipe_wait: WIPE_WAIT,
             metrics,
         })
     }
@@ -262,24 +280,31 @@ impl Tiers {
     ///
     /// # Errors
     /// A device, or the state directory, did not take it, or not in time; nothing that was saved
-    /// before is served meanwhile. Or an earlier wipe of the namespace hangs.
-    pub async fn wipe(self: &Arc<Self>, host: &Arc<HostTier>) -> Result<Wiped, String> {
-        let late = || "a device does not answer".to_owned();
-        let limit = Instant::now() + WIPE_WAIT;
+    /// before is served meanwhile. Or an earlier wipe of the namespace hangs, and this one did
+    /// nothing.
+    pub async fn wipe(self: &Arc<Self>, host: &Arc<HostTier>) -> Result<Wiped, WipeFailed> {
+        let limit = Instant::now() + self.wipe_wait;
         let turn = Arc::clone(&host.lines.wipes).acquire_owned();
-        let turn = timeout_at(limit, turn).await.map_err(|_| late())?;
+        let Ok(Ok(turn)) = timeout_at(limit, turn).await else {
+            return Err(WipeFailed::Waited);
+        };
         let (tiers, host) = (Arc::clone(self), Arc::clone(host));
         let wiping = tokio::spawn(async move {
             let wiped = tiers.wipe_to_the_end(&host).await;
             drop(turn);
             wiped
         });
-        let wiped = timeout_at(limit, wiping).await.map_err(|_| late())?;
-        wiped.unwrap_or_else(|lost| Err(lost.to_string()))
+        let wiped = match timeout_at(limit, wiping).await {
+            Ok(Ok(wiped)) => wiped,
+            Ok(Err(lost)) => Err(lost.to_string()),
+            Err(_) => Err("a device does not answer".to_owned()),
+        };
+        wiped.map_err(WipeFailed::NotDurable)
     }
 
     async fn wipe_to_the_end(&self, host: &HostTier) -> Result<Wiped, String> {
-        let gone = host.clear();
+        let forget = |disk| DiskTier::forget(disk, host.namespace());
+        let (gone, forgetting) = host.clear(|| self.disk.as_ref().map(forget));
         let blocks = gone.len() as u64;
         for block in gone {
             host.announce(BlockEvent {
@@ -288,8 +313,8 @@ impl Tiers {
                 removed: Some(Miss::Evicted),
             });
         }
-        let mut wiped = match &self.disk {
-            Some(disk) => disk.wipe(host.namespace()).await?,
+        let mut wiped = match self.disk.as_ref().zip(forgetting) {
+            Some((disk, forgetting)) => disk.wipe(forgetting).await?,
             None => Wiped::default(),
         };
         wiped.blocks = wiped.blocks.max(blocks);

@@ -10,6 +10,7 @@ use std::cell::Cell;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bug {
     PublishAcrossWipe,
+    LifeBeforeForget,
     ReturnWhileLent,
     LeaseAfterEnd,
     TakeInTwoSteps,

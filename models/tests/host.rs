@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use kvtier_models::block::{BlockFacts, BlockId, HostBlock};
 use kvtier_models::planted::Bug;
+use kvtier_models::sync::{AtomicU64, Ordering};
 use kvtier_models::tier::directory::Name;
 use kvtier_models::tier::host::{HostTier, Life};
 use kvtier_models::tier::scratch::{Line, Scratch};
@@ -21,6 +22,7 @@ use kvtier_proto::descriptor::PartOrder;
 use kvtier_proto::{BlockKey, BlockLayout, LayoutFingerprint, NamespaceId, PayloadKind};
 use kvtier_store::mem::{IoBuf, Pages};
 use shuttle::future::block_on;
+use shuttle::sync::mpsc::{Receiver, Sender, channel};
 use shuttle::thread;
 
 const BLOCK: usize = 4096;
@@ -134,7 +136,7 @@ fn saves_and_wipes() {
     let wiper = {
         let tier = Arc::clone(&tier);
         thread::spawn(move || {
-            drop(tier.clear());
+            drop(tier.clear(|| ()));
             let now = fill(tier.life());
             let seen = [1, 2].map(|key| tier.get(&name(key)));
             for block in seen.iter().flatten() {
@@ -152,7 +154,7 @@ fn saves_and_wipes() {
             assert_eq!(info.holders, 0, "a hold that nobody has");
         }
     }
-    drop(tier.clear());
+    drop(tier.clear(|| ()));
     assert_eq!(tier.used(), 0, "memory was lost");
 }
 
@@ -161,6 +163,90 @@ fn saves_and_wipes() {
 fn nothing_of_the_life_before_a_wipe_is_published_in_any_order() {
     holds(saves_and_wipes);
     assert!(finds(Bug::PublishAcrossWipe, saves_and_wipes));
+}
+
+/// What the thread of a device is asked, in this order: of one block, whose bytes are a number.
+enum Ask {
+    Put(u8, Life, Sender<bool>),
+    Find(Sender<Option<u8>>),
+    Forget(Sender<()>),
+}
+
+/// A device's thread: it answers one after the other, and checks the life of what it stores.
+fn device(lives: Arc<AtomicU64>, asked: Receiver<Ask>, mut stored: Option<u8>) -> Option<u8> {
+    while let Ok(ask) = asked.recv() {
+        match ask {
+            Ask::Put(fill, life, reply) => {
+                let alive = lives.load(Ordering::SeqCst) == life.0;
+                if alive {
+                    stored = Some(fill);
+                }
+                let _ = reply.send(alive);
+            }
+            Ask::Find(reply) => drop(reply.send(stored)),
+            Ask::Forget(reply) => {
+                stored = None;
+                let _ = reply.send(());
+            }
+        }
+    }
+    stored
+}
+
+/// A load and a save while a namespace is wiped. The bytes of a block say in which life its save
+/// began; the device had one of the first life.
+fn loads_saves_and_wipes() {
+    let tier = tier(3);
+    let fill = |life: Life| u8::try_from(life.0).unwrap();
+    let (ask, asked) = channel();
+    let first = Some(fill(tier.life()));
+    let lives = tier.lives();
+    let disk = thread::spawn(move || device(lives, asked, first));
+    let loader = {
+        let (tier, ask) = (Arc::clone(&tier), ask.clone());
+        thread::spawn(move || {
+            let life = tier.life();
+            let (reply, found) = channel();
+            ask.send(Ask::Find(reply)).unwrap();
+            let Some(found) = found.recv().unwrap() else {
+                return;
+            };
+            let image = tier.room(BLOCK).image.unwrap();
+            drop(tier.insert(block(&tier, 1, image, found), true, life));
+        })
+    };
+    let saver = {
+        let (tier, ask) = (Arc::clone(&tier), ask.clone());
+        thread::spawn(move || {
+            let life = tier.life();
+            let (reply, done) = channel();
+            ask.send(Ask::Put(fill(life), life, reply)).unwrap();
+            done.recv().unwrap().then_some(fill(life))
+        })
+    };
+    let (reply, forgotten) = channel();
+    drop(tier.clear(|| ask.send(Ask::Forget(reply)).unwrap()));
+    forgotten.recv().unwrap();
+    let now = fill(tier.life());
+    loader.join().unwrap();
+    if let Some(loaded) = tier.get(&name(1)) {
+        assert!(
+            is_all(loaded.payload(), now),
+            "a load brought back what was wiped"
+        );
+    }
+    let durable = saver.join().unwrap();
+    drop(ask);
+    let stored = disk.join().unwrap();
+    assert_eq!(stored, durable.filter(|fill| *fill == now));
+}
+
+// Goal: P3 and P2 on the way from a device and to it. What was wiped is never loaded again, and
+// what was acknowledged after the wipe stays.
+#[test]
+fn a_load_brings_back_nothing_of_the_life_before_a_wipe_in_any_order() {
+    holds(loads_saves_and_wipes);
+    assert!(finds(Bug::LifeBeforeForget, loads_saves_and_wipes));
 }
 
 /// Whoever finds no room waits for what frees some, and looks again.

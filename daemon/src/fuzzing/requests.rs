@@ -240,7 +240,7 @@ impl Bed {
 async fn gone(tenant: &Tenant) {
     let begin = Instant::now();
     loop {
-        drop(tenant.host.clear());
+        drop(tenant.host.clear(|| ()));
         if tenant.host.used() == 0 {
             return;
         }

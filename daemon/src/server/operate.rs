@@ -17,6 +17,7 @@ use super::{Drain, Replies, Shared, convert, peer};
 use crate::block::BlockId;
 use crate::metrics::{Direction, Metrics, Tier};
 use crate::tenant::{Peer, Tenant};
+use crate::tier::WipeFailed;
 use crate::tier::codecs::Tables;
 use crate::tier::disk::{DiskStatus, Wiped};
 
@@ -55,15 +56,9 @@ pub async fn wipe(
         })?)
     };
     let by_operator = !asked.namespace_name.is_empty();
-    // No refusal: nothing of the namespace that was there is served any more.
     let wiped = shared.tiers.wipe(&tenant.host).await.map_err(|problem| {
-        tracing::error!(namespace = tenant.name, problem, "a wipe is not durable");
-        // Where the operator keeps disks is not a tenant's business.
-        let problem = match by_operator {
-            true => problem.as_str(),
-            false => "some disk or the state directory did not take it",
-        };
-        Status::unavailable(format!("the wipe is not durable, repeat it: {problem}"))
+        tracing::error!(namespace = tenant.name, %problem, "a namespace is not wiped durably");
+        Status::unavailable(told_of_a_wipe(problem, by_operator).to_string())
     })?;
     let Wiped {
         blocks,
@@ -74,6 +69,16 @@ pub async fn wipe(
         waiting.clear();
     }
     Ok(v1::WipeReply { blocks, waiting })
+}
+
+/// What the caller hears: where the operator keeps disks is not a tenant's business.
+fn told_of_a_wipe(problem: WipeFailed, by_operator: bool) -> WipeFailed {
+    match problem {
+        WipeFailed::NotDurable(_) if !by_operator => {
+            WipeFailed::NotDurable("some disk or the state directory did not take it".to_owned())
+        }
+        problem => problem,
+    }
 }
 
 /// Streams what happens to a namespace's blocks.

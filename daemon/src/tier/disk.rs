@@ -18,10 +18,11 @@
 //!       superblock, and only then answered. A device that was away takes it before it serves.
 
 mod answers;
+mod budget;
 mod cold;
 mod device;
 #[cfg(test)]
-mod faulty;
+pub(crate) mod faulty;
 mod late;
 mod ledger;
 mod open;
@@ -38,21 +39,23 @@ use std::time::Duration;
 
 use kvtier_proto::{LayoutFingerprint, Miss, NamespaceId};
 use kvtier_store::mem::{Arena, IoBuf};
-use kvtier_store::{DeviceState, Forgotten, Place, RecordImage, Stored, Unverified};
-use tokio::sync::Mutex;
-use tokio::time::Instant;
+use kvtier_store::{DeviceState, Forgotten, Place, RecordImage, StoreId, Stored, Unverified};
+use tokio::sync::{Mutex, Notify};
+use tokio::time::{Instant, timeout_at};
 
 use super::host::Life;
 use crate::block::BlockId;
 use crate::metrics::Device;
 use crate::sync::AtomicU64;
 
+pub use budget::Held;
 pub use device::{DiskOptions, DiskStatus};
 pub use ledger::{Ledger, LedgerError, Seen, ledger_after, ledger_mended};
 pub use open::is_apart;
 pub use scrub::ScrubOptions;
 
-use device::{As, Command, Handle, Unstored};
+use budget::Budget;
+use device::{As, Command, Handle, Question, Unstored};
 use late::Silent;
 use place::Share;
 
@@ -109,6 +112,12 @@ pub struct Wiped {
     pub waiting: Vec<String>,
 }
 
+/// A wipe that every device has in its queue.
+pub struct Forgetting {
+    namespace: NamespaceId,
+    asked: Vec<(StoreId, Question<Forgotten>)>,
+}
+
 /// A device as it is configured, whether it is in service or not.
 #[derive(Debug)]
 struct Slot {
@@ -142,8 +151,10 @@ pub struct DiskTier {
     slots: Vec<Slot>,
     /// By position, for devices whose identity is known.
     shares: Vec<Option<Share>>,
-    /// One wipe at a time: each tells the ledger what the devices said.
+    /// Held while it is changed and written, and never while a device is waited for.
     ledger: Mutex<Ledger>,
+    /// A record that was to be written has left some device.
+    left: Notify,
     patience: Patience,
 }
 
@@ -233,19 +244,37 @@ impl DiskTier {
         lives: Arc<AtomicU64>,
         life: Life,
     ) -> Result<Device, String> {
-        let mut refused = Vec::new();
-        let mut image = image;
+        let until = Instant::now() + self.patience.put;
         let order = place::order(&image.summary().key, &self.shares);
-        let slots = order.into_iter().filter_map(|at| self.slots.get(at));
-        let (quick, late): (Vec<_>, Vec<_>) = slots
-            .filter_map(Slot::writable)
-            .partition(|handle| !handle.is_late());
-        for handle in quick.into_iter().chain(late) {
+        let (mut refused, mut image) = (Vec::new(), image);
+        let mut tried = Vec::new();
+        loop {
+            let left = self.left.notified();
+            let slots = order.iter().filter_map(|at| self.slots.get(*at));
+            let (quick, late): (Vec<_>, Vec<_>) = slots
+                .filter_map(Slot::writable)
+                .filter(|handle| !tried.contains(&handle.id))
+                .partition(|handle| !handle.is_late());
+            let open = if quick.is_empty() { late } else { quick };
+            let len = image.layout().image_len as usize;
+            let mut open_now = open.iter().copied();
+            let held = open_now.find_map(|handle| Some((handle, handle.puts.try_take(len)?)));
+            let Some((handle, held)) = held else {
+                // All of them hold as much as they may: the next that gives some back has it.
+                if open.is_empty() || timeout_at(until, left).await.is_err() {
+                    break;
+                }
+                continue;
+            };
             let device = handle.device();
+            tried.push(handle.id);
             let how = over.map_or(As::New, As::Over);
             let lives = Arc::clone(&lives);
             let put = handle.put(image, how, (lives, life), self.patience.put);
-            match put.await {
+            let put = put.await;
+            drop(held);
+            self.left.notify_waiters();
+            match put {
                 Ok(()) => return Ok(device),
                 Err(Unstored {
                     problem,
@@ -263,6 +292,31 @@ impl DiskTier {
         Err(refused.join("; "))
     }
 
+    /// Memory that everything in flight takes together, in bytes: of several devices, none may hold
+    /// so much of it that the others could do nothing.
+    pub fn share_scratch(&mut self, bytes: usize) {
+        let devices = self.slots.len();
+        if devices > 1 {
+            for handle in self
+                .slots
+                .iter_mut()
+                .filter_map(|slot| slot.handle.as_mut())
+            {
+                handle.puts = Budget::new(bytes / (2 * devices));
+                handle.gets = Budget::new(bytes / (2 * devices));
+            }
+        }
+    }
+
+    /// A device's leave to hold `len` bytes of scratch memory for a read: to be had before the
+    /// memory, and given to [`DiskTier::get`] with it.
+    pub async fn may_hold(&self, device: Device, len: usize) -> Result<Held, Miss> {
+        let handle = self.handle(device).ok_or(Miss::Device)?;
+        let until = Instant::now() + self.patience.get;
+        let held = timeout_at(until, handle.gets.take(len)).await;
+        held.ok().flatten().ok_or(Miss::Deadline)
+    }
+
     /// Reads a record that was found into `buf`, which is at least as long as the place says. One
     /// that does not come in time is no damage: a miss for `deadline`.
     pub async fn get(
@@ -271,8 +325,9 @@ impl DiskTier {
         layout: LayoutFingerprint,
         buf: IoBuf,
         device: Device,
+        held: Option<Held>,
     ) -> Result<Unverified, Miss> {
-        self.get_as(id, layout, buf, (device, false)).await
+        self.get_as(id, layout, buf, (device, false), held).await
     }
 
     /// The same for nobody who waits: it is no use of the block.
@@ -283,7 +338,7 @@ impl DiskTier {
         buf: IoBuf,
         device: Device,
     ) -> Result<Unverified, Miss> {
-        self.get_as(id, layout, buf, (device, true)).await
+        self.get_as(id, layout, buf, (device, true), None).await
     }
 
     async fn get_as(
@@ -292,6 +347,7 @@ impl DiskTier {
         layout: LayoutFingerprint,
         buf: IoBuf,
         (device, background): (Device, bool),
+        held: Option<Held>,
     ) -> Result<Unverified, Miss> {
         let handle = self.handle(device).ok_or(Miss::Device)?;
         let get = |reply| Command::Get {
@@ -301,7 +357,15 @@ impl DiskTier {
             background,
             reply,
         };
-        let got = handle.ask_within(self.patience.get, get).await;
+        let until = Instant::now() + self.patience.get;
+        let asked = handle.ask(get);
+        // The device has the memory until it answers, however late.
+        let asked = Box::pin(async move {
+            let answer = asked.await;
+            drop(held);
+            answer
+        });
+        let got = handle.answer(until, asked).await;
         got.unwrap_or_else(|silent| match silent {
             Silent::Ended => Err(Miss::Device),
             Silent::Late => Err(Miss::Deadline),
@@ -347,27 +411,51 @@ impl DiskTier {
         pinned
     }
 
-    /// Forgets a namespace, durably, on every device. It waits for every device, also for one that
-    /// hangs, since nothing else would keep what was acknowledged there.
+    /// First half of a wipe, on all devices at once: whatever they are asked from now on, they have
+    /// forgotten the namespace. Nobody waits for a device, and none that hangs keeps it from others.
+    pub fn forget(&self, namespace: NamespaceId) -> Forgetting {
+        let ask = |handle: &Handle| {
+            let forget = handle.ask_at_once(|reply| Command::Forget {
+                namespace,
+                below: None,
+                reply,
+            });
+            (handle.id, forget)
+        };
+        Forgetting {
+            namespace,
+            asked: self.handles().map(ask).collect(),
+        }
+    }
+
+    /// Second half: makes durable what was forgotten. It waits for every device, also for one that
+    /// hangs, since nothing else would keep what was acknowledged there; no other namespace's wipe
+    /// waits with it.
     ///
-    /// Not cancel safe: run it to its end, or the next wipe tells the ledger while this one does.
+    /// Not cancel safe: run it to its end, and one at a time for a namespace, or the next wipe
+    /// tells the ledger before this one does.
     ///
     /// # Errors
     /// The state directory, or some device that takes writes, did not take it; nothing that was
     /// saved before is served meanwhile.
-    pub async fn wipe(&self, namespace: NamespaceId) -> Result<Wiped, String> {
-        let mut ledger = self.ledger.lock().await;
-        let forgotten = self.forget(namespace).await;
+    pub async fn wipe(&self, forgetting: Forgetting) -> Result<Wiped, String> {
+        let Forgetting { namespace, asked } = forgetting;
         let mut wiped = Wiped::default();
         let mut bounds = Vec::new();
-        for (handle, forgotten) in &forgotten {
+        for (id, answer) in asked {
+            let Some(forgotten) = answer.await else {
+                continue;
+            };
             wiped.blocks += forgotten.blocks;
-            bounds.push((handle.id, forgotten.below));
+            bounds.push((id, forgotten.below));
         }
-        ledger.wipe(namespace, bounds);
         let mut problems = Vec::new();
-        if let Err(problem) = ledger.write().await {
-            problems.push(crate::log::chain(&problem));
+        {
+            let mut ledger = self.ledger.lock().await;
+            ledger.wipe(namespace, bounds);
+            if let Err(problem) = ledger.write().await {
+                problems.push(crate::log::chain(&problem));
+            }
         }
         for slot in &self.slots {
             let Some(handle) = slot.writable() else {
@@ -375,7 +463,7 @@ impl DiskTier {
                 wiped.waiting.push(slot.name());
                 continue;
             };
-            let kept = handle.ask(|reply| Command::KeepWipes { namespace, reply });
+            let kept = handle.ask_at_once(|reply| Command::KeepWipes { namespace, reply });
             match kept.await {
                 Some(Ok(())) => {}
                 Some(Err(problem)) => problems.push(format!("{}: {problem}", handle.device())),
@@ -390,24 +478,6 @@ impl DiskTier {
             true => Ok(wiped),
             false => Err(problems.join("; ")),
         }
-    }
-
-    /// First half of a wipe, on all devices at once: nothing of the namespace is served any more.
-    async fn forget(&self, namespace: NamespaceId) -> Vec<(&Handle, Forgotten)> {
-        let mut asked = Vec::new();
-        for handle in self.handles() {
-            let forget = handle.ask(|reply| Command::Forget {
-                namespace,
-                below: None,
-                reply,
-            });
-            asked.push((handle, forget));
-        }
-        let mut forgotten = Vec::new();
-        for (handle, answer) in asked {
-            forgotten.extend(answer.await.map(|answer| (handle, answer)));
-        }
-        forgotten
     }
 
     /// Registers memory that I/O will go to and from, where a device can use that. It is to be
@@ -430,7 +500,7 @@ impl DiskTier {
 
     /// Makes everything durable, closes the stores in order and ends the threads.
     pub async fn close(&self) {
-        let close = |handle: &Handle| handle.ask(|reply| Command::Close { reply });
+        let close = |handle: &Handle| handle.ask_at_once(|reply| Command::Close { reply });
         // All are told before anybody is waited for.
         let closing: Vec<_> = self.handles().map(close).collect();
         for closed in closing {

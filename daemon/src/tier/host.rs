@@ -8,7 +8,9 @@
 //!
 //! Invariants kept here
 //!   Q1  A namespace never holds more than its quota in host memory.
-//!   P3  After a wipe no block of the life before is published, however late it arrives.
+//!   P3  After a wipe no block of the life before is published, however late it arrives. Nobody sees
+//!       a new life before every device was told of the wipe, so that whatever a device is asked in
+//!       it comes behind the wipe.
 //!   A2  A block makes room for a better one of its name, and never for a worse one.
 //!   S1  Nobody but the daemon can write an arena (`Share::ReadOnly`).
 
@@ -236,7 +238,7 @@ impl HostTier {
     pub fn insert(&self, block: HostBlock, durable: bool, life: Life) -> Option<Arc<HostBlock>> {
         let name = (block.id().kind, block.id().key);
         let mut shelf = self.lock();
-        if self.life() != life && !planted(Bug::PublishAcrossWipe) {
+        if self.begun() != life && !planted(Bug::PublishAcrossWipe) {
             return None;
         }
         let replaced = shelf.directory.insert(Arc::clone(block.raw()), durable);
@@ -250,6 +252,12 @@ impl HostTier {
     /// The life of the namespace between two wipes. Read it before the first byte of a block is
     /// looked at, and show it when the block is published or stored.
     pub fn life(&self) -> Life {
+        // A wipe that has the shelf is still telling the devices.
+        let _shelf = (!planted(Bug::LifeBeforeForget)).then(|| self.lock());
+        self.begun()
+    }
+
+    fn begun(&self) -> Life {
         Life(self.wipes.load(Ordering::SeqCst))
     }
 
@@ -262,7 +270,7 @@ impl HostTier {
     /// that was saved after a wipe.
     pub fn set_durable(&self, name: &Name, durable: bool, life: Life) {
         let mut shelf = self.lock();
-        if self.life() == life {
+        if self.begun() == life {
             shelf.directory.set_durable(name, durable);
         }
     }
@@ -274,11 +282,14 @@ impl HostTier {
     }
 
     /// Takes every block out and begins a new life: nothing of the old one is published again.
-    pub fn clear(&self) -> Vec<Arc<RawBlock>> {
+    /// `forget` tells the devices, and does not wait for them. A record of the old life is refused
+    /// before it begins, and the new life is seen once it has ended.
+    pub fn clear<T>(&self, forget: impl FnOnce() -> T) -> (Vec<Arc<RawBlock>>, T) {
         let mut shelf = self.lock();
         self.wipes.fetch_add(1, Ordering::SeqCst);
+        let told = forget();
         shelf.lent.clear();
-        shelf.directory.clear()
+        (shelf.directory.clear(), told)
     }
 
     /// Blocks held.

@@ -19,7 +19,7 @@ use tokio::sync::{AcquireError, watch};
 use tokio::task::{JoinError, JoinSet};
 
 use super::codec::DecodeFailed;
-use super::disk::{DiskTier, OnDisk};
+use super::disk::{DiskTier, Held, OnDisk};
 use super::host::HostTier;
 use super::scratch::Line;
 use super::{BlockEvent, Loaded, Tier, Tiers, codec};
@@ -253,7 +253,7 @@ impl Tiers {
     ) -> Result<HostBlock, Miss> {
         let room = self.room(host, stored.place.len as usize).await;
         let buf = room.ok_or(Miss::NoSpace)?;
-        let unverified = get_found(disk, id, layouts, stored, buf).await?;
+        let unverified = get_found(disk, id, layouts, stored, buf, None).await?;
         let _permit = self.cpu.acquire().await.map_err(stopping)?;
         let layouts = Arc::clone(layouts);
         let work = tokio::task::spawn_blocking(move || {
@@ -280,9 +280,12 @@ impl Tiers {
         let codecs = self.codecs.of(layouts);
         let mut reserved = None;
         loop {
+            let held = disk
+                .may_hold(stored.device, stored.place.len as usize)
+                .await?;
             let scratch = self.scratch.take(stored.place.len as usize, Line::Load);
             let buf = scratch.await.ok_or(Miss::NoSpace)?;
-            let unverified = get_found(disk, id, layouts, stored, buf).await?;
+            let unverified = get_found(disk, id, layouts, stored, buf, Some(held)).await?;
             let (record, facts) = self.verify(layouts, id, unverified).await?;
             let len = facts.layout.payload_len();
             // How large the block is, only the record says.
@@ -357,9 +360,10 @@ pub(super) async fn get_found(
     layouts: &Layouts,
     stored: &OnDisk,
     buf: IoBuf,
+    held: Option<Held>,
 ) -> Result<Unverified, Miss> {
     let unverified = disk
-        .get(id, layouts.fingerprint(), buf, stored.device)
+        .get(id, layouts.fingerprint(), buf, stored.device, held)
         .await?;
     if unverified.place() == stored.place {
         Ok(unverified)

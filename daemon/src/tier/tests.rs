@@ -15,9 +15,10 @@ use super::disk::{DiskOptions, Ledger, ScrubOptions};
 use super::*;
 use crate::block::{BlockFacts, Layouts, PlannedBlock};
 use crate::health::Health;
-use crate::metrics::Damage;
+use crate::metrics::{Damage, Label};
 
 mod quality;
+mod wipes;
 
 const TOKENS: u32 = 16;
 /// A payload of the model's, and a record of it as level raw: a head and the payload.
@@ -25,6 +26,9 @@ const PAYLOAD: usize = 32 << 10;
 const RECORD: usize = PAYLOAD + 4096;
 /// Segments of a device, four of them, have room for 6 records each.
 const SEGMENT: u64 = 256 << 10;
+
+/// Memory in flight for each device.
+const SCRATCH: usize = 64 << 10;
 
 fn layouts(layers: Vec<LayerSpec>) -> Arc<Layouts> {
     Arc::new(Layouts::new(ModelDescriptor {
@@ -72,10 +76,15 @@ struct Fixture {
 
 impl Fixture {
     async fn new(dir: &Path, coding: impl Into<Coding>, hosts: &[&Arc<HostTier>]) -> Self {
+        Self::over(&[dir.to_owned()], coding, hosts).await
+    }
+
+    /// Over a device in each directory; the first is the state directory as well.
+    async fn over(dirs: &[PathBuf], coding: impl Into<Coding>, hosts: &[&Arc<HostTier>]) -> Self {
         let coding = coding.into();
         let metrics = Arc::new(Metrics::new());
-        let options = DiskOptions {
-            device: Device::FIRST,
+        let options = |(device, dir): (Device, &PathBuf)| DiskOptions {
+            device,
             path: dir.to_owned(),
             capacity: Bytes(4 * SEGMENT),
             segment_size: Bytes(SEGMENT),
@@ -87,15 +96,17 @@ impl Fixture {
             unusable: None,
         };
         let (health, counted) = (Arc::new(Health::new()), Arc::clone(&metrics));
-        let ledger = Ledger::open(dir).unwrap();
-        let disk = DiskTier::open(vec![options], ledger, health, counted);
+        let ledger = Ledger::open(&dirs[0]).unwrap();
+        let devices = <Device as Label>::all().into_iter().zip(dirs);
+        let devices = devices.map(options).collect();
+        let disk = DiskTier::open(devices, ledger, health, counted);
         let disk = disk.await.unwrap();
-        let scratch = Scratch::create(64 << 10, Pages::Small).unwrap();
+        let scratch = Scratch::create(SCRATCH * dirs.len(), Pages::Small).unwrap();
         Self {
             tiers: Tiers::new(Some(disk), coding, scratch, Arc::clone(&metrics)),
             layouts: layouts(vec![attention(); 8]),
             metrics,
-            dir: dir.to_owned(),
+            dir: dirs[0].clone(),
         }
     }
 
@@ -425,50 +436,11 @@ async fn a_record_that_was_replaced_since_it_was_found_is_a_miss() {
     let found = disk.find(vec![one]).await[0].unwrap();
     let get = || async {
         let buf = warm.arena().alloc(2 * RECORD).unwrap();
-        let got = load::get_found(disk, one, &fixture.layouts, &found, buf).await;
+        let got = load::get_found(disk, one, &fixture.layouts, &found, buf, None).await;
         got.map(|unverified| unverified.place())
     };
     assert_eq!(get().await, Ok(found.place));
     fixture.save_durable(&host(1, 8), one).await;
     assert_ne!(disk.find(vec![one]).await[0].unwrap().level, found.level);
     assert_eq!(get().await, Err(Miss::Evicted));
-}
-
-// Goal: P3 when whoever asked for a wipe goes away in the middle of it: it is made durable all the
-// same, and never at the same time as the next one.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_wipe_goes_on_when_its_caller_goes_away() {
-    let dir = tempfile::tempdir().unwrap();
-    let host = host(1, 8);
-    let fixture = Fixture::new(dir.path(), Level::RAW, &[&host]).await;
-    for number in 0..3 {
-        fixture.save_durable(&host, id(1, number)).await;
-    }
-    {
-        let mut wipe = std::pin::pin!(fixture.tiers.wipe(&host));
-        let once = std::future::poll_fn(|context| {
-            std::task::Poll::Ready(wipe.as_mut().poll(context).is_pending())
-        });
-        assert!(once.await, "it waits for the device");
-    }
-    let named = || {
-        let text = std::fs::read_to_string(dir.path().join("disks.json")).unwrap();
-        let file: serde_json::Value = serde_json::from_str(&text).unwrap();
-        file["kept"]["wiped"]["1"].is_object()
-    };
-    let told = async {
-        while !named() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    timeout(Duration::from_secs(30), told)
-        .await
-        .expect("the ledger hears of it");
-    assert_eq!(
-        fixture.tiers.wipe(&host).await.unwrap().blocks,
-        0,
-        "the first took all"
-    );
-    fixture.tiers.disk().unwrap().close().await;
-    Ledger::open(dir.path()).unwrap();
 }

@@ -3,8 +3,10 @@
 //! Upstairs:   `DiskTier`, which has one of these for each device that opened.
 //! Downstairs: `thread`, where the store's step machine runs, and nowhere else.
 //!
-//! Commands go in through a bounded channel, answers come back through one-shot channels. The
-//! thread sleeps in the kernel until the device finishes something or a command wakes it.
+//! Commands go in through a channel, answers come back through one-shot channels. The thread
+//! sleeps in the kernel until the device finishes something or a command wakes it. A command that
+//! finds very many before it waits for its place, asleep; one of a wipe does not, since others
+//! count on it that whatever they ask later comes behind it.
 //!
 //! A device may hang instead of failing: no answer comes, and no error. While a question that had
 //! a limit waits beyond it, the device is late, and is asked nothing that others could answer.
@@ -15,7 +17,7 @@
 
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::mpsc::{SyncSender, TrySendError};
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -24,8 +26,9 @@ use kvtier_store::disk::Waker;
 use kvtier_store::disk::lane::LaneKind;
 use kvtier_store::mem::{Arena, IoBuf};
 use kvtier_store::{DeviceState, Forgotten, Place, RecordImage, StoreId, Stored, Unverified};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
+use super::budget::Budget;
 use super::late::{Late, Silent};
 use super::roll::Roll;
 use super::scrub::ScrubOptions;
@@ -38,8 +41,6 @@ use crate::tier::host::{HostTier, Life};
 /// Commands that wait for the thread. It takes them as fast as it can queue them, so that this
 /// bounds bursts, not throughput.
 const COMMANDS_WAITING: usize = 1024;
-/// Pause of whoever finds no room for a command.
-const FULL_PAUSE: Duration = Duration::from_micros(200);
 
 /// How one device of the disk tier is made.
 #[derive(Debug, Clone)]
@@ -226,25 +227,46 @@ impl Drop for Alarm {
     }
 }
 
-/// Hands a command to the thread and wakes it. `Some` is the command back, when there is no room.
-fn deliver(commands: &SyncSender<Command>, waker: &Waker, command: Command) -> Option<Command> {
-    let left = match commands.try_send(command) {
-        Err(TrySendError::Full(back)) => Some(back),
-        // Nobody answers: the other end of the reply goes with the command.
-        Ok(()) | Err(TrySendError::Disconnected(_)) => None,
-    };
-    waker.wake();
-    left
+/// A command on its way to the thread, and its place among those that wait there.
+pub(super) struct Sent {
+    command: Command,
+    place: Option<OwnedSemaphorePermit>,
+}
+
+impl Sent {
+    /// The command. Its place is free for another.
+    pub(super) fn take(self) -> Command {
+        drop(self.place);
+        self.command
+    }
+}
+
+/// The way to the thread.
+#[derive(Debug, Clone)]
+struct Post {
+    commands: Sender<Sent>,
+    waker: Waker,
+    places: Arc<Semaphore>,
+}
+
+impl Post {
+    fn send(&self, command: Command, place: Option<OwnedSemaphorePermit>) {
+        // Where nobody is left to answer, the other end of the reply goes with the command.
+        let _ = self.commands.send(Sent { command, place });
+        self.waker.wake();
+    }
 }
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Handle {
-    commands: SyncSender<Command>,
-    waker: Waker,
+    post: Post,
     status: Arc<Mutex<DiskStatus>>,
     late: Arc<Late>,
     pub(super) id: StoreId,
+    /// Of scratch memory, for records to be written and to be read.
+    pub(super) puts: Budget,
+    pub(super) gets: Budget,
 }
 
 /// A question that was asked, on its way to an answer. `None` when the thread has ended.
@@ -254,7 +276,7 @@ pub(super) type Question<T> = Pin<Box<dyn Future<Output = Option<T>> + Send>>;
 pub(super) struct Opening {
     device: Device,
     roll: Arc<Roll>,
-    commands: SyncSender<Command>,
+    commands: Sender<Sent>,
     status: Arc<Mutex<DiskStatus>>,
     opened: oneshot::Receiver<Opened>,
 }
@@ -262,7 +284,7 @@ pub(super) struct Opening {
 impl Opening {
     /// Starts the thread, which opens the store. Progress of a recovery shows in `roll`.
     pub(super) fn start(options: DiskOptions, roll: Arc<Roll>) -> Result<Self, String> {
-        let (commands, receiver) = std::sync::mpsc::sync_channel(COMMANDS_WAITING);
+        let (commands, receiver) = std::sync::mpsc::channel();
         let (opened, wait) = oneshot::channel();
         let status = Arc::new(Mutex::new(DiskStatus::new(&options)));
         let device = options.device;
@@ -306,11 +328,16 @@ impl Opening {
         let gone = |_| "the disk thread ended while it opened the store".to_owned();
         let (waker, id) = opened.map_err(gone)??;
         Ok(Handle {
-            commands: self.commands,
-            waker,
+            post: Post {
+                commands: self.commands,
+                waker,
+                places: Arc::new(Semaphore::new(COMMANDS_WAITING)),
+            },
             status: self.status,
             late: Arc::new(Late::new(self.device, self.roll)),
             id,
+            puts: Budget::unbounded(),
+            gets: Budget::unbounded(),
         })
     }
 }
@@ -347,9 +374,9 @@ impl Handle {
 
     /// Lets the device go: its thread closes the store and ends.
     pub(super) fn let_go(self) {
-        let Self {
+        let Post {
             commands, waker, ..
-        } = self;
+        } = self.post;
         drop(commands);
         // It may sleep until something happens.
         waker.wake();
@@ -362,18 +389,32 @@ impl Handle {
         command: impl FnOnce(oneshot::Sender<T>) -> Command,
     ) -> Question<T> {
         let (reply, answer) = oneshot::channel();
-        let waiting = deliver(&self.commands, &self.waker, command(reply));
-        let again = waiting.map(|back| (back, self.commands.clone(), self.waker.clone()));
+        let command = command(reply);
+        let places = Arc::clone(&self.post.places);
+        let waits = match Arc::clone(&places).try_acquire_owned() {
+            Ok(place) => {
+                self.post.send(command, Some(place));
+                None
+            }
+            Err(_) => Some((command, self.post.clone())),
+        };
         Box::pin(async move {
-            if let Some((mut command, commands, waker)) = again {
-                // The channel is bounded and its other end never waits for us: full is a burst.
-                while let Some(back) = deliver(&commands, &waker, command) {
-                    tokio::time::sleep(FULL_PAUSE).await;
-                    command = back;
-                }
+            if let Some((command, post)) = waits {
+                post.send(command, Some(places.acquire_owned().await.ok()?));
             }
             answer.await.ok()
         })
+    }
+
+    /// Asks, however many others wait: what anybody asks after this comes behind it. Only for what
+    /// is bounded by other means.
+    pub(super) fn ask_at_once<T: Send + 'static>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Question<T> {
+        let (reply, answer) = oneshot::channel();
+        self.post.send(command(reply), None);
+        Box::pin(async move { answer.await.ok() })
     }
 
     /// The answer, if it comes by `until`. Otherwise the device is late until it does come.

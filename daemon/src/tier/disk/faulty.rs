@@ -63,12 +63,24 @@ pub(crate) struct Switch {
     mood: Mutex<Mood>,
     /// Operations that failed because of the mood.
     pub(crate) failed: AtomicU64,
+    /// Looks of a thread that waits for the lane.
+    looks: AtomicU64,
 }
 
 impl Switch {
     /// From now on.
     pub(crate) fn set(&self, mood: Mood) {
         *self.mood.lock().unwrap_or_else(PoisonError::into_inner) = mood;
+    }
+
+    /// Waits until the thread is stuck: it may have gone to sleep before it was to be. `wake` is
+    /// anything that wakes it.
+    pub(crate) async fn until_stuck<T>(&self, wake: impl AsyncFn() -> T) {
+        let before = self.looks.load(Ordering::SeqCst);
+        while self.looks.load(Ordering::SeqCst) == before {
+            wake().await;
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     /// The mood, once it lets go of the thread.
@@ -78,6 +90,7 @@ impl Switch {
             if !mood.stuck {
                 return mood;
             }
+            self.looks.fetch_add(1, Ordering::SeqCst);
             std::thread::sleep(LOOK);
         }
     }
@@ -90,6 +103,7 @@ pub(crate) fn switch(path: &Path) -> Arc<Switch> {
     let switch = Arc::new(Switch {
         mood: Mutex::new(Mood::GOOD),
         failed: AtomicU64::new(0),
+        looks: AtomicU64::new(0),
     });
     let mut switches = SWITCHES.lock().unwrap_or_else(PoisonError::into_inner);
     let switches = switches.get_or_insert_default();

@@ -19,7 +19,7 @@ use std::time::Instant;
 
 use kvtier_proto::{Bytes, NamespaceId};
 use kvtier_store::DeviceState;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 
 use super::device::{Command, DiskOptions, Handle, Opening};
 use super::late::Silent;
@@ -84,6 +84,7 @@ impl DiskTier {
             slots,
             shares,
             ledger: Mutex::new(ledger),
+            left: Notify::new(),
             patience,
         };
         let blocks: u64 = tier.status().iter().map(|status| status.blocks).sum();

@@ -15,6 +15,8 @@ use crate::health::Health;
 use crate::metrics::{DiskState, Label, Metrics, Tier};
 use crate::tier::host::HostTier;
 
+mod queue;
+
 const SEGMENT: u64 = 1 << 20;
 const NS: NamespaceId = NamespaceId(1);
 const OTHER: NamespaceId = NamespaceId(2);
@@ -140,7 +142,7 @@ impl Fixture {
                 continue;
             };
             let buf = self.arena.alloc(found.place.len as usize).unwrap();
-            let got = self.tier.get(*id, LAYOUT, buf, found.device).await;
+            let got = self.tier.get(*id, LAYOUT, buf, found.device, None).await;
             let record = got.unwrap().verify().map_err(|(_, miss)| miss).unwrap();
             let head = record.head().header.summary.place.head_len as usize;
             let bytes = record.into_buf();
@@ -162,6 +164,10 @@ impl Fixture {
     fn is(&self, at: usize, state: DiskState) -> bool {
         let device = <Device as Label>::all()[at];
         self.metrics.disk_state.of((device, state)).get() == 1
+    }
+
+    async fn wipe(&self, namespace: NamespaceId) -> Result<Wiped, String> {
+        self.tier.wipe(self.tier.forget(namespace)).await
     }
 
     async fn close(self) {
@@ -422,7 +428,7 @@ async fn a_read_that_does_not_come_back_ends_and_costs_no_block() {
         ..Mood::GOOD
     });
     let buf = fixture.arena.alloc(found.place.len as usize).unwrap();
-    let got = fixture.tier.get(one, LAYOUT, buf, found.device).await;
+    let got = fixture.tier.get(one, LAYOUT, buf, found.device, None).await;
     assert_eq!(got.err(), Some(Miss::Deadline));
     assert_eq!(
         fixture.misses(number..number + 1).await,
@@ -607,7 +613,7 @@ async fn a_wipe_holds_on_every_device_after_every_restart() {
     let fixture = open(home.path(), 3).await;
     fixture.put_all(NS, 0..60).await;
     fixture.put_all(OTHER, 0..20).await;
-    let wiped = fixture.tier.wipe(NS).await.unwrap();
+    let wiped = fixture.wipe(NS).await.unwrap();
     assert_eq!((wiped.blocks, wiped.waiting), (60, Vec::new()));
     assert_eq!(fixture.count(NS, 0..60).await, 0);
     fixture.put_all(NS, 30..40).await;
@@ -630,14 +636,14 @@ async fn a_device_that_was_away_takes_the_wipe_before_it_serves() {
     fixture.put_all(NS, 0..40).await;
     fixture.put_all(OTHER, 0..20).await;
     assert_eq!(
-        fixture.tier.wipe(NS).await.unwrap().blocks,
+        fixture.wipe(NS).await.unwrap().blocks,
         40,
         "it took this one"
     );
     fixture.put_all(NS, 0..40).await;
     fixture.close().await;
     let fixture = try_open(home.path(), 2, &[0]).await.unwrap();
-    let wiped = fixture.tier.wipe(NS).await.unwrap();
+    let wiped = fixture.wipe(NS).await.unwrap();
     assert_eq!(wiped.waiting.len(), 1);
     assert!(
         wiped.waiting[0].starts_with("disk 1 ("),
@@ -683,7 +689,7 @@ async fn a_wipe_that_a_device_does_not_take_is_refused_and_holds_all_the_same() 
         fixture.put_all(NS, 0..40).await;
         fixture.put_all(OTHER, 0..20).await;
         switch.set(mood);
-        let why = fixture.tier.wipe(NS).await.unwrap_err();
+        let why = fixture.wipe(NS).await.unwrap_err();
         assert!(why.contains("disk 1") && !why.contains("disk 0"), "{why}");
         assert_eq!(fixture.count(NS, 0..40).await, 0, "at once");
         switch.set(Mood::GOOD);
@@ -691,7 +697,7 @@ async fn a_wipe_that_a_device_does_not_take_is_refused_and_holds_all_the_same() 
         let places = fixture.places(NS, 40..80).await;
         assert_eq!(places.contains(&Some(1)), mood.writes_fail, "{places:?}");
         // One that takes no writes has it from the ledger: no wipe fails for its sake.
-        let wiped = fixture.tier.wipe(OTHER).await.unwrap();
+        let wiped = fixture.wipe(OTHER).await.unwrap();
         assert_eq!(
             (wiped.blocks, wiped.waiting.len()),
             (20, usize::from(mood.syncs_fail))
@@ -729,13 +735,13 @@ async fn a_wipe_that_the_state_directory_does_not_take_is_refused() {
     );
     let tier = tier.await.unwrap();
     std::fs::remove_dir_all(&state).unwrap();
-    let why = tier.wipe(NS).await.unwrap_err();
+    let why = tier.wipe(tier.forget(NS)).await.unwrap_err();
     assert!(
         why.contains("cannot keep") && why.contains("disks.json"),
         "{why}"
     );
     std::fs::create_dir(&state).unwrap();
-    tier.wipe(NS).await.unwrap();
+    tier.wipe(tier.forget(NS)).await.unwrap();
     assert!(state.join("disks.json").is_file());
     tier.close().await;
 }
@@ -760,7 +766,7 @@ async fn a_device_that_is_set_back_to_before_a_wipe_takes_it_again() {
     copy_files(&disk, &copy);
     let fixture = open(home.path(), 1).await;
     assert_eq!(fixture.count(NS, 0..20).await, 20);
-    fixture.tier.wipe(NS).await.unwrap();
+    fixture.wipe(NS).await.unwrap();
     fixture.close().await;
     std::fs::remove_dir_all(&disk).unwrap();
     copy_files(&copy, &disk);

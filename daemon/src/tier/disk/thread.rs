@@ -25,7 +25,7 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use super::answers::{Answers, unstored};
-use super::device::{Alarm, As, Command, DiskOptions, DiskStatus, Opened, Unstored};
+use super::device::{Alarm, As, Command, DiskOptions, DiskStatus, Opened, Sent, Unstored};
 use super::pins::Pins;
 use super::roll::Roll;
 use super::scrub::Scrubber;
@@ -47,7 +47,7 @@ const COMMANDS_AT_ONCE: usize = 256;
 /// Opens the store, says so, and serves until it is closed or its handle is gone.
 pub(super) fn main(
     options: DiskOptions,
-    commands: Receiver<Command>,
+    commands: Receiver<Sent>,
     alarm: &Alarm,
     opened: oneshot::Sender<Opened>,
     threads: Option<Handle>,
@@ -193,13 +193,13 @@ impl<'a> Served<'a> {
         }
     }
 
-    fn run(mut self, commands: &Receiver<Command>) {
+    fn run(mut self, commands: &Receiver<Sent>) {
         let mut events = Vec::new();
         loop {
             // Commands that are left over rang the bell already: nobody waits before they are done.
             let mut wait = Wait::No;
             for _ in 0..COMMANDS_AT_ONCE {
-                match commands.try_recv() {
+                match commands.try_recv().map(Sent::take) {
                     Ok(Command::Close { reply }) => return self.close(Some(reply)),
                     Ok(command) => self.command(command, &mut events),
                     Err(TryRecvError::Empty) => {

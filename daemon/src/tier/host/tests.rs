@@ -93,7 +93,7 @@ fn a_better_block_takes_the_place_of_a_worse_one_and_never_the_other_way_round()
 fn a_block_held_across_a_wipe_does_not_free_the_one_that_was_saved_since() {
     let tier = tier(2);
     let old = add(&tier, 1);
-    tier.clear();
+    tier.clear(|| ());
     let new = add(&tier, 1);
     assert!(!Arc::ptr_eq(&old, &new));
     drop(old);
@@ -109,7 +109,7 @@ fn set_durable_of_an_earlier_life_says_nothing_of_the_block_saved_since() {
     let tier = tier(2);
     let before = tier.life();
     drop(add(&tier, 1));
-    tier.clear();
+    tier.clear(|| ());
     drop(add(&tier, 1));
     tier.set_durable(&name(1), true, before);
     assert!(!tier.info(&name(1)).unwrap().durable);
