@@ -8,9 +8,9 @@
 //!
 //! Invariants kept here
 //!   Q1  A namespace never holds more than its quota in host memory.
-//!   P3  After a wipe no block of the life before is published, however late it arrives. Nobody sees
-//!       a new life before every device was told of the wipe, so that whatever a device is asked in
-//!       it comes behind the wipe.
+//!   P3  After a wipe no block of the life before is published, however late it arrives. Nobody
+//!       sees a new life before every device was told of the wipe, so that whatever a device is
+//!       asked in it comes behind the wipe.
 //!   A2  A block makes room for a better one of its name, and never for a worse one.
 //!   S1  Nobody but the daemon can write an arena (`Share::ReadOnly`).
 

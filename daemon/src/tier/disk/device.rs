@@ -26,10 +26,11 @@ use kvtier_store::disk::Waker;
 use kvtier_store::disk::lane::LaneKind;
 use kvtier_store::mem::{Arena, IoBuf};
 use kvtier_store::{DeviceState, Forgotten, Place, RecordImage, StoreId, Stored, Unverified};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot};
 
 use super::budget::Budget;
 use super::late::{Late, Silent};
+use super::post::{Post, Sent};
 use super::roll::Roll;
 use super::scrub::ScrubOptions;
 use super::thread;
@@ -224,36 +225,6 @@ impl Drop for Alarm {
             };
             self.roll.state(device, DeviceState::Failed, why);
         }
-    }
-}
-
-/// A command on its way to the thread, and its place among those that wait there.
-pub(super) struct Sent {
-    command: Command,
-    place: Option<OwnedSemaphorePermit>,
-}
-
-impl Sent {
-    /// The command. Its place is free for another.
-    pub(super) fn take(self) -> Command {
-        drop(self.place);
-        self.command
-    }
-}
-
-/// The way to the thread.
-#[derive(Debug, Clone)]
-struct Post {
-    commands: Sender<Sent>,
-    waker: Waker,
-    places: Arc<Semaphore>,
-}
-
-impl Post {
-    fn send(&self, command: Command, place: Option<OwnedSemaphorePermit>) {
-        // Where nobody is left to answer, the other end of the reply goes with the command.
-        let _ = self.commands.send(Sent { command, place });
-        self.waker.wake();
     }
 }
 

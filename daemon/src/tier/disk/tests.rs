@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
-use kvtier_proto::{BlockKey, Bytes, Level, PayloadKind};
+use kvtier_proto::{BlockKey, Bytes, Level, NamespaceId, PayloadKind};
 use kvtier_store::disk::lane::LaneKind;
 use kvtier_store::mem::{Arena, Pages, Share};
 use kvtier_store::{PartCode, PartSpec, RecordBuilder, RecordMeta};

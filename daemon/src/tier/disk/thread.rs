@@ -25,8 +25,9 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use super::answers::{Answers, unstored};
-use super::device::{Alarm, As, Command, DiskOptions, DiskStatus, Opened, Sent, Unstored};
+use super::device::{Alarm, As, Command, DiskOptions, DiskStatus, Opened, Unstored};
 use super::pins::Pins;
+use super::post::Sent;
 use super::roll::Roll;
 use super::scrub::Scrubber;
 use super::touched::Touched;

@@ -3,6 +3,7 @@
 use std::sync::atomic::AtomicUsize;
 use std::task::{Context, Poll, Wake, Waker};
 
+use super::super::device::Question;
 use super::*;
 
 /// More questions than wait in the queue of a device.
