@@ -86,15 +86,11 @@ fn open(options: &DiskOptions, roll: &Roll) -> Result<(AnyStore, String), String
         &[],
     )
     .map_err(|problem| say("cannot open", &problem))?;
-    let mut about = format!(
-        "{}, {}",
-        lane.report.lane,
-        if lane.report.direct {
-            "direct"
-        } else {
-            "buffered"
-        }
-    );
+    let how = match lane.report.direct {
+        true => "direct",
+        false => "buffered",
+    };
+    let mut about = format!("{}, {how}", lane.report.lane);
     for without in &lane.report.without {
         tracing::warn!(path, without, "the lane does without something");
         about = format!("{about}; {without}");
