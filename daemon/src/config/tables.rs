@@ -113,14 +113,14 @@ settings! {
         scrub_every_h: u32 = default(168), accepts "1 to 8760",
             if |hours| (1..=8760).contains(hours);
         /// Codec of stored blocks. Bit-exact are "raw", which costs no CPU, and "lossless",
-        /// "lossless_c", "lossless_x" and "zstd", which take about two thirds of the space;
+        /// "lossless_c" and "zstd", which take about two thirds of the space;
         /// "lossless" is the fastest of them. All others lose something: blocks of a namespace are
         /// stored so only where its `lowest_quality` allows it, and as "lossless" elsewhere; a
         /// request gets them only when it says that it accepts that. "transparent", "balanced" and
         /// "small", with "_x" predicted across layers, need tables of the model. The same for every
         /// disk.
         level: CodecLevel = default(CodecLevel::Lossless),
-            accepts "\"raw\", \"lossless\", \"lossless_c\", \"lossless_x\", \"zstd\", \"transparent\", \
+            accepts "\"raw\", \"lossless\", \"lossless_c\", \"zstd\", \"transparent\", \
                 \"balanced\", \"small\", \"transparent_x\", \"balanced_x\", \"small_x\", \"fp8\", \"int8\", \
                 \"int4\", \"kivi4\", \"kivi2\", \"hadamard4\", \"cachegen\" or \"cachegen_paper\"";
     }
@@ -245,8 +245,6 @@ pub enum CodecLevel {
     Lossless,
     /// By classes of channels; bit-exact.
     LosslessC,
-    /// Predicted across layers; bit-exact.
-    LosslessX,
     /// Byte planes through zstd; bit-exact.
     Zstd,
     /// Below the noise of an engine.
@@ -291,7 +289,6 @@ impl CodecLevel {
             Self::Raw => Level::RAW,
             Self::Lossless => Level::LOSSLESS,
             Self::LosslessC => Level::LOSSLESS_C,
-            Self::LosslessX => Level::LOSSLESS_X,
             Self::Zstd => Level::ZSTD,
             Self::Transparent => Level::TRANSPARENT,
             Self::Balanced => Level::BALANCED,

@@ -125,8 +125,6 @@ label! {
         Lossless,
         /// Signs and exponents entropy-coded by classes of channels.
         LosslessC,
-        /// Exact, predicted from the layers before.
-        LosslessX,
         /// Byte planes through zstd.
         Zstd,
         /// Lossy, below the noise of an engine's own arithmetic.
@@ -168,7 +166,6 @@ impl From<Level> for Rung {
             Level::RAW => Self::Raw,
             Level::LOSSLESS => Self::Lossless,
             Level::LOSSLESS_C => Self::LosslessC,
-            Level::LOSSLESS_X => Self::LosslessX,
             Level::ZSTD => Self::Zstd,
             Level::TRANSPARENT => Self::Transparent,
             Level::BALANCED => Self::Balanced,

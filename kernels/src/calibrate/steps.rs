@@ -35,9 +35,9 @@ const LEVELS: [(&str, Level, f64, f64); 6] = [
     ("transparent", Level::TRANSPARENT, 1.0e-4, 0.055),
     ("balanced", Level::BALANCED, 8.0e-4, 0.17),
     ("small", Level::SMALL, 8.0e-3, 0.5),
-    ("transparent-x", Level::TRANSPARENT_X, 1.0e-4, 0.055),
-    ("balanced-x", Level::BALANCED_X, 8.0e-4, 0.17),
-    ("small-x", Level::SMALL_X, 8.0e-3, 0.5),
+    ("transparent_x", Level::TRANSPARENT_X, 1.0e-4, 0.055),
+    ("balanced_x", Level::BALANCED_X, 8.0e-4, 0.17),
+    ("small_x", Level::SMALL_X, 8.0e-3, 0.5),
 ];
 
 impl Target {
@@ -60,7 +60,7 @@ impl Target {
     /// assert_eq!(Target::of("lossless"), None);
     /// ```
     pub fn of(name: &str) -> Option<Self> {
-        let name = name.replace('_', "-");
+        let name = name.replace('-', "_");
         Self::all().into_iter().find(|target| target.name() == name)
     }
 

@@ -54,9 +54,9 @@ const LEVELS: [(Level, &str, usize, bool); 6] = [
     (Level::TRANSPARENT, "transparent", 0, false),
     (Level::BALANCED, "balanced", 1, false),
     (Level::SMALL, "small", 2, false),
-    (Level::TRANSPARENT_X, "transparent-x", 0, true),
-    (Level::BALANCED_X, "balanced-x", 1, true),
-    (Level::SMALL_X, "small-x", 2, true),
+    (Level::TRANSPARENT_X, "transparent_x", 0, true),
+    (Level::BALANCED_X, "balanced_x", 1, true),
+    (Level::SMALL_X, "small_x", 2, true),
 ];
 
 /// Scratch memory that a thread keeps. Unit: bytes. A larger one is freed after use.

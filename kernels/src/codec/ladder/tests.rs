@@ -245,7 +245,7 @@ fn level_across_layers_asks_for_what_it_needs_and_refuses_without() {
     let refused = across.encode(last, &raw, &mut out).unwrap_err().to_string();
     assert_eq!(
         refused,
-        "level balanced-x needs the k part of layer 1 first"
+        "level balanced_x needs the k part of layer 1 first"
     );
     // The first part has nothing before it, and is coded plainly.
     let raw = raw_of(&all[0], Data::Normal, &mut ChaCha8Rng::seed_from_u64(1));
