@@ -2,7 +2,7 @@
 //!
 //! Upstairs:   `kvtier calibrate` makes one from recorded KV; [`crate::codec::ladder`] codes with
 //!             it; the daemon loads the files that its configuration names.
-//! Downstairs: [`file`](mod@file) is how it is stored, [`matrix`] how real numbers become integers,
+//! Downstairs: `file` is how it is stored, [`matrix`] how real numbers become integers,
 //!             [`scales`] what a coefficient's scale index means.
 //!
 //! A part is one layer's K or V of a block: tokens of `heads x dim` channels. Its tables say how a

@@ -1,7 +1,7 @@
 //! The real texts that demo, tests and the judge of codecs prefill.
 //!
 //! Upstairs:   the demo, benches, tests, `judge`.
-//! Downstairs: the files in `text/`, compiled in, and [`generated`].
+//! Downstairs: the files in `text/`, compiled in, and `generated`.
 //!
 //! Invariants kept here
 //!   X1  No document of one set is part of a document of another, so what is measured on the

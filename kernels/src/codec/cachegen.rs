@@ -20,7 +20,7 @@
 //!
 //! Invariants kept here
 //!   Q1  An error is at most half a step of the token with the largest values.
-//!   Q2  A part with a value that is not finite, or larger than [`LARGEST`], is stored as it is.
+//!   Q2  A part with a value that is not finite, or larger than `LARGEST`, is stored as it is.
 
 use kvtier_proto::Level;
 use kvtier_proto::layout::PartCode;

@@ -26,7 +26,7 @@
 //!
 //! Invariants kept here
 //!   Q1  An error is at most half a step, or that of an anchor.
-//!   Q2  A part with a value that is not finite, or larger than [`LARGEST`], is stored as it is.
+//!   Q2  A part with a value that is not finite, or larger than `LARGEST`, is stored as it is.
 
 use kvtier_proto::Level;
 

@@ -3,8 +3,8 @@
 //!
 //! Upstairs:   [`Ladder::all`] gives the levels of a profile to a [`Registry`](crate::Registry);
 //!             [`crate::profile`] offers what calibration needs to know of the tables.
-//! Downstairs: [`kit`] prepares the tables; [`forward`] makes coefficients of values, [`rows`]
-//!             values of coefficients; [`stream`] stores them.
+//! Downstairs: `kit` prepares the tables; `forward` makes coefficients of values, `rows`
+//!             values of coefficients; `stream` stores them.
 //!
 //! A token's channels become coefficients, which are rounded to whole steps and coded with shared
 //! [`tables`] of probabilities. Some tokens are kept as they are: the sinks at the front of a

@@ -2,11 +2,11 @@
 //! interleaved rANS with frequencies by class of channel. Bit-exact.
 //!
 //! Upstairs:   [`super::registry`].
-//! Downstairs: [`values`] takes values apart, [`classes`] finds what channels share, [`tiles`]
+//! Downstairs: `values` takes values apart, `classes` finds what channels share, `tiles`
 //!             puts channels one after the other, [`crate::rans`] codes.
 //!
 //! Level lossless knows one distribution a part; channels differ, those of K most (CODECS.md has
-//! the measurements). Here up to [`CLASSES_MAX`] classes of channels have one each, and the part
+//! the measurements). Here up to `CLASSES_MAX` classes of channels have one each, and the part
 //! carries them, so that no tables of a model are needed. What is no 16-bit float goes as
 //! [`byte_planes`] has it. Else, after the [header](super::header):
 //!
@@ -16,12 +16,12 @@
 //! |   1 |   1 | classes | how many; with 1 all values are of one channel                      |
 //! |   2 |   2 | side    | bytes of frequencies and classes                                    |
 //! |   4 | 4 t | escapes | u32 for each tile: its exponents outside the window                 |
-//! |     |   s | side    | frequencies and classes, see [`classes`]                            |
-//! |     |   r | rest    | tile after tile, group after group ([`values`]); the last group of  |
+//! |     |   s | side    | frequencies and classes, see `classes`                            |
+//! |     |   r | rest    | tile after tile, group after group (`values`); the last group of  |
 //! |     |     |         | a tile as if zeros followed                                         |
 //! |     | 3 e | escaped | tile after tile: u16 value of the tile, u8 exponent; by rising value |
 //! |     |   8 | coded   | u32 bytes of each of two rANS streams                               |
-//! |     |     | symbols | the two: tile after tile, in the order of [`tiles`], of each class  |
+//! |     |     | symbols | the two: tile after tile, in the order of `tiles`, of each class  |
 //! |     |     |         | its first half of steps in the one, its second in the other; the    |
 //! |     |     |         | likeliest symbol pads a class to whole steps                        |
 //!
