@@ -13,9 +13,9 @@
 
 use std::arch::is_x86_feature_detected;
 use std::arch::x86_64::{
-    __m512i, _mm512_add_ps, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_dpwssd_epi32,
-    _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
-    _mm512_setzero_si512, _mm512_storeu_si512,
+    __m512, __m512i, _mm512_add_ps, _mm512_dpwssd_epi32, _mm512_loadu_ps, _mm512_loadu_si512,
+    _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512,
+    _mm512_storeu_ps, _mm512_storeu_si512,
 };
 
 use super::Fast512;
@@ -94,19 +94,17 @@ fn multiply_real_wide(
 ) {
     let mut sums = [[_mm512_setzero_ps(); REGS]; TILE];
     for (column, left) in panel.iter().zip(left) {
-        let column = load(&column.map(|number| number.to_bits().cast_signed()));
+        let column = load_real(column);
         for (sums, value) in sums.iter_mut().zip(left) {
             let value = _mm512_set1_ps(*value);
             for (sum, column) in sums.iter_mut().zip(column) {
-                let product = _mm512_mul_ps(_mm512_castsi512_ps(column), value);
+                let product = _mm512_mul_ps(column, value);
                 *sum = _mm512_add_ps(*sum, product);
             }
         }
     }
     for (out, sums) in out.iter_mut().zip(sums) {
-        let mut words = [0; PANEL];
-        store(&mut words, sums.map(|sum| _mm512_castps_si512(sum)));
-        *out = words.map(|word| f32::from_bits(word.cast_unsigned()));
+        store_real(out, sums);
     }
 }
 
@@ -118,6 +116,24 @@ fn load(column: &Column) -> [__m512i; REGS] {
         *reg = unsafe { _mm512_loadu_si512(std::ptr::from_ref(words).cast()) };
     }
     regs
+}
+
+#[target_feature(enable = "avx512f")]
+fn load_real(column: &[f32; PANEL]) -> [__m512; REGS] {
+    let mut regs = [_mm512_setzero_ps(); REGS];
+    for (reg, numbers) in regs.iter_mut().zip(column.as_chunks::<16>().0) {
+        // SAFETY: a register is sixteen numbers, and `numbers` is a reference to so many.
+        *reg = unsafe { _mm512_loadu_ps(numbers.as_ptr()) };
+    }
+    regs
+}
+
+#[target_feature(enable = "avx512f")]
+fn store_real(column: &mut [f32; PANEL], regs: [__m512; REGS]) {
+    for (reg, numbers) in regs.into_iter().zip(column.as_chunks_mut::<16>().0) {
+        // SAFETY: a register is sixteen numbers, and `numbers` is a reference to so many.
+        unsafe { _mm512_storeu_ps(numbers.as_mut_ptr(), reg) };
+    }
 }
 
 #[target_feature(enable = "avx512f")]
