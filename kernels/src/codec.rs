@@ -73,7 +73,9 @@ pub trait Codec: Send + Sync + fmt::Debug {
     fn applies(&self, shape: &PartShape) -> bool;
 
     /// Largest encoded size of such a part (K1). Unit: bytes.
-    fn stored_bytes_max(&self, shape: &PartShape) -> usize;
+    fn stored_bytes_max(&self, shape: &PartShape) -> usize {
+        envelope::bytes_max(shape)
+    }
 
     /// Encodes `raw` into the front of `out` and returns the encoded size. Unit: bytes.
     ///

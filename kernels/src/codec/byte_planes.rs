@@ -78,10 +78,6 @@ impl Codec for BytePlanes {
         true
     }
 
-    fn stored_bytes_max(&self, shape: &PartShape) -> usize {
-        envelope::bytes_max(shape)
-    }
-
     fn encode(&self, shape: &PartShape, raw: &[u8], out: &mut [u8]) -> Result<usize, EncodeError> {
         envelope::seal(self, shape, (raw, out), |body| {
             encode_body(shape.element(), raw, body).map_err(EncodeError::Compressor)

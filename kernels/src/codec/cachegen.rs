@@ -62,10 +62,6 @@ impl Codec for CacheGen {
         floats::is_float(shape.element())
     }
 
-    fn stored_bytes_max(&self, shape: &PartShape) -> usize {
-        envelope::bytes_max(shape)
-    }
-
     fn encode(&self, shape: &PartShape, raw: &[u8], out: &mut [u8]) -> Result<usize, EncodeError> {
         let code = |body: &mut [u8]| encode_part(shape, raw, body);
         let decode = |body: &[u8], out: &mut [u8]| decode_part(shape, body, out);

@@ -42,10 +42,6 @@ impl Codec for Fp8 {
         floats::is_float(shape.element())
     }
 
-    fn stored_bytes_max(&self, shape: &PartShape) -> usize {
-        envelope::bytes_max(shape)
-    }
-
     fn encode(&self, shape: &PartShape, raw: &[u8], out: &mut [u8]) -> Result<usize, EncodeError> {
         let code = |body: &mut [u8]| {
             let values = floats::read(shape.element(), raw);

@@ -357,10 +357,6 @@ impl Codec for Ladder {
         floats::is_float(shape.element()) && self.shared.has(shape, self.quality, self.across)
     }
 
-    fn stored_bytes_max(&self, shape: &PartShape) -> usize {
-        envelope::bytes_max(shape)
-    }
-
     fn encode(&self, shape: &PartShape, raw: &[u8], out: &mut [u8]) -> Result<usize, EncodeError> {
         self.encode_after(shape, raw, &NothingRestored, out)
     }

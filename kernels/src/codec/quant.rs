@@ -269,10 +269,6 @@ impl Codec for Quantiser {
         floats::is_float(shape.element())
     }
 
-    fn stored_bytes_max(&self, shape: &PartShape) -> usize {
-        envelope::bytes_max(shape)
-    }
-
     fn encode(&self, shape: &PartShape, raw: &[u8], out: &mut [u8]) -> Result<usize, EncodeError> {
         let decode = |body: &[u8], out: &mut [u8]| self.decode_part(shape, body, out);
         let code = |body: &mut [u8]| self.encode_part(shape, raw, body);
