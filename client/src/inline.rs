@@ -187,7 +187,7 @@ impl Session {
             };
             let _ = getter.feed.send(last).await;
         });
-        Restore::new(self, link, asked, Source::Inline(events, task))
+        Restore::new(self, link, asked, Source::Inline(events, task), None)
     }
 }
 
@@ -436,6 +436,7 @@ fn plan(lookup: &Lookup) -> v1::RestorePlan {
     };
     v1::RestorePlan {
         blocks: lookup.blocks.iter().map(status).collect(),
+        outlook: None,
     }
 }
 

@@ -61,9 +61,11 @@ mod inline;
 mod layouts;
 mod lease;
 mod link;
+mod maps;
 mod mux;
 mod options;
 mod release;
+mod reports;
 mod restore;
 mod rpc;
 mod save;
@@ -71,6 +73,7 @@ mod session;
 #[allow(unsafe_code, reason = "the one room that maps shared memory")]
 mod shm;
 mod slot;
+mod two_ended;
 mod values;
 mod windows;
 
@@ -85,6 +88,7 @@ pub use restore::{Restore, RestoreEvent, RestoreSummary, Restored};
 pub use save::{CommitOutcome, Reservation, SaveBlock, SaveOutcome};
 pub use session::{Session, SessionState};
 pub use slot::{FillError, FilledSlot, ReservedSlot, Unfilled};
+pub use two_ended::{ComputeEnd, NextCompute, PrefillStep, TwoEnded};
 pub use values::{
     Acknowledge, BlockStatus, CommitFailure, Explanation, Lookup, Prefetched, SaveRefusal, Tier,
     Variant,

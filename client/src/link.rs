@@ -13,6 +13,7 @@
 //!   N2  A lost link stays lost.
 
 use std::future::Future;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,13 +21,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use kvtier_proto::limits::{PROTOCOL_VERSION, REGION_BYTES_MAX};
 use kvtier_proto::{KeySecret, LayoutFingerprint, v1};
+use tokio::sync::OnceCell;
 use tokio::task::JoinHandle;
 use tonic::{Code, Response, Status, Streaming};
 
 use crate::error::{Call, Error};
+use crate::maps::{MAPS_BYTES, Maps};
 use crate::mux::Mux;
 use crate::options::{ConnectOptions, Endpoint, SessionOptions};
 use crate::release::{Life, Releases};
+use crate::reports::Reports;
 use crate::rpc::{self, Rpc};
 use crate::shm::{Arena, Staging};
 
@@ -87,7 +91,11 @@ pub(crate) struct Link {
     pub(crate) mux: Mux,
     pub(crate) arena: Option<Region<Arena>>,
     pub(crate) staging: Option<Region<Staging>>,
-    _tasks: [Task; 2],
+    pub(crate) reports: Arc<Reports>,
+    /// Maps of two-ended restores, from the first of them on.
+    maps: OnceCell<Arc<Maps>>,
+    socket: Option<PathBuf>,
+    _tasks: [Task; 3],
 }
 
 impl Link {
@@ -110,7 +118,14 @@ impl Link {
         let watching = Task::spawn(watch(events, Arc::clone(&life)));
         let session = opened.session;
         let releasing = Arc::clone(&releases).run(rpc.clone(), session.clone(), limits.control);
-        let tasks = [watching, Task::spawn(releasing)];
+        let reports = Arc::<Reports>::default();
+        let reporting = Arc::clone(&reports).run(
+            rpc.clone(),
+            session.clone(),
+            Arc::clone(&life),
+            limits.control,
+        );
+        let tasks = [watching, Task::spawn(releasing), Task::spawn(reporting)];
         let arena = match (opened.arena.filter(|grant| grant.bytes > 0), &socket) {
             (Some(grant), Some(socket)) => Some(map_arena(&grant, socket, limits.control).await?),
             _ => None,
@@ -124,6 +139,9 @@ impl Link {
             releases,
             arena,
             staging: None,
+            reports,
+            maps: OnceCell::new(),
+            socket: socket.clone(),
             _tasks: tasks,
         };
         let staging = recipe.session.staging_bytes.get();
@@ -139,8 +157,45 @@ impl Link {
         socket: &Path,
         limit: Duration,
     ) -> Result<Region<Staging>, Error> {
-        let session = self.session.clone();
-        let request = v1::RegisterRegionRequest { session, bytes };
+        let purpose = v1::RegionPurpose::Staging;
+        let (number, fd, len) = self.grant(bytes, purpose, socket, limit).await?;
+        let map = Staging::map(&fd, len).map_err(|e| Error::region_io("staging", "mmap", e))?;
+        Ok(Region { number, map })
+    }
+
+    /// Memory for the maps of two-ended restores, made with the first of them; `None` where no
+    /// memory can be shared.
+    pub(crate) async fn maps(&self, limit: Duration) -> Result<Option<&Arc<Maps>>, Error> {
+        let Some(socket) = &self.socket else {
+            return Ok(None);
+        };
+        let made = self.maps.get_or_try_init(async || {
+            let purpose = v1::RegionPurpose::Claims;
+            let (number, fd, len) = self.grant(MAPS_BYTES, purpose, socket, limit).await?;
+            let bytes = crate::shm::Bytes::map(&fd, len);
+            let bytes = bytes.map_err(|e| Error::region_io("claims", "mmap", e))?;
+            Ok(Maps::new(number, bytes))
+        });
+        made.await.map(Some)
+    }
+
+    /// Number, descriptor and size of a new region.
+    async fn grant(
+        &self,
+        bytes: u64,
+        purpose: v1::RegionPurpose,
+        socket: &Path,
+        limit: Duration,
+    ) -> Result<(u32, OwnedFd, usize), Error> {
+        let name = match purpose {
+            v1::RegionPurpose::Staging => "staging",
+            v1::RegionPurpose::Claims => "claims",
+        };
+        let request = v1::RegisterRegionRequest {
+            session: self.session.clone(),
+            bytes,
+            purpose: purpose.into(),
+        };
         let mut rpc = self.rpc.clone();
         let reply = self
             .call(REGISTER, limit, rpc.register_region(request))
@@ -150,11 +205,9 @@ impl Link {
             let got = grant.bytes;
             return Err(REGISTER.bad_reply(format!("{got} bytes granted of {bytes}")));
         }
-        let len = mappable(&grant, "staging")?;
-        let fd = crate::descriptor::fetch(socket, &grant, "staging", limit).await?;
-        let map = Staging::map(&fd, len).map_err(|e| Error::region_io("staging", "mmap", e))?;
-        let number = grant.region;
-        Ok(Region { number, map })
+        let len = mappable(&grant, name)?;
+        let fd = crate::descriptor::fetch(socket, &grant, name, limit).await?;
+        Ok((grant.region, fd, len))
     }
 
     /// Waits for one answer, no longer than `limit` and no longer than the session lives.

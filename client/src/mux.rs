@@ -10,10 +10,11 @@
 //! Invariants kept here
 //!   X1  No lease that arrives is forgotten: it is in a guard or its restore is.
 //!   X2  At most `RESTORES_PER_SESSION_MAX` restores are known to the daemon at a time.
-//!   X3  A restore's queue holds at most one event a block, one plan and one end: more is a
+//!   X3  A restore's queue holds at most one event a block, one plan, one hint and one end: more is a
 //!       broken protocol and ends the restore. One slow reader never delays another.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvtier_proto::limits::RESTORES_PER_SESSION_MAX;
@@ -24,6 +25,7 @@ use v1::restore_command::Command;
 
 use crate::error::{Call, Error};
 use crate::link::Task;
+use crate::maps::Place;
 use crate::release::{LeaseGuard, Life, Releases};
 use crate::rpc::Rpc;
 
@@ -33,6 +35,8 @@ pub(crate) const RESTORE: Call = Call::reads("Restore");
 pub(crate) enum Feed {
     Plan(v1::RestorePlan),
     Ready(Vec<(v1::LeasedBlock, LeaseGuard)>),
+    /// The map of a two-ended restore says something new.
+    Hint,
     Inline(crate::inline::InlineBlock),
     Done(v1::RestoreDone),
     Failed(Error),
@@ -42,6 +46,10 @@ struct Live {
     /// Blocks that may still arrive (X3).
     room: usize,
     planned: bool,
+    /// One hint that was not heard yet is enough (X3).
+    hinted: Arc<AtomicBool>,
+    /// The daemon may write the map of the restore until it has ended.
+    _place: Option<Arc<Place>>,
     to: UnboundedSender<Feed>,
 }
 
@@ -72,6 +80,7 @@ pub(crate) struct Running {
     id: u64,
     shared: Arc<Shared>,
     pub(crate) events: UnboundedReceiver<Feed>,
+    hinted: Arc<AtomicBool>,
     /// Done, failed or cancelled: nothing is left to cancel.
     pub(crate) ended: bool,
 }
@@ -88,7 +97,11 @@ impl Mux {
     }
 
     /// Starts a restore. Never waits.
-    pub(crate) fn start(&self, start: v1::RestoreStart) -> Result<Running, Error> {
+    pub(crate) fn start(
+        &self,
+        start: v1::RestoreStart,
+        place: Option<Arc<Place>>,
+    ) -> Result<Running, Error> {
         let (to, events) = unbounded_channel();
         let room = start.keys.len();
         let mut state = self.shared.lock();
@@ -102,14 +115,22 @@ impl Mux {
         }
         state.next_id += 1;
         let id = state.next_id;
-        let planned = false;
-        state.live.insert(id, Live { room, planned, to });
+        let hinted = Arc::<AtomicBool>::default();
+        let live = Live {
+            room,
+            planned: false,
+            hinted: Arc::clone(&hinted),
+            _place: place,
+            to,
+        };
+        state.live.insert(id, live);
         state.send(id, Command::Start(start));
         let shared = Arc::clone(&self.shared);
         Ok(Running {
             id,
             shared,
             events,
+            hinted,
             ended: false,
         })
     }
@@ -155,6 +176,11 @@ impl Running {
         self.command(Command::Progress(progress));
     }
 
+    /// A hint was heard; the next one is news.
+    pub(crate) fn heard(&self) {
+        self.hinted.store(false, Ordering::Release);
+    }
+
     pub(crate) fn cancel(&mut self) {
         if !std::mem::replace(&mut self.ended, true) {
             self.command(Command::Cancel(v1::RestoreCancel {}));
@@ -196,6 +222,14 @@ impl Shared {
             Some(Event::Done(done)) => {
                 if let Some(live) = self.lock().live.remove(&id) {
                     let _ = live.to.send(Feed::Done(done));
+                }
+            }
+            Some(Event::Hint(_)) => {
+                let state = self.lock();
+                if let Some(live) = state.live.get(&id)
+                    && !live.hinted.swap(true, Ordering::AcqRel)
+                {
+                    let _ = live.to.send(Feed::Hint);
                 }
             }
             // An event of a later protocol.

@@ -11,6 +11,7 @@ use kvtier_proto::limits::{NAME_BYTES_MAX, REGION_BYTES_MAX, REGION_BYTES_MIN};
 use kvtier_proto::{Bytes, Quality};
 
 use crate::error::Error;
+use crate::two_ended::TwoEnded;
 
 /// Longest path of a Unix socket. Unit: bytes; `sockaddr_un` has 108 with the final zero.
 const SOCKET_PATH_MAX: usize = 107;
@@ -203,6 +204,9 @@ pub struct RestoreOptions {
     /// Worst quality that is taken. A block that is stored worse is a miss with reason
     /// [`Miss::Quality`](crate::Miss::Quality). Default [`Quality::Exact`]: every bit.
     pub accept: Quality,
+    /// The engine computes blocks from the front while others load. Default none: it uses a loaded
+    /// prefix only.
+    pub two_ended: Option<TwoEnded>,
 }
 
 impl RestoreOptions {
@@ -225,6 +229,17 @@ impl RestoreOptions {
     #[must_use]
     pub fn accept(mut self, accept: Quality) -> Self {
         self.accept = accept;
+        self
+    }
+
+    /// The same for an engine that computes blocks from the front while others load from the back:
+    /// it asks [`ComputeEnd::next`](crate::ComputeEnd::next) what to do. Every block stands for
+    /// itself, as with [`scattered`](Self::scattered). Where memory cannot be shared, the engine
+    /// computes what has not come by the end of the restore.
+    #[must_use]
+    pub fn two_ended(mut self, engine: TwoEnded) -> Self {
+        self.two_ended = Some(engine);
+        self.scattered = true;
         self
     }
 

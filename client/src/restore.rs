@@ -13,7 +13,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kvtier_proto::{BlockKey, Miss, PayloadKind, v1};
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::check;
@@ -21,12 +20,18 @@ use crate::error::Error;
 use crate::inline::InlineBlock;
 use crate::layouts::Layouts;
 use crate::lease::{Held, LeasedBlock};
-use crate::link::{Link, Task};
-use crate::mux::{Feed, RESTORE, Running};
+use crate::link::Link;
+use crate::maps::Place;
+use crate::mux::{Feed, RESTORE};
 use crate::release::LeaseGuard;
 use crate::session::Session;
 use crate::shm::LeasedView;
+use crate::two_ended::{ComputeEnd, Meeting};
 use crate::values::{BlockStatus, Tier, level_from_wire, miss_from_wire};
+
+mod source;
+
+pub(crate) use source::Source;
 
 /// What a restore says next.
 #[derive(Debug)]
@@ -66,14 +71,6 @@ pub struct Restored {
     pub missed: Vec<(usize, Miss)>,
 }
 
-pub(crate) enum Source {
-    Mux(Running),
-    Inline(
-        mpsc::Receiver<Feed>,
-        #[expect(dead_code, reason = "ends with the restore")] Task,
-    ),
-}
-
 /// What a restore was asked for.
 pub(crate) struct Asked {
     pub(crate) keys: Vec<BlockKey>,
@@ -92,13 +89,22 @@ pub struct Restore {
     ready: VecDeque<RestoreEvent>,
     /// Blocks handed out, one a key.
     came: Vec<bool>,
+    /// What the engine's end shares with this one.
+    meeting: Arc<Meeting>,
     reported: usize,
     ended: bool,
 }
 
 impl Restore {
-    pub(crate) fn new(session: &Session, link: Arc<Link>, asked: Asked, source: Source) -> Self {
+    pub(crate) fn new(
+        session: &Session,
+        link: Arc<Link>,
+        asked: Asked,
+        source: Source,
+        place: Option<Arc<Place>>,
+    ) -> Self {
         Self {
+            meeting: Meeting::new(place, asked.keys.len()),
             came: vec![false; asked.keys.len()],
             asked,
             source,
@@ -134,26 +140,84 @@ impl Restore {
     /// ```
     pub async fn next(&mut self) -> Result<Option<RestoreEvent>, Error> {
         loop {
-            if let Some(event) = self.ready.pop_front() {
+            if let Some(event) = self.pop() {
                 return Ok(Some(event));
             }
             if self.ended {
+                self.meeting.end();
                 return Ok(None);
             }
-            let limit = self.patience();
-            let feed = match tokio::time::timeout(limit, self.source.next()).await {
-                Ok(Some(feed)) => feed,
-                Ok(None) => Feed::Failed(RESTORE.lost("the restore stream ended")),
-                Err(_) => {
-                    self.stop();
-                    return Err(RESTORE.timeout(limit));
-                }
+            self.advance().await?;
+        }
+    }
+
+    /// The next event if there is one already; `None` when there is none at the moment, or the
+    /// restore has ended.
+    ///
+    /// Errors: as [`next`](Self::next). Blocks: no.
+    pub fn try_next(&mut self) -> Result<Option<RestoreEvent>, Error> {
+        loop {
+            if let Some(event) = self.pop() {
+                return Ok(Some(event));
+            }
+            if self.ended {
+                self.meeting.end();
+                return Ok(None);
+            }
+            let Some(feed) = self.source.try_next() else {
+                return Ok(None);
             };
-            if let Err(error) = self.take(feed) {
+            self.took(feed)?;
+        }
+    }
+
+    /// Waits for something new: an event, or a block that [`ComputeEnd::next`] gives out now. At
+    /// once when the restore has ended. An example is at [`ComputeEnd`].
+    ///
+    /// Errors and cancel safety: as [`next`](Self::next).
+    pub async fn wait(&mut self) -> Result<(), Error> {
+        match self.ready.is_empty() && !self.ended {
+            true => self.advance().await,
+            false => Ok(()),
+        }
+    }
+
+    /// The engine's end: it says which block to compute next. For every restore: where nothing can
+    /// be computed while blocks load, it gives out what did not come when the restore has ended.
+    pub fn compute_end(&self) -> ComputeEnd {
+        let reports = Arc::clone(&self.link.reports);
+        ComputeEnd::new(Arc::clone(&self.meeting), reports)
+    }
+
+    /// Waits for one message and takes it in.
+    async fn advance(&mut self) -> Result<(), Error> {
+        let limit = self.patience();
+        match tokio::time::timeout(limit, self.source.next()).await {
+            Ok(Some(feed)) => self.took(feed),
+            Ok(None) => self.took(Feed::Failed(RESTORE.lost("the restore stream ended"))),
+            Err(_) => {
                 self.stop();
-                return Err(self.link.noticed(error));
+                Err(RESTORE.timeout(limit))
             }
         }
+    }
+
+    fn took(&mut self, feed: Feed) -> Result<(), Error> {
+        self.take(feed).map_err(|error| {
+            self.stop();
+            self.link.noticed(error)
+        })
+    }
+
+    /// Hands one event out: from then on the engine has the block.
+    fn pop(&mut self) -> Option<RestoreEvent> {
+        let event = self.ready.pop_front()?;
+        match &event {
+            RestoreEvent::Ready(block) => self.meeting.came(block.index()),
+            RestoreEvent::Done(_) => self.meeting.end(),
+            RestoreEvent::Plan(_) => {}
+        }
+        Some(event)
     }
 
     /// Waits for all blocks.
@@ -290,6 +354,9 @@ impl Restore {
     fn stop(&mut self) {
         self.cancel();
         self.ended = true;
+        if self.ready.is_empty() {
+            self.meeting.end();
+        }
     }
 
     fn take(&mut self, feed: Feed) -> Result<(), Error> {
@@ -302,6 +369,12 @@ impl Restore {
                 Ok(())
             }
             Feed::Inline(block) => self.arrived(block),
+            Feed::Hint => {
+                if let Source::Mux(running) = &self.source {
+                    running.heard();
+                }
+                Ok(())
+            }
             Feed::Done(done) => self.done(&done),
             Feed::Failed(error) => Err(error),
         }
@@ -392,7 +465,9 @@ impl Restore {
         if missed.iter().any(|(index, _)| *index >= asked) {
             return Err(RESTORE.bad_reply("a missed block was not asked for"));
         }
-        let covered = |(index, came): &(usize, &bool)| **came || *index < self.reported;
+        let covered = |(index, came): &(usize, &bool)| {
+            **came || *index < self.reported || self.meeting.has(*index)
+        };
         let came = self.came.iter().enumerate().take_while(covered).count();
         let said = usize::try_from(done.usable_blocks).unwrap_or(usize::MAX);
         // G2: the daemon may know of a reason to stop earlier, never of one to go further.
@@ -405,12 +480,10 @@ impl Restore {
     }
 }
 
-impl Source {
-    async fn next(&mut self) -> Option<Feed> {
-        match self {
-            Self::Mux(running) => running.events.recv().await,
-            Self::Inline(feed, _) => feed.recv().await,
-        }
+impl Drop for Restore {
+    /// Nothing more comes: an engine that still asks computes the rest.
+    fn drop(&mut self) {
+        self.meeting.end();
     }
 }
 

@@ -22,8 +22,10 @@ use crate::check;
 use crate::error::{Call, Error};
 use crate::layouts::Layouts;
 use crate::link::{Identity, Link, Recipe};
+use crate::maps::Place;
 use crate::options::{RestoreOptions, Timeouts};
 use crate::restore::{Asked, Restore, Source};
+use crate::two_ended::PrefillStep;
 use crate::values::Lookup;
 
 /// What is known about the daemon's side of a session.
@@ -255,16 +257,47 @@ impl Session {
         if link.arena.is_none() {
             return Ok(self.start_inline(link, keys, kind, &options));
         }
-        let running = link.mux.start(v1::RestoreStart {
+        let place = match options.two_ended {
+            Some(_) => self.place(&link, keys.len()).await?,
+            None => None,
+        };
+        let two_ended = options.two_ended.zip(place.as_deref());
+        let start = v1::RestoreStart {
             session: link.session.clone(),
             keys: wire,
             kind: v1::PayloadKind::from(kind).into(),
             deadline_ms: options.deadline_ms(),
             scattered: options.scattered,
             accept: v1::Quality::from(options.accept).into(),
-        })?;
+            two_ended: two_ended.map(|(engine, place)| v1::TwoEnded {
+                map: Some(place.slot()),
+                first_token: engine.first_token,
+                suffix_tokens: engine.suffix_tokens,
+            }),
+        };
+        let running = link.mux.start(start, place.clone())?;
         let asked = self.asked(keys, kind, &options);
-        Ok(Restore::new(self, link, asked, Source::Mux(running)))
+        let source = Source::Mux(running);
+        Ok(Restore::new(self, link, asked, source, place))
+    }
+
+    /// Where the map of a two-ended restore lies; `None` where no memory can be shared.
+    async fn place(&self, link: &Link, blocks: usize) -> Result<Option<Arc<Place>>, Error> {
+        let Some(maps) = link.maps(self.timeouts().control).await? else {
+            return Ok(None);
+        };
+        let place = maps.place(blocks).ok_or_else(|| Error::Busy {
+            message: "no room for the map of another two-ended restore".into(),
+        })?;
+        Ok(Some(place))
+    }
+
+    /// Tells the daemon how long prefill steps took, so that it can say when loading is faster:
+    /// steps of ordinary prompts as well, not only those of restores. Never waits; what cannot be
+    /// sent is lost.
+    pub fn report_prefill(&self, steps: &[PrefillStep]) {
+        let link = self.current();
+        steps.iter().for_each(|step| link.reports.put(*step));
     }
 
     pub(crate) fn asked(

@@ -1,6 +1,7 @@
 //! Shared memory: the only room of the SDK with unsafe code.
 //!
-//! Upstairs:   `slot` fills spans of the staging region, `restore` reads leased views of the arena.
+//! Upstairs:   `slot` fills spans of the staging region, `restore` reads leased views of the arena,
+//!             `two_ended` claims blocks in single bytes.
 //! Downstairs: `memmap2`, on descriptors that `descriptor` has checked.
 //!
 //! Every mapping is of a sealed memfd of exactly the mapped size, so no access can fault. What
@@ -18,6 +19,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use memmap2::{MmapOptions, MmapRaw};
@@ -169,6 +171,62 @@ impl Drop for Span {
         if let Some(claims) = claims {
             claims.remove(&self.range.start);
         }
+    }
+}
+
+/// A region for claims: single bytes that both ends read and write.
+pub(crate) struct Bytes {
+    map: MmapRaw,
+}
+
+impl Bytes {
+    /// Maps `len` bytes of a descriptor whose size and seals were checked.
+    pub(crate) fn map(fd: &OwnedFd, len: usize) -> std::io::Result<Self> {
+        let map = MmapOptions::new().len(len).map_raw(fd)?;
+        Ok(Self { map })
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.map.len()
+    }
+
+    /// The byte at `at`; zero outside.
+    pub(crate) fn get(&self, at: usize) -> u8 {
+        self.atom(at).map_or(0, |byte| byte.load(Ordering::Acquire))
+    }
+
+    /// Writes one byte; nothing outside.
+    pub(crate) fn set(&self, at: usize, to: u8) {
+        if let Some(byte) = self.atom(at) {
+            byte.store(to, Ordering::Release);
+        }
+    }
+
+    /// Writes one byte if it is `from`. True when it was.
+    pub(crate) fn swap(&self, at: usize, from: u8, to: u8) -> bool {
+        self.atom(at).is_some_and(|byte| {
+            byte.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
+                .is_ok()
+        })
+    }
+
+    fn atom(&self, at: usize) -> Option<&AtomicU8> {
+        if at >= self.len() {
+            return None;
+        }
+        // SAFETY: the pointer stays inside the mapping.
+        //   Live    `self.map` is mapped while `self` is borrowed.
+        //   Stable  a mapping does not move; `at` was checked above.
+        //   Alone   n/a: nothing is accessed through it here.
+        //   Drop    n/a
+        let byte = unsafe { self.map.as_mut_ptr().add(at) };
+        // SAFETY: one byte of the mapping, used as an atomic by both processes.
+        //   Live    as above; the memfd is sealed at this size.
+        //   Stable  as above; a byte is always aligned.
+        //   Alone   no reference to this memory but such atomics is ever made, and every value
+        //           that the other process writes is one of a `u8`.
+        //   Drop    the borrow of `self` outlives the reference.
+        Some(unsafe { AtomicU8::from_ptr(byte) })
     }
 }
 

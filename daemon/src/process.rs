@@ -33,6 +33,7 @@ use crate::config::{CodecLevel, Config, HugePages, Lane};
 use crate::health::{Health, State};
 use crate::log::chain;
 use crate::metrics::{Device, Label, Metrics};
+use crate::restore::engines::Engines;
 use crate::server::{Drain, SAVES_MAX, Service, Shared, descriptors};
 use crate::session::Sessions;
 use crate::tenant::{TenantOptions, TenantSpec, Tenants};
@@ -130,6 +131,7 @@ async fn serve(config: Config) -> Result<(), Failed> {
         health: Arc::clone(&health),
         metrics,
         started: Instant::now(),
+        engines: Engines::default(),
         descriptor_socket: descriptor_socket.display().to_string(),
         limits: config.limits.clone(),
         drain,
@@ -395,6 +397,7 @@ async fn open_disks(
             Lane::IoUring => LaneKind::IoUring,
             Lane::Pread => LaneKind::Pread,
         },
+        read_limit: disk.read_limit,
         scrub: ScrubOptions {
             rate: disk.scrub_rate,
             first_after: FIRST_SCRUB_AFTER,

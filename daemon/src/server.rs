@@ -32,6 +32,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::config::LimitsConfig;
 use crate::health::Health;
 use crate::metrics::{Found, Method, Metrics, Tier};
+use crate::restore::engines::Engines;
 use crate::session::{Session, Sessions};
 use crate::tenant::{Peer, Tenants};
 use crate::tier::{Located, Tiers};
@@ -50,6 +51,8 @@ pub struct Shared {
     pub sessions: Arc<Sessions>,
     /// Blocks.
     pub tiers: Arc<Tiers>,
+    /// How fast engines are.
+    pub engines: Engines,
     /// Descriptors waiting to be fetched.
     pub tickets: Arc<Tickets>,
     /// How the daemon is.
@@ -246,6 +249,14 @@ impl Kvtier for Service {
     ) -> Result<Response<v1::ReleaseReply>, Status> {
         self.timed(Method::Release, save::release(&self.shared, request))
             .await
+    }
+
+    async fn report_prefill(
+        &self,
+        request: Request<v1::ReportPrefillRequest>,
+    ) -> Result<Response<v1::ReportPrefillReply>, Status> {
+        let reply = async { restore::report_prefill(&self.shared, &request) };
+        self.timed(Method::ReportPrefill, reply).await
     }
 
     async fn pin(

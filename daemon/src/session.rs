@@ -13,6 +13,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use kvtier_proto::ModelDescriptor;
+use kvtier_proto::limits::CLAIMS_REGIONS_MAX;
 use rand::TryRngCore;
 use tokio::sync::{Semaphore, watch};
 
@@ -21,6 +22,7 @@ use crate::config::LimitsConfig;
 use crate::planted::{Bug, planted};
 use crate::region::{SlotName, Staging, StaleSlot, TakenSlot};
 use crate::restore::run::Reader;
+use crate::shm::SharedMemory;
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
 use crate::tenant::{Peer, Tenant};
 use crate::tier::host::HostTier;
@@ -98,11 +100,15 @@ pub struct Session {
 #[derive(Debug, Default)]
 struct Held {
     regions: HashMap<u32, Arc<Staging>>,
+    claims: HashMap<u32, Arc<SharedMemory>>,
     region_bytes: u64,
     next_region: u32,
     leases: HashMap<u64, Arc<HostBlock>>,
     ended: bool,
 }
+
+/// Memory is shared in whole pages. Unit: bytes.
+const PAGE: usize = 4096;
 
 /// Number of the region that a tenant's arena has in every session.
 pub const ARENA_REGION: u32 = 0;
@@ -169,6 +175,30 @@ impl Session {
         held.region_bytes += bytes;
         held.regions.insert(number, Arc::clone(&staging));
         Ok(Ok(staging))
+    }
+
+    /// Makes a region of `bytes` for maps of two-ended restores, and says its number.
+    pub fn add_claims(
+        &self,
+        bytes: usize,
+    ) -> std::io::Result<Result<(u32, Arc<SharedMemory>), TooMany>> {
+        let mut held = self.held();
+        if held.ended || held.claims.len() >= CLAIMS_REGIONS_MAX {
+            return Ok(Err(TooMany {
+                what: "regions for claims in one session",
+                max: CLAIMS_REGIONS_MAX,
+            }));
+        }
+        let memory = Arc::new(SharedMemory::create(bytes.next_multiple_of(PAGE))?);
+        let number = held.next_region;
+        held.next_region += 1;
+        held.claims.insert(number, Arc::clone(&memory));
+        Ok(Ok((number, memory)))
+    }
+
+    /// The region for claims of this number.
+    pub fn claims(&self, number: u32) -> Option<Arc<SharedMemory>> {
+        self.held().claims.get(&number).cloned()
     }
 
     /// The staging region of this number.

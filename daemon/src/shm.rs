@@ -1,6 +1,7 @@
-//! Staging memory: a sealed memfd that one client fills and the daemon only copies from.
+//! Memory shared with a client: a sealed memfd that it fills and the daemon copies from, or whose
+//! bytes both claim one by one.
 //!
-//! Upstairs:   `region` cuts slots from it; a client maps the same pages.
+//! Upstairs:   `region` cuts slots from it, `claims` keeps maps there; a client maps the same pages.
 //! Downstairs: `memfd_create`, `mmap`.
 //!
 //! The only room of this package that may be unsafe.
@@ -9,9 +10,10 @@
 //!   S1  The size never changes after creation: sealed, so that no client can shrink it under a
 //!       copy (SIGBUS).
 //!   S2  No reference to this memory is ever made: another process writes it at any time. Bytes
-//!       are copied out once, and only the copy is looked at.
+//!       are copied out once, and only the copy is looked at; single bytes are atomics.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -77,6 +79,40 @@ impl SharedMemory {
         unsafe { std::ptr::copy_nonoverlapping(from, into.as_mut_ptr(), len) };
         Ok(())
     }
+
+    /// The byte at `at`, as both ends see it: zero outside.
+    pub fn byte(&self, at: usize) -> u8 {
+        self.atom(at).map_or(0, |byte| byte.load(Ordering::Acquire))
+    }
+
+    /// Writes one byte; nothing outside.
+    pub fn set_byte(&self, at: usize, to: u8) {
+        if let Some(byte) = self.atom(at) {
+            byte.store(to, Ordering::Release);
+        }
+    }
+
+    /// Writes one byte if it is `from`. True when it was.
+    pub fn swap_byte(&self, at: usize, from: u8, to: u8) -> bool {
+        self.atom(at).is_some_and(|byte| {
+            byte.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
+                .is_ok()
+        })
+    }
+
+    fn atom(&self, at: usize) -> Option<&AtomicU8> {
+        if at >= self.len() {
+            return None;
+        }
+        let byte = self.map.as_mut_ptr().wrapping_add(at);
+        // SAFETY: one byte of the mapping, used as an atomic by both processes.
+        //   Live    `self.map` is mapped while `self` is borrowed, and S1 keeps every page backed.
+        //   Stable  a mapping never moves; `at` was checked above; a byte is always aligned.
+        //   Alone   an atomic needs no exclusive access; no other reference to it exists (S2), and
+        //           whatever value the other process writes is one of a `u8`.
+        //   Drop    the borrow of `self` outlives the reference.
+        Some(unsafe { AtomicU8::from_ptr(byte) })
+    }
 }
 
 #[cfg(test)]
@@ -105,6 +141,23 @@ mod tests {
                     size: 8192
                 })
             );
+        }
+    }
+
+    #[test]
+    fn swap_byte_lets_one_of_two_have_it_and_touches_nothing_outside() {
+        let memory = SharedMemory::create(8192).unwrap();
+        assert!(memory.swap_byte(4099, 0, 7));
+        assert!(!memory.swap_byte(4099, 0, 8));
+        assert_eq!(memory.byte(4099), 7);
+        memory.set_byte(8191, 9);
+        let mut seen = [0; 1];
+        memory.copy_out(8191, &mut seen).unwrap();
+        assert_eq!(seen, [9]);
+        for outside in [8192, usize::MAX] {
+            memory.set_byte(outside, 1);
+            assert!(!memory.swap_byte(outside, 0, 1));
+            assert_eq!(memory.byte(outside), 0);
         }
     }
 

@@ -13,6 +13,7 @@
     clippy::cast_possible_truncation
 )]
 
+pub mod claims;
 pub mod descriptor;
 pub mod element;
 #[doc(hidden)]

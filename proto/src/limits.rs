@@ -38,6 +38,8 @@ pub const KEYS_PER_CALL_MAX: usize = 4096;
 /// Most restores one session runs at a time. One more ends at once, all its blocks missed for
 /// want of space.
 pub const RESTORES_PER_SESSION_MAX: usize = 64;
+/// Most reports of prefill steps in one message.
+pub const REPORTS_PER_CALL_MAX: usize = 64;
 /// Most leases one session holds. Blocks beyond are missed for want of space.
 pub const LEASES_PER_SESSION_MAX: usize = 65_536;
 /// Most sessions the daemon serves.
@@ -46,6 +48,10 @@ pub const SESSIONS_MAX: usize = 1024;
 pub const REGION_BYTES_MAX: Bytes = Bytes(64 * GIB);
 /// Smallest staging region of one session.
 pub const REGION_BYTES_MIN: Bytes = Bytes(64 * KIB);
+/// Largest region for claims: maps for every restore that a session runs at a time.
+pub const CLAIMS_BYTES_MAX: Bytes = Bytes(MIB);
+/// Most regions for claims of one session. One is enough.
+pub const CLAIMS_REGIONS_MAX: usize = 4;
 
 /// Largest payload of one inline message. Large messages collapse HTTP/2 throughput.
 pub const INLINE_CHUNK_MAX: Bytes = Bytes(MIB);

@@ -26,6 +26,7 @@ pub struct Options {
     segment_bytes: u64,
     lane: &'static str,
     level: &'static str,
+    read_limit_mib: Option<u64>,
     queue_depth: Option<usize>,
     namespaces: Vec<Namespace>,
     tcp: Option<(SocketAddr, String)>,
@@ -48,6 +49,7 @@ impl Default for Options {
             segment_bytes: 4 * MIB,
             lane: "auto",
             level: "raw",
+            read_limit_mib: None,
             queue_depth: None,
             namespaces: Vec::new(),
             tcp: None,
@@ -120,6 +122,13 @@ impl Options {
     #[must_use]
     pub fn level(mut self, level: &'static str) -> Self {
         self.level = level;
+        self
+    }
+
+    /// Most that restores may read of the device. Unit: MiB a second.
+    #[must_use]
+    pub fn read_limit_mib(mut self, mib: u64) -> Self {
+        self.read_limit_mib = Some(mib);
         self
     }
 
@@ -243,6 +252,9 @@ impl Options {
                 "lane = \"{}\"\nlevel = \"{}\"",
                 self.lane, self.level
             ));
+            if let Some(mib) = self.read_limit_mib {
+                line(format!("read_limit = \"{mib} MiB\""));
+            }
             if let Some(depth) = self.queue_depth {
                 line(format!("queue_depth = {depth}"));
             }

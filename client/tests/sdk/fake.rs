@@ -47,6 +47,8 @@ pub(crate) struct Store {
     pub slots: usize,
     pub cancels: Vec<u64>,
     pub progress: Vec<u32>,
+    /// Prefill steps that were reported.
+    pub steps: Vec<v1::PrefillReport>,
     pub widest_save: usize,
     pub sessions: usize,
 }

@@ -103,6 +103,10 @@ settings! {
         queue_depth: u32 = default(64), accepts "1 to 1024", if |n| (1..=1024).contains(n);
         /// How the device is driven. "auto" takes io_uring and falls back to pread, saying why.
         lane: Lane = default(Lane::Auto), accepts "\"auto\", \"io_uring\" or \"pread\"";
+        /// Most that restores may read from this device, where others need it too. Unit: bytes a
+        /// second, written "500 MiB".
+        read_limit: Option<Bytes> = unset("no limit"), accepts "1 MiB to 1024 GiB",
+            if |rate| rate.is_none_or(|rate| (MIB..=1024 * GIB).contains(&rate.get()));
         /// How fast stored blocks are read and checked in the background, to find damage before it
         /// costs a restore. Unit: bytes a second, written "16 MiB"; "0 B" is never. Beside restores
         /// and saves it gets less.

@@ -30,6 +30,7 @@ use tower::ServiceExt;
 use crate::config::Config;
 use crate::health::Health;
 use crate::metrics::Metrics;
+use crate::restore::engines::Engines;
 use crate::server::{Drain, SAVES_MAX, Service, Shared};
 use crate::session::{Session, Sessions, Token};
 use crate::tenant::{Peer, Tenant, TenantOptions, TenantSpec, Tenants};
@@ -78,7 +79,7 @@ fn reads<M: Message + Default>(data: &[u8]) -> bool {
     M::decode(data).is_ok()
 }
 
-const METHODS: [Method; 15] = [
+const METHODS: [Method; 16] = [
     unary("OpenSession", reads::<v1::OpenSessionRequest>),
     unary("RegisterRegion", reads::<v1::RegisterRegionRequest>),
     unary("Lookup", reads::<v1::LookupRequest>),
@@ -87,6 +88,7 @@ const METHODS: [Method; 15] = [
     // A token here and below is field 1 of a message in field 2, or 1: 18 bytes.
     streaming("Restore", reads::<v1::RestoreCommand>, &[0x12, 18]),
     unary("Release", reads::<v1::ReleaseRequest>),
+    unary("ReportPrefill", reads::<v1::ReportPrefillRequest>),
     unary("Pin", reads::<v1::PinRequest>),
     unary("Prefetch", reads::<v1::PrefetchRequest>),
     streaming("PutInline", reads::<v1::PutInlineRequest>, &[0x0A, 18]),
@@ -126,6 +128,7 @@ fn make() -> Option<Bed> {
         health: Arc::new(Health::new()),
         metrics,
         started: Instant::now(),
+        engines: Engines::default(),
         descriptor_socket: String::new(),
         limits,
         drain: watch::channel(Drain::No).0,
@@ -402,11 +405,23 @@ fn restored() -> Vec<u8> {
         };
         message.encode_to_vec()
     };
+    let map = Some(v1::Slot {
+        region: 1,
+        offset: 0,
+        length: 8 + 2,
+        generation: 0,
+    });
+    let two_ended = v1::TwoEnded {
+        map,
+        first_token: 0,
+        suffix_tokens: 7,
+    };
     let start = Command::Start(v1::RestoreStart {
         keys: keys(),
         kind: KIND,
         deadline_ms: 100,
         scattered: true,
+        two_ended: Some(two_ended),
         ..v1::RestoreStart::default()
     });
     let progress = Command::Progress(v1::RestoreProgress { computed_blocks: 1 });
@@ -455,6 +470,15 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         leases: vec![1, 2, 7],
         ..v1::ReleaseRequest::default()
     };
+    let step = v1::PrefillReport {
+        before: 256,
+        tokens: 256,
+        micros: 9_000,
+    };
+    let report = v1::ReportPrefillRequest {
+        reports: vec![step],
+        ..v1::ReportPrefillRequest::default()
+    };
     let explain = v1::ExplainRequest {
         key: key(1),
         ..v1::ExplainRequest::default()
@@ -476,6 +500,7 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         [saved(), one("Lookup", &lookup), one("Pin", &pin)].concat(),
         [saved(), one("GetInline", &get), one("Explain", &explain)].concat(),
         [saved(), restored(), one("Release", &release)].concat(),
+        [one("ReportPrefill", &report), restored()].concat(),
         [inline(), one("Lookup", &lookup), wipe].concat(),
         [open, one("RegisterRegion", &region), stats].concat(),
         [watch, one("Prefetch", &pin)].concat(),

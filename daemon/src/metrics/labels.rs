@@ -338,6 +338,8 @@ label! {
         Commit,
         /// `Restore`
         Restore,
+        /// `ReportPrefill`
+        ReportPrefill,
         /// `Release`
         Release,
         /// `Pin`

@@ -174,6 +174,7 @@ impl Session {
             kind: KIND,
             deadline_ms: 0,
             scattered: true,
+            two_ended: None,
         };
         v1::RestoreCommand {
             restore_id: 1,
@@ -382,6 +383,7 @@ fn a_commit_with_one_bad_key_takes_none_of_its_blocks() {
         let region = v1::RegisterRegionRequest {
             session: session.token.clone(),
             bytes: MIB as u64,
+            ..v1::RegisterRegionRequest::default()
         };
         let region = session.rpc.register_region(region).await.unwrap();
         let region = region.into_inner().grant.unwrap().region;

@@ -11,25 +11,28 @@
 //!       when nobody listens any more. Whatever was handed over by then stays usable.
 //!   E5  A lease that was not handed over ends with the event that carries it, wherever that is
 //!       dropped: in a queue, with a stream, or because nobody listens.
+//!   P2  Of a two-ended restore a block is announced only if nobody took it over meanwhile, and
+//!       one that is not brought is left to the engine.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kvtier_proto::claims::Gate;
 use kvtier_proto::{BlockKey, Miss, PayloadKind, Quality};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::claims::Claims;
 use super::plan::{Plan, plan};
 use crate::block::{BlockId, HostBlock, Layouts};
 use crate::metrics::Metrics;
 use crate::tier::host::HostTier;
 use crate::tier::{Located, Tier, Tiers};
+use order::Order;
 
-/// Most loads of one restore in flight. Enough to fill the device's queue with blocks of a few
-/// MiB; more would only take memory from others.
-const LOADS_MAX: usize = 32;
+mod order;
 
 /// What a reader asks for.
 #[derive(Debug, Clone)]
@@ -44,6 +47,8 @@ pub struct Request {
     pub scattered: bool,
     /// The worst quality that is taken.
     pub accept: Quality,
+    /// Where an engine that computes meanwhile and the loads claim blocks.
+    pub claims: Option<Claims>,
 }
 
 /// What a reader says while its restore runs.
@@ -113,6 +118,8 @@ pub enum Event {
     Plan(Vec<Result<Tier, Miss>>),
     /// Blocks that arrived.
     Ready(Vec<Leased>),
+    /// The map of a two-ended restore says something new.
+    Hint,
     /// The end.
     Done(Summary),
 }
@@ -152,6 +159,8 @@ struct State {
     /// Blocks from here on are of no use: one before them is missing.
     end: usize,
     cancelled: bool,
+    /// Something was missed since the reader last heard of the map.
+    news: bool,
     /// When the last block arrived, and the slowest tier that any came from.
     last: Option<(Duration, Tier)>,
 }
@@ -182,7 +191,13 @@ impl Restore {
         let todo = plan(&found, request.scattered);
         let mut state = State::new(request.keys.len());
         for (index, miss) in &todo.missed {
-            state.miss(*index, *miss, request.scattered);
+            self.miss(&mut state, *index, *miss);
+        }
+        if let Some(claims) = &request.claims {
+            for index in &todo.resident {
+                claims.take(*index);
+            }
+            claims.set_gate(Gate::Open);
         }
         let tiers = found.into_iter().map(|place| place.map(Located::tier));
         let heard = self.events.send(Event::Plan(tiers.collect())).await;
@@ -202,13 +217,13 @@ impl Restore {
             let same = |block: &HostBlock| block.facts().fingerprint == self.fingerprint();
             match block {
                 Some(block) if !self.request.accept.accepts(block.level()) => {
-                    state.miss(*index, Miss::Quality, self.request.scattered);
+                    self.miss(state, *index, Miss::Quality);
                 }
                 Some(block) if same(&block) => {
                     self.lease(*index, block, Tier::Host, state, &mut ready);
                 }
-                Some(_) => state.miss(*index, Miss::WrongLayout, self.request.scattered),
-                None => state.miss(*index, Miss::Evicted, self.request.scattered),
+                Some(_) => self.miss(state, *index, Miss::WrongLayout),
+                None => self.miss(state, *index, Miss::Evicted),
             }
         }
         self.announce(ready, state, begin).await
@@ -221,7 +236,7 @@ impl Restore {
         begin: Instant,
         deadline: Option<Instant>,
     ) {
-        let mut queue = todo.load.into_iter().peekable();
+        let mut order = Order::new(todo.load, self.request.claims.clone());
         let mut loads: JoinSet<Load> = JoinSet::new();
         loop {
             let control = *self.control.borrow();
@@ -229,12 +244,10 @@ impl Restore {
                 state.cancelled = true;
                 return;
             }
-            while loads.len() < LOADS_MAX
-                && let Some(index) = queue.next()
+            while loads.len() < order.depth(begin.elapsed())
+                && let Some(index) = order.next(control.computed..state.end)
             {
-                if index >= control.computed && index < state.end {
-                    self.start(&mut loads, index);
-                }
+                self.start(&mut loads, index);
             }
             if loads.is_empty() {
                 return;
@@ -246,15 +259,18 @@ impl Restore {
                     state.cancelled |= changed.is_err();
                     if changed.is_err() { return; }
                 }
-                () = sleep_until(deadline) => return state.give_up(control.computed),
+                () = sleep_until(deadline) => {
+                    let engines = |index| self.is_engines(index);
+                    return state.give_up(control.computed, engines);
+                }
                 Some(load) = loads.join_next() => {
                     let mut ready = Vec::new();
                     let mut next = Some(load);
                     while let Some(load) = next {
-                        self.land(load, state, &mut ready);
+                        self.land(load, &mut order, state, &mut ready);
                         next = loads.try_join_next();
                     }
-                    if !self.announce(ready, state, begin).await {
+                    if !self.announce(ready, state, begin).await || !self.hint(state).await {
                         return;
                     }
                 }
@@ -275,12 +291,16 @@ impl Restore {
     fn land(
         &self,
         load: Result<Load, tokio::task::JoinError>,
+        order: &mut Order,
         state: &mut State,
         ready: &mut Vec<Leased>,
     ) {
         match load {
-            Ok((index, Ok((block, tier)))) => self.lease(index, block, tier, state, ready),
-            Ok((index, Err(miss))) => state.miss(index, miss, self.request.scattered),
+            Ok((index, Ok((block, tier)))) => {
+                order.landed(block.payload().len());
+                self.lease(index, block, tier, state, ready);
+            }
+            Ok((index, Err(miss))) => self.miss(state, index, miss),
             Err(problem) => tracing::error!(%problem, "a load ended without an answer"),
         }
     }
@@ -293,7 +313,16 @@ impl Restore {
         state: &mut State,
         ready: &mut Vec<Leased>,
     ) {
-        match self.reader.lease(Arc::clone(&block)) {
+        let lease = self.reader.lease(Arc::clone(&block));
+        // The engine has lost patience and computes it (P2).
+        let taken_over = || {
+            let claims = self.request.claims.as_ref();
+            claims.is_some_and(|claims| !claims.ready(index))
+        };
+        match lease {
+            Some(lease) if taken_over() => {
+                self.reader.release(lease);
+            }
             Some(lease) => {
                 if let Some(arrived) = state.arrived.get_mut(index) {
                     *arrived = true;
@@ -306,7 +335,7 @@ impl Restore {
                     tier,
                 });
             }
-            None => state.miss(index, Miss::NoSpace, self.request.scattered),
+            None => self.miss(state, index, Miss::NoSpace),
         }
     }
 
@@ -325,9 +354,15 @@ impl Restore {
         self.events.send(Event::Ready(ready)).await.is_ok()
     }
 
+    /// An engine may wait for a block that turned out not to come. False when nobody listens.
+    async fn hint(&self, state: &mut State) -> bool {
+        let news = std::mem::take(&mut state.news);
+        !news || self.request.claims.is_none() || self.events.send(Event::Hint).await.is_ok()
+    }
+
     async fn finish(self, state: State) {
         let computed = self.control.borrow().computed;
-        let has = |index: &usize| *index < computed || state.has(*index);
+        let has = |index: &usize| *index < computed || state.has(*index) || self.is_engines(*index);
         let usable = (0..state.arrived.len()).take_while(has).count();
         for miss in state.missed.values() {
             self.metrics.misses.of(*miss).inc();
@@ -343,6 +378,20 @@ impl Restore {
         };
         // Nobody listening any more is a way to end, not an error.
         let _ = self.events.send(Event::Done(summary)).await;
+    }
+
+    /// The first reason stays; the engine has to compute the block (P2).
+    fn miss(&self, state: &mut State, index: usize, miss: Miss) {
+        state.miss(index, miss, self.request.scattered);
+        if let Some(claims) = &self.request.claims {
+            claims.missed(index);
+        }
+    }
+
+    /// True when the engine computes a block, or has.
+    fn is_engines(&self, index: usize) -> bool {
+        let claims = self.request.claims.as_ref();
+        claims.is_some_and(|claims| claims.is_engines(index))
     }
 
     fn id(&self, index: usize) -> Option<BlockId> {
@@ -366,6 +415,7 @@ impl State {
             missed: BTreeMap::new(),
             end: blocks,
             cancelled: false,
+            news: false,
             last: None,
         }
     }
@@ -377,15 +427,16 @@ impl State {
     /// The first reason stays: a block is missed once.
     fn miss(&mut self, index: usize, miss: Miss, scattered: bool) {
         self.missed.entry(index).or_insert(miss);
+        self.news = true;
         if !scattered {
             self.end = self.end.min(index);
         }
     }
 
     /// The deadline has passed: what is still wanted and not here is late.
-    fn give_up(&mut self, computed: usize) {
+    fn give_up(&mut self, computed: usize, engines: impl Fn(usize) -> bool) {
         for index in computed..self.end {
-            if !self.has(index) {
+            if !self.has(index) && !engines(index) {
                 self.miss(index, Miss::Deadline, true);
             }
         }

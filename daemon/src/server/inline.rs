@@ -216,6 +216,7 @@ pub async fn get(
         deadline: None,
         scattered: asked.scattered,
         accept: convert::accept(asked.accept)?,
+        claims: None,
     };
     let (out, replies) = mpsc::channel(MESSAGES_WAITING);
     let (control, listen) = watch::channel(Control::default());
@@ -253,7 +254,7 @@ type Out = mpsc::Sender<Result<v1::GetInlineReply, Status>>;
 /// Sends what an event brought. A lease lasts as long as its bytes are being sent.
 async fn send(out: &Out, event: run::Event) -> Result<(), ()> {
     match event {
-        run::Event::Plan(_) => Ok(()),
+        run::Event::Plan(_) | run::Event::Hint => Ok(()),
         run::Event::Ready(ready) => {
             for leased in ready {
                 send_block(out, &leased).await?;

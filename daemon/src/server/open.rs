@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use kvtier_proto::limits::{NAME_BYTES_MAX, PROTOCOL_VERSION, REGION_BYTES_MIN};
+use kvtier_proto::limits::{CLAIMS_BYTES_MAX, NAME_BYTES_MAX, PROTOCOL_VERSION, REGION_BYTES_MIN};
 use kvtier_proto::{ModelDescriptor, v1};
 use tokio_stream::Stream;
 use tonic::{Request, Status};
@@ -151,6 +151,16 @@ pub async fn region(
             "regions need a Unix socket; use PutInline and GetInline over TCP",
         ));
     };
+    match v1::RegionPurpose::try_from(request.get_ref().purpose) {
+        Ok(v1::RegionPurpose::Staging) => {}
+        Ok(v1::RegionPurpose::Claims) => {
+            return claims_region(shared, &session, uid, request.get_ref().bytes);
+        }
+        Err(_) => {
+            let purpose = request.get_ref().purpose;
+            return Err(convert::bad_field("purpose", purpose, "staging or claims"));
+        }
+    }
     let (bytes, max) = (request.get_ref().bytes, session.tenant.staging_max);
     if bytes < REGION_BYTES_MIN.get() || bytes > max.get() {
         return Err(convert::bad_field(
@@ -174,6 +184,32 @@ pub async fn region(
     let grant = v1::RegionGrant {
         region: staging.number(),
         bytes: staging.memory().len() as u64,
+        ticket: ticket.expose().to_vec().into(),
+    };
+    Ok(v1::RegisterRegionReply { grant: Some(grant) })
+}
+
+/// Makes a region for the maps of two-ended restores.
+fn claims_region(
+    shared: &Shared,
+    session: &Session,
+    uid: u32,
+    bytes: u64,
+) -> Result<v1::RegisterRegionReply, Status> {
+    if bytes == 0 || bytes > CLAIMS_BYTES_MAX.get() {
+        let accepted = format!("1 to {CLAIMS_BYTES_MAX}");
+        return Err(convert::bad_field("bytes", bytes, accepted));
+    }
+    let made = session.add_claims(usize::try_from(bytes).unwrap_or(usize::MAX));
+    let (region, memory) = made
+        .map_err(|problem| {
+            Status::resource_exhausted(format!("no memory for a region: {problem}"))
+        })?
+        .map_err(|refusal| Status::resource_exhausted(refusal.to_string()))?;
+    let ticket = shared.tickets.issue(memory.fd(), uid).map_err(ticket)?;
+    let grant = v1::RegionGrant {
+        region,
+        bytes: memory.len() as u64,
         ticket: ticket.expose().to_vec().into(),
     };
     Ok(v1::RegisterRegionReply { grant: Some(grant) })

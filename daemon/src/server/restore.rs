@@ -13,12 +13,15 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use kvtier_proto::limits::REPORTS_PER_CALL_MAX;
 use kvtier_proto::{Miss, keys_from_wire, v1};
 use tokio::sync::{mpsc, watch};
 use tonic::{Request, Status, Streaming};
 use v1::restore_event::Event;
 
 use super::{Drain, Replies, Shared, convert, kind, peer};
+use crate::restore::claims::{BadMap, Claims};
+use crate::restore::engines::Step;
 use crate::restore::run::{self, Control, Hold, Restore};
 use crate::session::{ARENA_REGION, Session};
 use crate::tenant::Peer;
@@ -139,8 +142,9 @@ impl Stream {
             kind: kind(start.kind)?,
             deadline: (start.deadline_ms > 0)
                 .then(|| Duration::from_millis(u64::from(start.deadline_ms))),
-            scattered: start.scattered,
+            scattered: start.scattered || start.two_ended.is_some(),
             accept: convert::accept(start.accept)?,
+            claims: claims(&session, start.two_ended.as_ref(), start.keys.len())?,
         };
         let permit = Arc::clone(&session.restores).try_acquire_owned();
         // Asked after the permit is taken: whoever stops the daemon waits for permits.
@@ -203,21 +207,70 @@ fn wire(restore_id: u64, event: Event) -> v1::RestoreEvent {
     v1::RestoreEvent { restore_id, event }
 }
 
+/// Takes what an engine says of its speed. Steps that no engine can have made are passed over.
+pub fn report_prefill(
+    shared: &Shared,
+    request: &Request<v1::ReportPrefillRequest>,
+) -> Result<v1::ReportPrefillReply, Status> {
+    let session = shared.session(request, &request.get_ref().session)?;
+    let reports = &request.get_ref().reports;
+    if reports.len() > REPORTS_PER_CALL_MAX {
+        let accepted = format!("at most {REPORTS_PER_CALL_MAX}");
+        return Err(convert::bad_field("reports", reports.len(), accepted));
+    }
+    let step = |report: &v1::PrefillReport| Step {
+        before: report.before,
+        tokens: report.tokens,
+        took: Duration::from_micros(report.micros),
+    };
+    let (namespace, layout) = (session.tenant.id, session.layouts.fingerprint());
+    let engines = &shared.engines;
+    engines.report(namespace, layout, reports.iter().map(step));
+    Ok(v1::ReportPrefillReply {})
+}
+
 /// An event on the wire, and the leases that it tells of.
 fn to_wire(restore_id: u64, event: run::Event) -> (v1::RestoreEvent, Vec<Hold>) {
     let (event, holds) = match event {
         run::Event::Plan(found) => {
             let blocks = found.into_iter().map(convert::status).collect();
-            (Event::Plan(v1::RestorePlan { blocks }), Vec::new())
+            let plan = v1::RestorePlan {
+                blocks,
+                outlook: None,
+            };
+            (Event::Plan(plan), Vec::new())
         }
         run::Event::Ready(ready) => {
             let blocks = ready.iter().map(leased).collect();
             let holds = ready.into_iter().map(|leased| leased.hold).collect();
             (Event::Ready(v1::BlocksReady { blocks }), holds)
         }
+        run::Event::Hint => (Event::Hint(v1::RestoreHint {}), Vec::new()),
         run::Event::Done(summary) => (Event::Done(done(summary)), Vec::new()),
     };
     (wire(restore_id, event), holds)
+}
+
+/// The map of a two-ended restore.
+fn claims(
+    session: &Session,
+    two_ended: Option<&v1::TwoEnded>,
+    blocks: usize,
+) -> Result<Option<Claims>, Status> {
+    let Some(two_ended) = two_ended else {
+        return Ok(None);
+    };
+    let missing = || convert::bad_field("two_ended.map", "missing", "a place for the map");
+    let slot = two_ended.map.as_ref().ok_or_else(missing)?;
+    let memory = session.claims(slot.region).ok_or_else(|| {
+        let accepted = "a region that this session registered for claims";
+        convert::bad_field("two_ended.map.region", slot.region, accepted)
+    })?;
+    let place = (slot.offset, slot.length);
+    let claims = Claims::new(memory, place, blocks);
+    let refused =
+        |bad: BadMap| convert::bad_field("two_ended.map", bad, "exactly the bytes of a map");
+    claims.map(Some).map_err(refused)
 }
 
 fn leased(leased: &run::Leased) -> v1::LeasedBlock {

@@ -90,6 +90,7 @@ impl Fixture {
             segment_size: Bytes(SEGMENT),
             queue_depth: 8,
             lane: LaneKind::Pread,
+            read_limit: None,
             scrub: ScrubOptions::OFF,
             cold_after: coding.cold.map(|cold| cold.after),
             hosts: hosts.iter().map(|host| Arc::clone(host)).collect(),

@@ -24,6 +24,7 @@ mod gauge;
 mod merge;
 mod pace;
 mod settle;
+mod throttle;
 mod transfer;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -36,6 +37,7 @@ pub(crate) use self::transfer::{Finished, Transfer};
 
 use self::gauge::Gauge;
 use self::pace::{Pace, Turn};
+use self::throttle::Throttle;
 use self::transfer::Rest;
 use crate::disk::{Disk, Done, Op, OpKind, SubmitError, Wait};
 use crate::format::index;
@@ -58,6 +60,7 @@ pub(crate) struct Lane<D> {
     done: Vec<Done>,
     pace: Pace,
     gauge: Gauge,
+    throttle: Throttle,
     /// When something that is held has its turn.
     turn_at: Option<Duration>,
     /// No write is sent any more (L3).
@@ -79,6 +82,7 @@ impl<D: Disk> Lane<D> {
             done: Vec::new(),
             pace: Pace::default(),
             gauge: Gauge::default(),
+            throttle: Throttle::default(),
             turn_at: None,
             poisoned: false,
             failed: false,
@@ -89,6 +93,11 @@ impl<D: Disk> Lane<D> {
     #[cfg(test)]
     pub(crate) fn never_hold(&mut self) {
         self.pace.off = true;
+    }
+
+    /// Reads take no more than this of the device from now on. Unit: bytes a second.
+    pub(crate) fn limit_reads(&mut self, rate: Option<u64>) {
+        self.throttle.set(rate);
     }
 
     /// The disk, for its cold lane.
@@ -286,13 +295,27 @@ impl<D: Disk> Lane<D> {
         }
     }
 
+    /// The turn of the next read, where reads are limited: each goes by itself then.
+    fn limited(&mut self, now: Duration) -> Option<Turn> {
+        let bytes = self.reads.front()?.total() as u64;
+        let limited = self.throttle.is_set();
+        limited.then(|| match self.throttle.wait(bytes, now) {
+            Some(at) => Turn::At(at),
+            None => Turn::Go(index(bytes)),
+        })
+    }
+
     /// True when an operation of `class` went out, or ended on the way.
     fn pump_one(&mut self, class: Class) -> bool {
         if !self.has_place(class) || self.outbox(class).is_empty() {
             return false;
         }
         let (now, rate) = (self.disk.now(), self.gauge.rate());
-        let most = match self.pace.turn(class, now, rate) {
+        let turn = match class {
+            Class::Read => self.limited(now),
+            Class::Save | Class::Background => None,
+        };
+        let most = match turn.unwrap_or_else(|| self.pace.turn(class, now, rate)) {
             Turn::Go(most) => most,
             Turn::Full => return false,
             Turn::At(at) => {
@@ -307,6 +330,9 @@ impl<D: Disk> Lane<D> {
         let (user, kind, bytes) = (op.user, op.kind, op.total() as u64);
         match self.disk.submit(op) {
             Ok(()) => {
+                if class == Class::Read {
+                    self.throttle.sent();
+                }
                 self.gauge.sent(user, (class, kind, bytes), now);
                 self.pace
                     .sent(class, bytes, now, self.gauge.cost(kind, bytes));

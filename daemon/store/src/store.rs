@@ -342,6 +342,12 @@ impl<D: Disk> Store<D> {
         self.heads = heads::Heads::default();
     }
 
+    /// Reads take no more than this of the device from now on; none: as much as they can.
+    /// Unit: bytes a second.
+    pub fn limit_reads(&mut self, rate: Option<u64>) {
+        self.lane.limit_reads(rate);
+    }
+
     /// True when nothing is in flight and nothing waits.
     pub fn is_idle(&self) -> bool {
         self.flights.is_empty()

@@ -262,9 +262,11 @@ pub struct RegionGrant {
 pub struct RegisterRegionRequest {
     #[prost(bytes = "bytes", tag = "1")]
     pub session: ::prost::bytes::Bytes,
-    /// Size of the staging region.
+    /// Size of the region.
     #[prost(uint64, tag = "2")]
     pub bytes: u64,
+    #[prost(enumeration = "RegionPurpose", tag = "3")]
+    pub purpose: i32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RegisterRegionReply {
@@ -458,6 +460,23 @@ pub struct RestoreStart {
     /// A block that is stored worse than this is a miss.
     #[prost(enumeration = "Quality", tag = "6")]
     pub accept: i32,
+    /// The engine computes blocks from the front while others load from the back. Absent: it can
+    /// only use a loaded prefix. With it every block stands for itself, as with `scattered`.
+    #[prost(message, optional, tag = "7")]
+    pub two_ended: ::core::option::Option<TwoEnded>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TwoEnded {
+    /// Where both ends claim blocks: 8 bytes and one for each key, in a region for claims. The
+    /// generation is 0. What each byte says: `kvtier_proto::claims`.
+    #[prost(message, optional, tag = "1")]
+    pub map: ::core::option::Option<Slot>,
+    /// Tokens of the prefix before the first key.
+    #[prost(uint32, tag = "2")]
+    pub first_token: u32,
+    /// Tokens that the engine computes after the last block.
+    #[prost(uint32, tag = "3")]
+    pub suffix_tokens: u32,
 }
 /// How far the engine has computed from the front: blocks it no longer needs.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -465,13 +484,36 @@ pub struct RestoreProgress {
     #[prost(uint32, tag = "1")]
     pub computed_blocks: u32,
 }
+/// One prefill step.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PrefillReport {
+    /// Tokens of the prompt whose KV was there before.
+    #[prost(uint32, tag = "1")]
+    pub before: u32,
+    /// Tokens that were computed.
+    #[prost(uint32, tag = "2")]
+    pub tokens: u32,
+    /// Unit: microseconds.
+    #[prost(uint64, tag = "3")]
+    pub micros: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReportPrefillRequest {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub session: ::prost::bytes::Bytes,
+    /// At most 64.
+    #[prost(message, repeated, tag = "2")]
+    pub reports: ::prost::alloc::vec::Vec<PrefillReport>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReportPrefillReply {}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RestoreCancel {}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RestoreEvent {
     #[prost(uint64, tag = "1")]
     pub restore_id: u64,
-    #[prost(oneof = "restore_event::Event", tags = "2, 3, 4")]
+    #[prost(oneof = "restore_event::Event", tags = "2, 3, 4, 5")]
     pub event: ::core::option::Option<restore_event::Event>,
 }
 /// Nested message and enum types in `RestoreEvent`.
@@ -484,6 +526,8 @@ pub mod restore_event {
         Ready(super::BlocksReady),
         #[prost(message, tag = "4")]
         Done(super::RestoreDone),
+        #[prost(message, tag = "5")]
+        Hint(super::RestoreHint),
     }
 }
 /// What will happen to each block asked for, in order.
@@ -491,7 +535,34 @@ pub mod restore_event {
 pub struct RestorePlan {
     #[prost(message, repeated, tag = "1")]
     pub blocks: ::prost::alloc::vec::Vec<BlockStatus>,
+    /// Of a two-ended restore.
+    #[prost(message, optional, tag = "2")]
+    pub outlook: ::core::option::Option<Outlook>,
 }
+/// What a two-ended restore is expected to take, from its start. Unit: microseconds; 0: not known.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Outlook {
+    /// As it is planned.
+    #[prost(uint64, tag = "1")]
+    pub planned_us: u64,
+    /// If every block were loaded.
+    #[prost(uint64, tag = "2")]
+    pub load_us: u64,
+    /// If every block were computed.
+    #[prost(uint64, tag = "3")]
+    pub compute_us: u64,
+    /// Blocks that the engine computes and that are loaded, if it comes as expected.
+    #[prost(uint32, tag = "4")]
+    pub compute_blocks: u32,
+    #[prost(uint32, tag = "5")]
+    pub load_blocks: u32,
+    /// Why, in a sentence.
+    #[prost(string, tag = "6")]
+    pub reason: ::prost::alloc::string::String,
+}
+/// The map of a two-ended restore says something new that no block comes with: ask it again.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RestoreHint {}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct BlocksReady {
     #[prost(message, repeated, tag = "1")]
@@ -910,6 +981,35 @@ pub struct DrainReply {
     /// Blocks made durable by the drain.
     #[prost(uint64, tag = "1")]
     pub flushed_blocks: u64,
+}
+/// What a region is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum RegionPurpose {
+    /// The client fills blocks there, the daemon copies them.
+    Staging = 0,
+    /// Maps of two-ended restores, which both ends write.
+    Claims = 1,
+}
+impl RegionPurpose {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Staging => "REGION_PURPOSE_STAGING",
+            Self::Claims => "REGION_PURPOSE_CLAIMS",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "REGION_PURPOSE_STAGING" => Some(Self::Staging),
+            "REGION_PURPOSE_CLAIMS" => Some(Self::Claims),
+            _ => None,
+        }
+    }
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -1421,6 +1521,31 @@ pub mod kvtier_client {
             req.extensions_mut().insert(GrpcMethod::new("kvtier.v1.Kvtier", "Restore"));
             self.inner.streaming(req, path, codec).await
         }
+        /// Tells how long the engine's prefill took: what restores are planned with.
+        pub async fn report_prefill(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReportPrefillRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReportPrefillReply>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/kvtier.v1.Kvtier/ReportPrefill",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("kvtier.v1.Kvtier", "ReportPrefill"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Gives leases or unused staging slots back.
         pub async fn release(
             &mut self,
@@ -1694,6 +1819,14 @@ pub mod kvtier_server {
             &self,
             request: tonic::Request<tonic::Streaming<super::RestoreCommand>>,
         ) -> std::result::Result<tonic::Response<Self::RestoreStream>, tonic::Status>;
+        /// Tells how long the engine's prefill took: what restores are planned with.
+        async fn report_prefill(
+            &self,
+            request: tonic::Request<super::ReportPrefillRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReportPrefillReply>,
+            tonic::Status,
+        >;
         /// Gives leases or unused staging slots back.
         async fn release(
             &self,
@@ -2100,6 +2233,51 @@ pub mod kvtier_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/kvtier.v1.Kvtier/ReportPrefill" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReportPrefillSvc<T: Kvtier>(pub Arc<T>);
+                    impl<
+                        T: Kvtier,
+                    > tonic::server::UnaryService<super::ReportPrefillRequest>
+                    for ReportPrefillSvc<T> {
+                        type Response = super::ReportPrefillReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReportPrefillRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Kvtier>::report_prefill(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReportPrefillSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

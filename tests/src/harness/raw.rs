@@ -86,11 +86,28 @@ impl RawSession {
     /// Makes a staging region and fetches its memory.
     pub async fn region(&mut self, bytes: u64) -> (v1::RegionGrant, File) {
         let session = self.token();
-        let request = v1::RegisterRegionRequest { session, bytes };
+        let request = v1::RegisterRegionRequest {
+            session,
+            bytes,
+            ..v1::RegisterRegionRequest::default()
+        };
         let reply = self.rpc.register_region(request).await.unwrap();
         let grant = reply.into_inner().grant.unwrap();
         let file = fetch(Path::new(&self.opened.descriptor_socket), &grant.ticket);
         (grant, file.expect("the ticket is good"))
+    }
+
+    /// Makes a region for claims and fetches its memory.
+    pub async fn claims(&mut self, bytes: u64) -> Result<(v1::RegionGrant, File), Status> {
+        let request = v1::RegisterRegionRequest {
+            session: self.token(),
+            bytes,
+            purpose: v1::RegionPurpose::Claims.into(),
+        };
+        let reply = self.rpc.register_region(request).await?;
+        let grant = reply.into_inner().grant.unwrap();
+        let file = fetch(Path::new(&self.opened.descriptor_socket), &grant.ticket);
+        Ok((grant, file.expect("the ticket is good")))
     }
 
     /// Asks for slots.

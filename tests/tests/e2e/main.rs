@@ -21,6 +21,7 @@ mod restores;
 mod room;
 mod roundtrip;
 mod slots;
+mod two_ended;
 
 use std::time::Duration;
 

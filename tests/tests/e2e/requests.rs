@@ -123,6 +123,7 @@ fn calls_of_an_unknown_session_are_refused() {
             let region = rpc.register_region(v1::RegisterRegionRequest {
                 session: session.clone(),
                 bytes: 1 << 20,
+                ..v1::RegisterRegionRequest::default()
             });
             refused(region.await, Code::Unauthenticated, &["unknown session"]);
             let wipe = rpc.wipe(v1::WipeRequest {
@@ -137,6 +138,7 @@ fn calls_of_an_unknown_session_are_refused() {
                 kind: KV,
                 deadline_ms: 0,
                 scattered: true,
+                ..v1::RestoreStart::default()
             });
             let events = restore(&mut rpc, vec![start]).await;
             refused(events, Code::Unauthenticated, &["unknown session"]);
@@ -222,6 +224,7 @@ fn keys_too_many_too_few_and_of_wrong_length_are_refused_by_field() {
                 kind: KV,
                 deadline_ms: 0,
                 scattered: false,
+                ..v1::RestoreStart::default()
             });
             refused(restore(&mut session.rpc, vec![start]).await, bad, parts);
             let get = session.rpc.get_inline(v1::GetInlineRequest {
@@ -275,6 +278,7 @@ fn restore_commands_that_make_no_sense_end_their_stream_only() {
             kind: KV,
             deadline_ms: 0,
             scattered: true,
+            ..v1::RestoreStart::default()
         });
         let empty = v1::RestoreCommand {
             restore_id: 1,

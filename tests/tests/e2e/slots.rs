@@ -24,6 +24,7 @@ fn regions_of_sizes_that_cannot_be_are_refused_with_the_range() {
             let request = v1::RegisterRegionRequest {
                 session: session.token(),
                 bytes,
+                ..v1::RegisterRegionRequest::default()
             };
             let answer = session.rpc.register_region(request).await;
             let parts = &["bytes", &bytes.to_string(), "64 KiB to 16 MiB"];
@@ -34,6 +35,7 @@ fn regions_of_sizes_that_cannot_be_are_refused_with_the_range() {
         let request = v1::RegisterRegionRequest {
             session: session.token(),
             bytes: 65_536,
+            ..v1::RegisterRegionRequest::default()
         };
         let answer = session.rpc.register_region(request).await;
         refused(answer, Code::ResourceExhausted, &["staging regions"]);

@@ -299,6 +299,15 @@ impl v1::kvtier_server::Kvtier for Service {
         Ok(Response::new(v1::ReleaseReply { released }))
     }
 
+    async fn report_prefill(
+        &self,
+        request: Request<v1::ReportPrefillRequest>,
+    ) -> Reply<v1::ReportPrefillReply> {
+        self.0.enter("report_prefill").await?;
+        self.0.store().steps.extend(request.into_inner().reports);
+        Ok(Response::new(v1::ReportPrefillReply {}))
+    }
+
     async fn pin(&self, request: Request<v1::PinRequest>) -> Reply<v1::PinReply> {
         self.0.enter("pin").await?;
         let keys = &request.get_ref().keys;

@@ -65,7 +65,10 @@ fn one(state: &State, start: &v1::RestoreStart, send: impl Fn(Event)) {
     let first_miss = done.missed.first().map(|missed| missed.index);
     let asked = u32::try_from(start.keys.len()).unwrap();
     done.usable_blocks = first_miss.unwrap_or(asked);
-    send(Event::Plan(v1::RestorePlan { blocks: plan }));
+    send(Event::Plan(v1::RestorePlan {
+        blocks: plan,
+        outlook: None,
+    }));
     let knobs = state.knobs();
     if knobs.lease_twice {
         ready.push(ready[0]);

@@ -158,6 +158,7 @@ impl Session {
             deadline_ms: 0,
             scattered: false,
             accept: v1::Quality::Exact as i32,
+            two_ended: None,
         };
         let command = v1::RestoreCommand {
             restore_id,
@@ -175,7 +176,7 @@ impl Session {
                 Some(restore_event::Event::Done(done)) => {
                     return whole(&done, keys.len()).map(|()| leases);
                 }
-                Some(restore_event::Event::Plan(_)) | None => {}
+                Some(restore_event::Event::Plan(_) | restore_event::Event::Hint(_)) | None => {}
             }
         }
     }

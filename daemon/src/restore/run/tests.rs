@@ -18,7 +18,7 @@ fn give_up_misses_what_is_due_once_and_nothing_that_was_computed() {
     state.miss(4, Miss::Absent, true);
     state.miss(6, Miss::WrongLayout, true);
     state.arrived[5] = true;
-    state.give_up(2);
+    state.give_up(2, |_| false);
     let late = |index| (index, Miss::Deadline);
     let want = [
         late(2),
@@ -28,7 +28,7 @@ fn give_up_misses_what_is_due_once_and_nothing_that_was_computed() {
         late(7),
     ];
     assert_eq!(missed(&state), want);
-    state.give_up(0);
+    state.give_up(0, |_| false);
     assert_eq!(missed(&state)[..2], [late(0), late(1)]);
     assert_eq!(missed(&state)[2..], want);
 }
@@ -39,7 +39,7 @@ fn give_up_misses_nothing_behind_the_end_of_a_prefix() {
     state.miss(5, Miss::Absent, false);
     state.miss(3, Miss::PayloadCrc, false);
     state.arrived[0] = true;
-    state.give_up(0);
+    state.give_up(0, |_| false);
     let want = [
         (1, Miss::Deadline),
         (2, Miss::Deadline),

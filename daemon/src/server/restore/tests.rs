@@ -38,6 +38,7 @@ fn restore(dir: &Path, events: mpsc::Sender<run::Event>) -> (Arc<Session>, Resto
             deadline: None,
             scattered: true,
             accept: kvtier_proto::Quality::Exact,
+            claims: None,
         },
         control: listen,
         events,

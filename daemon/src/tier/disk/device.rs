@@ -58,6 +58,8 @@ pub struct DiskOptions {
     pub queue_depth: usize,
     /// How the device is driven.
     pub lane: LaneKind,
+    /// Most that reads take of the device. Unit: bytes a second.
+    pub read_limit: Option<Bytes>,
     /// How often and how fast everything is read and checked.
     pub scrub: ScrubOptions,
     /// Time without use after which a block is cold, when anybody asks for such blocks.
@@ -454,6 +456,7 @@ mod tests {
             segment_size: Bytes(0),
             queue_depth: 1,
             lane: LaneKind::Pread,
+            read_limit: None,
             scrub: ScrubOptions::OFF,
             cold_after: None,
             hosts: Vec::new(),

@@ -52,6 +52,7 @@ fn options(home: &Path, at: usize) -> DiskOptions {
         segment_size: Bytes(SEGMENT),
         queue_depth: 8,
         lane: LaneKind::Pread,
+        read_limit: None,
         scrub: ScrubOptions::OFF,
         cold_after: None,
         hosts: Vec::new(),

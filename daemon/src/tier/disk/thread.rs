@@ -103,11 +103,12 @@ fn open(options: &DiskOptions, roll: &Roll) -> Result<(AnyStore, String), String
     store.segment_size = options.segment_size.get();
     let catalog = SledCatalog::new(options.path.join(CATALOG));
     let begin = Instant::now();
-    let (store, report) = Store::open(disk, store, Some(Box::new(catalog)), &mut |progress| {
+    let (mut store, report) = Store::open(disk, store, Some(Box::new(catalog)), &mut |progress| {
         let (done, total) = (progress.segments_done, progress.segments_total);
         roll.recovered(options.device, Progress { done, total });
     })
     .map_err(|problem| say("cannot open the store in", &chain(&problem)))?;
+    store.limit_reads(options.read_limit.map(|limit| limit.get()));
     let seconds = begin.elapsed().as_secs_f64();
     tell(&report, &path, seconds, &roll.metrics);
     Ok((store, about))

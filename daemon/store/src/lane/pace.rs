@@ -24,7 +24,7 @@
 //! class has that share of the places in the device's queue too, however many reads wait for one.
 //!
 //! Invariants kept here
-//!   F1  A read is never held.
+//!   F1  A read is never held, but by an operator's limit (`throttle`).
 //!   F2  A class that has work and nothing in flight is let in after the time that one piece
 //!       takes at its share, and never later than 4 MiB a second would have it: nobody starves.
 //!   F3  A class that is alone is held by its window only: the device is never idle for its sake.

@@ -34,6 +34,7 @@ fn status() -> Arc<Mutex<DiskStatus>> {
         segment_size: Bytes(SEGMENT),
         queue_depth: 8,
         lane: LaneKind::Pread,
+        read_limit: None,
         scrub: ScrubOptions::OFF,
         cold_after: None,
         hosts: Vec::new(),
