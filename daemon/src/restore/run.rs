@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::plan::{Plan, plan};
+use super::plan::found::{Plan, plan};
 use crate::block::{BlockId, HostBlock, Layouts};
 use crate::metrics::Metrics;
 use crate::tier::host::HostTier;
