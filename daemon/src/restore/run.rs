@@ -25,7 +25,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::claims::Claims;
-use super::plan::{Plan, plan};
+use super::plan::found::{Plan, plan};
 use crate::block::{BlockId, HostBlock, Layouts};
 use crate::metrics::Metrics;
 use crate::tier::host::HostTier;
