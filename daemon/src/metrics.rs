@@ -24,8 +24,8 @@ use strum::IntoEnumIterator;
 pub use document::page;
 pub use family::{Declaration, Family, Label, Labels};
 pub use labels::{
-    Acknowledge, CatalogReason, Code, Damage, Device, Direction, DiskState, Form, Found, Method,
-    Recoded, Rung, Saved, SessionOutcome, Stage, Tier, Version,
+    Acknowledge, By, CatalogReason, Code, Damage, Device, Direction, DiskState, Form, Found,
+    Method, Recoded, Rung, Saved, SessionOutcome, Stage, Tier, Version,
 };
 
 /// Declares the struct, its constructor and what the documents say, from one list.
@@ -89,6 +89,11 @@ metrics! {
         restore_bytes: Tier, IntCounter = "kvtier_restore_bytes_total";
         /// From the request of a restore to its last block, by the slowest tier it needed.
         restore_seconds: Tier, Histogram = "kvtier_restore_seconds";
+        /// Blocks of two-ended restores, by who brought them: the engine computed them, or the daemon
+        /// loaded them.
+        two_ended_blocks: By, IntCounter = "kvtier_two_ended_blocks_total";
+        /// Prefill steps that engines reported: what plans are made with.
+        prefill_steps: (), IntCounter = "kvtier_prefill_steps_total";
         /// From a commit to its acknowledgement.
         commit_seconds: Acknowledge, Histogram = "kvtier_commit_seconds";
         /// Time that encoders ran, on one core each: their bytes by their time are their speed.

@@ -33,7 +33,6 @@ use crate::config::{CodecLevel, Config, HugePages, Lane};
 use crate::health::{Health, State};
 use crate::log::chain;
 use crate::metrics::{Device, Label, Metrics};
-use crate::restore::engines::Engines;
 use crate::server::{Drain, SAVES_MAX, Service, Shared, descriptors};
 use crate::session::Sessions;
 use crate::tenant::{TenantOptions, TenantSpec, Tenants};
@@ -131,7 +130,7 @@ async fn serve(config: Config) -> Result<(), Failed> {
         health: Arc::clone(&health),
         metrics,
         started: Instant::now(),
-        engines: Engines::default(),
+        learned: Arc::default(),
         descriptor_socket: descriptor_socket.display().to_string(),
         limits: config.limits.clone(),
         drain,

@@ -5,5 +5,16 @@
 
 pub mod claims;
 pub mod engines;
+pub mod outlook;
 pub mod plan;
+pub mod rates;
 pub mod run;
+
+/// What was learned of engines and devices, for plans.
+#[derive(Debug, Default)]
+pub struct Learned {
+    /// How fast engines are.
+    pub engines: engines::Engines,
+    /// How fast blocks come.
+    pub rates: rates::Rates,
+}

@@ -32,7 +32,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::config::LimitsConfig;
 use crate::health::Health;
 use crate::metrics::{Found, Method, Metrics, Tier};
-use crate::restore::engines::Engines;
+use crate::restore::Learned;
 use crate::session::{Session, Sessions};
 use crate::tenant::{Peer, Tenants};
 use crate::tier::{Located, Tiers};
@@ -51,8 +51,8 @@ pub struct Shared {
     pub sessions: Arc<Sessions>,
     /// Blocks.
     pub tiers: Arc<Tiers>,
-    /// How fast engines are.
-    pub engines: Engines,
+    /// What restores have learned of engines and devices.
+    pub learned: Arc<Learned>,
     /// Descriptors waiting to be fetched.
     pub tickets: Arc<Tickets>,
     /// How the daemon is.

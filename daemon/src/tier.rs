@@ -70,8 +70,8 @@ pub struct BlockEvent {
 pub enum Located {
     /// In host memory.
     Host,
-    /// On a device, which does like this.
-    Disk(Device, DeviceState),
+    /// On a device, which does like this, coded at this level.
+    Disk(Device, DeviceState, Level),
 }
 
 impl Located {
@@ -231,7 +231,7 @@ impl Tiers {
                     *place = match (stored, &place) {
                         (Some(one), _) => match self.why_unfit(id, &one, accept) {
                             Some(miss) => Err(miss),
-                            None => Ok(Located::Disk(one.device, one.state)),
+                            None => Ok(Located::Disk(one.device, one.state, one.level)),
                         },
                         // It is in host memory, and not good enough.
                         (None, Err(Miss::Quality)) => Err(Miss::Quality),

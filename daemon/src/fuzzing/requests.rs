@@ -30,7 +30,6 @@ use tower::ServiceExt;
 use crate::config::Config;
 use crate::health::Health;
 use crate::metrics::Metrics;
-use crate::restore::engines::Engines;
 use crate::server::{Drain, SAVES_MAX, Service, Shared};
 use crate::session::{Session, Sessions, Token};
 use crate::tenant::{Peer, Tenant, TenantOptions, TenantSpec, Tenants};
@@ -128,7 +127,7 @@ fn make() -> Option<Bed> {
         health: Arc::new(Health::new()),
         metrics,
         started: Instant::now(),
-        engines: Engines::default(),
+        learned: Arc::default(),
         descriptor_socket: String::new(),
         limits,
         drain: watch::channel(Drain::No).0,

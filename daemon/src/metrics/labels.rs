@@ -187,6 +187,16 @@ impl From<Level> for Rung {
 }
 
 label! {
+    /// Who brought a block of a two-ended restore.
+    By is "by" {
+        /// The engine computed it.
+        Engine,
+        /// The daemon loaded it.
+        Daemon,
+    }
+}
+
+label! {
     /// What became of a cold block.
     Recoded is "outcome" {
         /// It takes less room now.

@@ -1,7 +1,8 @@
-//! What engines say of their own speed: prefill steps, by namespace and layout.
+//! What engines say of their own speed: prefill steps by namespace and layout, and the model that
+//! fits them.
 //!
 //! Upstairs:   the server's ReportPrefill; the plans of two-ended restores.
-//! Downstairs: nothing. No clock: engines measured.
+//! Downstairs: `fit`. No clock: engines measured.
 //!
 //! Engines of one namespace and layout are taken to be alike: they run one model, on one host.
 //!
@@ -9,11 +10,15 @@
 //!   G1  A step that no engine can have made changes nothing.
 //!   G2  What one namespace reports changes no other's plans.
 
+mod fit;
+
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use kvtier_proto::{LayoutFingerprint, NamespaceId};
+
+use super::plan::Prefill;
 
 /// Longest step that is believed: an hour. What takes longer was suspended.
 const STEP_MAX: Duration = Duration::from_secs(3600);
@@ -61,6 +66,11 @@ impl Engines {
         let old = known.len().saturating_sub(STEPS_MAX);
         known.drain(..old);
         count
+    }
+
+    /// How fast engines of this namespace and layout are; `None` before one has said so.
+    pub fn prefill(&self, namespace: NamespaceId, layout: LayoutFingerprint) -> Option<Prefill> {
+        fit::fit(&self.steps(namespace, layout))
     }
 
     /// The latest steps of engines of this namespace and layout, oldest first.

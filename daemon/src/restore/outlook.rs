@@ -132,9 +132,7 @@ fn request(
     for place in found {
         let variant = match place {
             Err(_) => None,
-            Ok(Located::Host) => {
-                Some(Variant::new(Form::Kv(Level::RAW), plan::Tier::Resident))
-            }
+            Ok(Located::Host) => Some(Variant::new(Form::Kv(Level::RAW), plan::Tier::Resident)),
             Ok(Located::Disk(device, _, level)) => {
                 let from = (*device, *level);
                 let at = match known.iter().position(|one| *one == from) {

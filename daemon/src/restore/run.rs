@@ -18,13 +18,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvtier_proto::claims::Gate;
 use kvtier_proto::{BlockKey, Miss, PayloadKind, Quality};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::Learned;
 use super::claims::Claims;
+use super::outlook::Outlook;
 use super::plan::found::{Plan, plan};
 use crate::block::{BlockId, HostBlock, Layouts};
 use crate::metrics::Metrics;
@@ -32,7 +33,14 @@ use crate::tier::host::HostTier;
 use crate::tier::{Located, Tier, Tiers};
 use order::Order;
 
+mod meeting;
 mod order;
+mod seen;
+
+pub use meeting::TwoEnded;
+
+use meeting::Meeting;
+use seen::Seen;
 
 /// What a reader asks for.
 #[derive(Debug, Clone)]
@@ -47,8 +55,8 @@ pub struct Request {
     pub scattered: bool,
     /// The worst quality that is taken.
     pub accept: Quality,
-    /// Where an engine that computes meanwhile and the loads claim blocks.
-    pub claims: Option<Claims>,
+    /// The engine computes meanwhile.
+    pub two_ended: Option<TwoEnded>,
 }
 
 /// What a reader says while its restore runs.
@@ -114,8 +122,8 @@ pub struct Summary {
 /// What happens in a restore, in order: one plan, blocks, one end.
 #[derive(Debug)]
 pub enum Event {
-    /// Where each block was found.
-    Plan(Vec<Result<Tier, Miss>>),
+    /// Where each block was found, and what a two-ended restore is expected to take.
+    Plan(Vec<Result<Tier, Miss>>, Option<Outlook>),
     /// Blocks that arrived.
     Ready(Vec<Leased>),
     /// The map of a two-ended restore says something new.
@@ -145,6 +153,8 @@ pub struct Restore {
     pub tiers: Arc<Tiers>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// What earlier restores have seen.
+    pub learned: Arc<Learned>,
     /// What is asked for.
     pub request: Request,
     /// What the reader says meanwhile.
@@ -159,6 +169,8 @@ struct State {
     /// Blocks from here on are of no use: one before them is missing.
     end: usize,
     cancelled: bool,
+    meeting: Option<Meeting>,
+    seen: Seen,
     /// Something was missed since the reader last heard of the map.
     news: bool,
     /// When the last block arrived, and the slowest tier that any came from.
@@ -193,18 +205,17 @@ impl Restore {
         for (index, miss) in &todo.missed {
             self.miss(&mut state, *index, *miss);
         }
-        if let Some(claims) = &request.claims {
-            for index in &todo.resident {
-                claims.take(*index);
-            }
-            claims.set_gate(Gate::Open);
-        }
+        state.seen = Seen::new(&found);
+        state.meeting = self.meeting(&found, &todo);
+        let outlook = state.meeting.as_ref();
+        let outlook = outlook.map(|meeting| meeting.outlook.clone());
         let tiers = found.into_iter().map(|place| place.map(Located::tier));
-        let heard = self.events.send(Event::Plan(tiers.collect())).await;
-        let heard = heard.is_ok();
+        let planned = Event::Plan(tiers.collect(), outlook);
+        let heard = self.events.send(planned).await.is_ok();
         if heard && self.lease_residents(&todo, &mut state, begin).await {
             self.load(todo, &mut state, begin, deadline).await;
         }
+        self.met(&state, begin.elapsed());
         self.finish(state).await;
     }
 
@@ -236,7 +247,8 @@ impl Restore {
         begin: Instant,
         deadline: Option<Instant>,
     ) {
-        let mut order = Order::new(todo.load, self.request.claims.clone());
+        let mut order = Order::new(todo.load, self.claims().cloned());
+        let first = Instant::now();
         let mut loads: JoinSet<Load> = JoinSet::new();
         loop {
             let control = *self.control.borrow();
@@ -244,7 +256,7 @@ impl Restore {
                 state.cancelled = true;
                 return;
             }
-            while loads.len() < order.depth(begin.elapsed())
+            while loads.len() < order.depth(first.elapsed())
                 && let Some(index) = order.next(control.computed..state.end)
             {
                 self.start(&mut loads, index);
@@ -263,11 +275,14 @@ impl Restore {
                     let engines = |index| self.is_engines(index);
                     return state.give_up(control.computed, engines);
                 }
+                () = sleep_until(state.late_at()) => {
+                    if !self.late(state).await { return; }
+                }
                 Some(load) = loads.join_next() => {
                     let mut ready = Vec::new();
                     let mut next = Some(load);
                     while let Some(load) = next {
-                        self.land(load, &mut order, state, &mut ready);
+                        self.land(load, &mut order, (state, first), &mut ready);
                         next = loads.try_join_next();
                     }
                     if !self.announce(ready, state, begin).await || !self.hint(state).await {
@@ -292,12 +307,14 @@ impl Restore {
         &self,
         load: Result<Load, tokio::task::JoinError>,
         order: &mut Order,
-        state: &mut State,
+        (state, first): (&mut State, Instant),
         ready: &mut Vec<Leased>,
     ) {
         match load {
             Ok((index, Ok((block, tier)))) => {
-                order.landed(block.payload().len());
+                let bytes = block.payload().len();
+                order.landed(bytes);
+                state.landed(index, bytes, first.elapsed());
                 self.lease(index, block, tier, state, ready);
             }
             Ok((index, Err(miss))) => self.miss(state, index, miss),
@@ -316,7 +333,7 @@ impl Restore {
         let lease = self.reader.lease(Arc::clone(&block));
         // The engine has lost patience and computes it (P2).
         let taken_over = || {
-            let claims = self.request.claims.as_ref();
+            let claims = self.claims();
             claims.is_some_and(|claims| !claims.ready(index))
         };
         match lease {
@@ -357,10 +374,11 @@ impl Restore {
     /// An engine may wait for a block that turned out not to come. False when nobody listens.
     async fn hint(&self, state: &mut State) -> bool {
         let news = std::mem::take(&mut state.news);
-        !news || self.request.claims.is_none() || self.events.send(Event::Hint).await.is_ok()
+        !news || self.claims().is_none() || self.events.send(Event::Hint).await.is_ok()
     }
 
     async fn finish(self, state: State) {
+        state.seen.tell(&self.learned.rates);
         let computed = self.control.borrow().computed;
         let has = |index: &usize| *index < computed || state.has(*index) || self.is_engines(*index);
         let usable = (0..state.arrived.len()).take_while(has).count();
@@ -383,15 +401,19 @@ impl Restore {
     /// The first reason stays; the engine has to compute the block (P2).
     fn miss(&self, state: &mut State, index: usize, miss: Miss) {
         state.miss(index, miss, self.request.scattered);
-        if let Some(claims) = &self.request.claims {
+        if let Some(claims) = self.claims() {
             claims.missed(index);
         }
     }
 
+    fn claims(&self) -> Option<&Claims> {
+        let two_ended = self.request.two_ended.as_ref();
+        two_ended.map(|two_ended| &two_ended.claims)
+    }
+
     /// True when the engine computes a block, or has.
     fn is_engines(&self, index: usize) -> bool {
-        let claims = self.request.claims.as_ref();
-        claims.is_some_and(|claims| claims.is_engines(index))
+        self.claims().is_some_and(|claims| claims.is_engines(index))
     }
 
     fn id(&self, index: usize) -> Option<BlockId> {
@@ -415,8 +437,22 @@ impl State {
             missed: BTreeMap::new(),
             end: blocks,
             cancelled: false,
+            meeting: None,
+            seen: Seen::default(),
             news: false,
             last: None,
+        }
+    }
+
+    fn late_at(&self) -> Option<Instant> {
+        self.meeting.as_ref().and_then(Meeting::late_at)
+    }
+
+    /// A block of so many raw bytes came so long after the first load began.
+    fn landed(&mut self, index: usize, bytes: usize, after: Duration) {
+        self.seen.landed(index, bytes, after);
+        if let Some(meeting) = &mut self.meeting {
+            meeting.landed();
         }
     }
 

@@ -216,7 +216,7 @@ pub async fn get(
         deadline: None,
         scattered: asked.scattered,
         accept: convert::accept(asked.accept)?,
-        claims: None,
+        two_ended: None,
     };
     let (out, replies) = mpsc::channel(MESSAGES_WAITING);
     let (control, listen) = watch::channel(Control::default());
@@ -225,6 +225,7 @@ pub async fn get(
         reader: Arc::<Session>::clone(&session),
         tiers: Arc::clone(&shared.tiers),
         metrics: Arc::clone(&shared.metrics),
+        learned: Arc::clone(&shared.learned),
         request: wanted,
         control: listen,
         events,
@@ -254,7 +255,7 @@ type Out = mpsc::Sender<Result<v1::GetInlineReply, Status>>;
 /// Sends what an event brought. A lease lasts as long as its bytes are being sent.
 async fn send(out: &Out, event: run::Event) -> Result<(), ()> {
     match event {
-        run::Event::Plan(_) | run::Event::Hint => Ok(()),
+        run::Event::Plan(..) | run::Event::Hint => Ok(()),
         run::Event::Ready(ready) => {
             for leased in ready {
                 send_block(out, &leased).await?;

@@ -22,6 +22,7 @@ use v1::restore_event::Event;
 use super::{Drain, Replies, Shared, convert, kind, peer};
 use crate::restore::claims::{BadMap, Claims};
 use crate::restore::engines::Step;
+use crate::restore::outlook::Outlook;
 use crate::restore::run::{self, Control, Hold, Restore};
 use crate::session::{ARENA_REGION, Session};
 use crate::tenant::Peer;
@@ -144,7 +145,7 @@ impl Stream {
                 .then(|| Duration::from_millis(u64::from(start.deadline_ms))),
             scattered: start.scattered || start.two_ended.is_some(),
             accept: convert::accept(start.accept)?,
-            claims: claims(&session, start.two_ended.as_ref(), start.keys.len())?,
+            two_ended: two_ended(&session, start.two_ended.as_ref(), start.keys.len())?,
         };
         let permit = Arc::clone(&session.restores).try_acquire_owned();
         // Asked after the permit is taken: whoever stops the daemon waits for permits.
@@ -159,6 +160,7 @@ impl Stream {
             reader: Arc::<Session>::clone(&session),
             tiers: Arc::clone(&self.shared.tiers),
             metrics: Arc::clone(&self.shared.metrics),
+            learned: Arc::clone(&self.shared.learned),
             request,
             control: listen,
             events,
@@ -224,19 +226,20 @@ pub fn report_prefill(
         took: Duration::from_micros(report.micros),
     };
     let (namespace, layout) = (session.tenant.id, session.layouts.fingerprint());
-    let engines = &shared.engines;
-    engines.report(namespace, layout, reports.iter().map(step));
+    let engines = &shared.learned.engines;
+    let believed = engines.report(namespace, layout, reports.iter().map(step));
+    shared.metrics.prefill_steps.of(()).inc_by(believed as u64);
     Ok(v1::ReportPrefillReply {})
 }
 
 /// An event on the wire, and the leases that it tells of.
 fn to_wire(restore_id: u64, event: run::Event) -> (v1::RestoreEvent, Vec<Hold>) {
     let (event, holds) = match event {
-        run::Event::Plan(found) => {
+        run::Event::Plan(found, outlook) => {
             let blocks = found.into_iter().map(convert::status).collect();
             let plan = v1::RestorePlan {
                 blocks,
-                outlook: None,
+                outlook: outlook.map(to_wire_outlook),
             };
             (Event::Plan(plan), Vec::new())
         }
@@ -251,12 +254,27 @@ fn to_wire(restore_id: u64, event: run::Event) -> (v1::RestoreEvent, Vec<Hold>) 
     (wire(restore_id, event), holds)
 }
 
-/// The map of a two-ended restore.
-fn claims(
+fn to_wire_outlook(outlook: Outlook) -> v1::Outlook {
+    let micros = |time: Option<Duration>| {
+        let micros = time.map_or(0, |time| time.as_micros().max(1));
+        u64::try_from(micros).unwrap_or(u64::MAX)
+    };
+    v1::Outlook {
+        planned_us: micros(outlook.planned),
+        load_us: micros(outlook.load),
+        compute_us: micros(outlook.compute),
+        compute_blocks: convert::count(outlook.compute_blocks),
+        load_blocks: convert::count(outlook.load_blocks),
+        reason: outlook.reason.to_owned(),
+    }
+}
+
+/// What makes a restore two-ended.
+fn two_ended(
     session: &Session,
     two_ended: Option<&v1::TwoEnded>,
     blocks: usize,
-) -> Result<Option<Claims>, Status> {
+) -> Result<Option<run::TwoEnded>, Status> {
     let Some(two_ended) = two_ended else {
         return Ok(None);
     };
@@ -270,7 +288,12 @@ fn claims(
     let claims = Claims::new(memory, place, blocks);
     let refused =
         |bad: BadMap| convert::bad_field("two_ended.map", bad, "exactly the bytes of a map");
-    claims.map(Some).map_err(refused)
+    let claims = claims.map_err(refused)?;
+    Ok(Some(run::TwoEnded {
+        claims,
+        first_token: two_ended.first_token,
+        suffix_tokens: two_ended.suffix_tokens,
+    }))
 }
 
 fn leased(leased: &run::Leased) -> v1::LeasedBlock {

@@ -36,7 +36,7 @@ pub fn plan(found: &[Result<Located, Miss>], scattered: bool) -> Plan {
                 plan.resident.push(index);
                 continue;
             }
-            Ok(Located::Disk(_, DeviceState::Failed)) => Miss::Device,
+            Ok(Located::Disk(_, DeviceState::Failed, _)) => Miss::Device,
             Ok(Located::Disk(..)) => {
                 plan.load.push(index);
                 continue;
@@ -58,9 +58,10 @@ mod tests {
     use super::*;
 
     use crate::metrics::Device;
+    use kvtier_proto::Level;
 
     fn place() -> impl Strategy<Value = Result<Located, Miss>> {
-        let on = |state| Just(Ok(Located::Disk(Device::FIRST, state)));
+        let on = |state| Just(Ok(Located::Disk(Device::FIRST, state, Level::RAW)));
         prop_oneof![
             4 => Just(Ok(Located::Host)),
             2 => on(DeviceState::Healthy),
@@ -72,7 +73,8 @@ mod tests {
     }
 
     fn is_miss(place: &Result<Located, Miss>) -> bool {
-        let failed = |at: Located| at == Located::Disk(Device::FIRST, DeviceState::Failed);
+        let failed =
+            |at: Located| at == Located::Disk(Device::FIRST, DeviceState::Failed, Level::RAW);
         place.map_or(true, failed)
     }
 

@@ -30,6 +30,7 @@ fn restore(dir: &Path, events: mpsc::Sender<run::Event>) -> (Arc<Session>, Resto
     let (_control, listen) = watch::channel(Control::default());
     let restore = Restore {
         reader: Arc::<Session>::clone(&session),
+        learned: Arc::default(),
         tiers: Tiers::new(None, Level::RAW, scratch, Arc::clone(&metrics)),
         metrics,
         request: run::Request {
@@ -38,7 +39,7 @@ fn restore(dir: &Path, events: mpsc::Sender<run::Event>) -> (Arc<Session>, Resto
             deadline: None,
             scattered: true,
             accept: kvtier_proto::Quality::Exact,
-            claims: None,
+            two_ended: None,
         },
         control: listen,
         events,
