@@ -107,6 +107,25 @@ pub trait Codec: Send + Sync + fmt::Debug {
         self.encode(shape, raw, out)
     }
 
+    /// [`Codec::encode_after`] for a part that others need: `here` becomes what decoding gives. A
+    /// level that finds that out while it encodes hands it over; of others it is decoded.
+    ///
+    /// # Errors
+    /// Those of [`Codec::encode_after`]; `here` is as long as `raw`.
+    fn encode_restoring(
+        &self,
+        shape: &PartShape,
+        raw: &[u8],
+        restored: &dyn Restored,
+        (out, here): (&mut [u8], &mut [u8]),
+    ) -> Result<usize, EncodeError> {
+        let size = self.encode_after(shape, raw, restored, out)?;
+        let stored = out.get(..size).unwrap_or_default();
+        let decoded = self.decode_after(shape, stored, restored, here);
+        decoded.map_err(|problem| EncodeError::Compressor(std::io::Error::other(problem)))?;
+        Ok(size)
+    }
+
     /// [`Codec::decode`] after the parts that it needs.
     ///
     /// # Errors

@@ -261,6 +261,57 @@ impl Ladder {
             .encode(tokens, &exact, kept, memory, out)?;
         (len < raw.len()).then(|| (len, crc32fast::hash(restored)))
     }
+
+    /// Encodes a part, and writes what it decodes to where that is asked for.
+    fn encode_to(
+        &self,
+        shape: &PartShape,
+        raw: &[u8],
+        restored: &dyn Restored,
+        (out, here): (&mut [u8], Option<&mut [u8]>),
+    ) -> Result<usize, EncodeError> {
+        super::check_encode(self, shape, raw, out)?;
+        let (want, got) = (
+            raw.len(),
+            here.as_ref().map_or(raw.len(), |here| here.len()),
+        );
+        if want != got {
+            return Err(EncodeError::OutTooSmall { want, got });
+        }
+        let not_applicable = EncodeError::NotApplicable {
+            name: self.name(),
+            shape: *shape,
+        };
+        let view = self.view(shape).ok_or(not_applicable)?;
+        with_scratch(shape, |scratch| {
+            let Scratch {
+                memory,
+                tile,
+                forward,
+                inputs,
+                restored: bytes,
+                row,
+            } = scratch;
+            let base =
+                self.base(shape, &view, restored, inputs)
+                    .map_err(|Missing(layer, code)| EncodeError::Needs {
+                        name: self.name(),
+                        layer,
+                        code,
+                    })?;
+            let mut coded = false;
+            let size = envelope::seal_restored(self, shape, (raw, out), |body| {
+                let parts = (memory, tile, forward, &mut *bytes, row);
+                let sealed = self.encode_part(shape, (raw, body), base, parts);
+                coded = sealed.is_some();
+                sealed
+            })?;
+            if let Some(here) = here {
+                here.copy_from_slice(if coded { bytes } else { raw });
+            }
+            Ok(size)
+        })
+    }
 }
 
 /// Writes the values of a part.
@@ -372,33 +423,17 @@ impl Codec for Ladder {
         restored: &dyn Restored,
         out: &mut [u8],
     ) -> Result<usize, EncodeError> {
-        super::check_encode(self, shape, raw, out)?;
-        let not_applicable = EncodeError::NotApplicable {
-            name: self.name,
-            shape: *shape,
-        };
-        let view = self.view(shape).ok_or(not_applicable)?;
-        with_scratch(shape, |scratch| {
-            let Scratch {
-                memory,
-                tile,
-                forward,
-                inputs,
-                restored: bytes,
-                row,
-            } = scratch;
-            let base =
-                self.base(shape, &view, restored, inputs)
-                    .map_err(|Missing(layer, code)| EncodeError::Needs {
-                        name: self.name,
-                        layer,
-                        code,
-                    })?;
-            envelope::seal_restored(self, shape, (raw, out), |body| {
-                let parts = (memory, tile, forward, bytes, row);
-                self.encode_part(shape, (raw, body), base, parts)
-            })
-        })
+        self.encode_to(shape, raw, restored, (out, None))
+    }
+
+    fn encode_restoring(
+        &self,
+        shape: &PartShape,
+        raw: &[u8],
+        restored: &dyn Restored,
+        (out, here): (&mut [u8], &mut [u8]),
+    ) -> Result<usize, EncodeError> {
+        self.encode_to(shape, raw, restored, (out, Some(here)))
     }
 
     fn decode_after(
