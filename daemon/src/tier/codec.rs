@@ -216,9 +216,11 @@ pub fn check_parts(record: &Record, layout: &BlockLayout) -> Result<(), Miss> {
     }
 }
 
-fn shapes(facts: &BlockFacts) -> Result<Vec<PartShape>, String> {
+/// What codecs are told of the parts of a block, in its order.
+pub(super) fn shapes(facts: &BlockFacts) -> Result<Vec<PartShape>, String> {
     let shape = |part| {
         let shape = PartShape::of(part, facts.order).map_err(|problem| problem.to_string())?;
+        let shape = shape.among_layers(facts.layout.layers());
         Ok(shape.at_position(facts.position))
     };
     facts.layout.parts().iter().map(shape).collect()

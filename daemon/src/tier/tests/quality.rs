@@ -75,6 +75,26 @@ impl Fixture {
     }
 }
 
+// Goal: levels that treat the first layers with more care hear which those are.
+#[test]
+fn shapes_say_how_many_layers_the_model_has_whether_they_store_anything_or_not() {
+    let mut layers = vec![attention(); 10];
+    layers.extend([LayerSpec::State { bytes: 8 }, LayerSpec::State { bytes: 8 }]);
+    let layouts = layouts(layers);
+    for kind in [PayloadKind::Kv, PayloadKind::Hidden] {
+        let facts = BlockFacts {
+            parent: BlockKey::ROOT,
+            position: 32,
+            fingerprint: layouts.fingerprint(),
+            layout: layouts.get(kind, TOKENS, 0).unwrap(),
+            order: PartOrder::TokenMajor,
+        };
+        let shapes = crate::tier::codec::shapes(&facts).unwrap();
+        let told = |one: &kvtier_kernels::PartShape| (one.layers(), one.position()) == (12, 32);
+        assert!(shapes.iter().all(told), "{kind:?}");
+    }
+}
+
 // Goal: A1 on every way to a block: from the device, from host memory, and in a lookup.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_exact_request_never_gets_what_a_lossy_level_restored() {
