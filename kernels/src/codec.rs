@@ -49,7 +49,9 @@ pub trait Codec: Send + Sync + fmt::Debug {
     fn level(&self) -> Level;
 
     /// Name that tables, logs and configuration show.
-    fn name(&self) -> &'static str;
+    fn name(&self) -> &'static str {
+        self.level().name().unwrap_or("unnamed")
+    }
 
     /// True when decoding gives back every bit.
     fn exact(&self) -> bool;

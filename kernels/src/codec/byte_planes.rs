@@ -66,10 +66,6 @@ impl Codec for BytePlanes {
         Level::ZSTD
     }
 
-    fn name(&self) -> &'static str {
-        "zstd"
-    }
-
     fn exact(&self) -> bool {
         true
     }

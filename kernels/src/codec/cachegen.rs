@@ -50,10 +50,6 @@ impl Codec for CacheGen {
         Level::CACHEGEN
     }
 
-    fn name(&self) -> &'static str {
-        "cachegen"
-    }
-
     fn exact(&self) -> bool {
         false
     }

@@ -54,10 +54,6 @@ impl Codec for CacheGenPaper {
         Level::CACHEGEN_PAPER
     }
 
-    fn name(&self) -> &'static str {
-        "cachegen_paper"
-    }
-
     fn exact(&self) -> bool {
         false
     }

@@ -49,14 +49,14 @@ use product::Operand;
 use rotary::Turn;
 use rows::{Base, Stage, Take};
 
-/// Numbers, names, and whether they predict, of the levels by rising number.
-const LEVELS: [(Level, &str, usize, bool); 6] = [
-    (Level::TRANSPARENT, "transparent", 0, false),
-    (Level::BALANCED, "balanced", 1, false),
-    (Level::SMALL, "small", 2, false),
-    (Level::TRANSPARENT_X, "transparent_x", 0, true),
-    (Level::BALANCED_X, "balanced_x", 1, true),
-    (Level::SMALL_X, "small_x", 2, true),
+/// Levels by rising number: which of a part's three they take, and whether they predict.
+const LEVELS: [(Level, usize, bool); 6] = [
+    (Level::TRANSPARENT, 0, false),
+    (Level::BALANCED, 1, false),
+    (Level::SMALL, 2, false),
+    (Level::TRANSPARENT_X, 0, true),
+    (Level::BALANCED_X, 1, true),
+    (Level::SMALL_X, 2, true),
 ];
 
 /// Scratch memory that a thread keeps. Unit: bytes. A larger one is freed after use.
@@ -66,7 +66,6 @@ const KEPT_BYTES_MAX: usize = 16 << 20;
 #[derive(Debug, Clone)]
 pub struct Ladder {
     level: Level,
-    name: &'static str,
     quality: usize,
     across: bool,
     shared: Arc<Shared>,
@@ -122,12 +121,11 @@ impl Ladder {
         };
         let levels = LEVELS.into_iter();
         Ok(levels
-            .filter(|(_, _, quality, across)| has(*quality, *across))
-            .map(|(level, name, quality, across)| {
+            .filter(|(_, quality, across)| has(*quality, *across))
+            .map(|(level, quality, across)| {
                 let shared = Arc::clone(&shared);
                 Arc::new(Self {
                     level,
-                    name,
                     quality,
                     across,
                     shared,
@@ -384,10 +382,6 @@ fn stage<'a>(
 impl Codec for Ladder {
     fn level(&self) -> Level {
         self.level
-    }
-
-    fn name(&self) -> &'static str {
-        self.name
     }
 
     fn exact(&self) -> bool {

@@ -78,10 +78,6 @@ impl Codec for Lossless {
         Level::LOSSLESS
     }
 
-    fn name(&self) -> &'static str {
-        "lossless"
-    }
-
     fn exact(&self) -> bool {
         true
     }

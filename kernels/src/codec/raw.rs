@@ -22,10 +22,6 @@ impl Codec for Raw {
         Level::RAW
     }
 
-    fn name(&self) -> &'static str {
-        "raw"
-    }
-
     fn exact(&self) -> bool {
         true
     }

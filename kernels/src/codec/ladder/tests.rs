@@ -258,9 +258,9 @@ fn level_across_layers_asks_for_what_it_needs_and_refuses_without() {
     let all = shapes((3, 2, 8), (Element::Bf16, PartOrder::TokenMajor), (0, 32));
     let (k, v) = (PartCode::K, PartCode::V);
     let codecs = levels(3, 2, 8);
-    let names: Vec<_> = codecs.iter().map(|codec| codec.name()).collect();
-    let want = LEVELS.map(|(_, name, ..)| name);
-    assert_eq!(names, want);
+    let found: Vec<_> = codecs.iter().map(|codec| codec.level()).collect();
+    let want = LEVELS.map(|(level, ..)| level);
+    assert_eq!(found, want);
     let (plain, across) = (&codecs[1], &codecs[4]);
     let last = &all[5];
     assert_eq!(across.needs(last), [(1, k), (1, v), (0, k), (0, v), (2, k)]);
