@@ -12,7 +12,7 @@ use kvtier_client::{
 };
 use kvtier_kernels::codec::ladder::Ladder;
 use kvtier_kernels::fuzzing::profile::fixture;
-use kvtier_kernels::profile::Profile;
+use kvtier_kernels::profile::{Profile, scales};
 use kvtier_tests::harness::{Daemon, Options, blocks, eventually, run};
 
 use super::LIMIT;
@@ -183,6 +183,14 @@ fn tables(model: &ModelDescriptor, sinks: u32) -> (Vec<u8>, u32) {
         .weights_fingerprint
         .clone_from(&model.weights_fingerprint);
     profile.sinks = sinks;
+    // As wide as the harness's values are.
+    for part in &mut profile.parts {
+        let across = part.crosses.iter_mut().flat_map(|one| &mut one.levels);
+        for level in part.plain.levels.iter_mut().chain(across).flatten() {
+            level.step = 0.3;
+            level.scales.fill(scales::nearest(8.0));
+        }
+    }
     let bytes = profile.to_bytes().unwrap();
     let levels = Ladder::all(Arc::new(Profile::from_bytes(&bytes).unwrap())).unwrap();
     (bytes, levels[0].tables())
@@ -237,7 +245,7 @@ fn tables_that_are_away_cost_misses_that_say_why_and_nothing_once_they_are_back(
         let before = payloads(&session, &set, accept).await;
         assert!(before.iter().all(|(level, _)| *level == Level::BALANCED_X));
         for (_, error) in errors(&session, &set, accept).await {
-            assert!(error > 0.0 && error < 0.5, "{error}");
+            assert!(error > 0.0 && error < 1.0, "{error}");
         }
         drop(session);
 
