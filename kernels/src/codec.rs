@@ -20,7 +20,7 @@
 use std::fmt;
 
 use kvtier_proto::layout::PartCode;
-use kvtier_proto::{Level, Miss};
+use kvtier_proto::{Level, Miss, Quality};
 
 use crate::shape::PartShape;
 
@@ -54,7 +54,9 @@ pub trait Codec: Send + Sync + fmt::Debug {
     }
 
     /// True when decoding gives back every bit.
-    fn exact(&self) -> bool;
+    fn exact(&self) -> bool {
+        self.level().quality() == Quality::Exact
+    }
 
     /// Identity of the tables of a model that it codes with; 0 for a level that has none. Records
     /// carry it; the header of a part has its lower 16 bits. Parts made with other tables answer

@@ -66,10 +66,6 @@ impl Codec for BytePlanes {
         Level::ZSTD
     }
 
-    fn exact(&self) -> bool {
-        true
-    }
-
     fn applies(&self, _shape: &PartShape) -> bool {
         true
     }

@@ -50,10 +50,6 @@ impl Codec for CacheGen {
         Level::CACHEGEN
     }
 
-    fn exact(&self) -> bool {
-        false
-    }
-
     fn applies(&self, shape: &PartShape) -> bool {
         floats::is_float(shape.element())
     }

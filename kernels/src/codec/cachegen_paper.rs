@@ -54,10 +54,6 @@ impl Codec for CacheGenPaper {
         Level::CACHEGEN_PAPER
     }
 
-    fn exact(&self) -> bool {
-        false
-    }
-
     fn applies(&self, shape: &PartShape) -> bool {
         floats::is_float(shape.element())
     }

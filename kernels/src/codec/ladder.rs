@@ -384,10 +384,6 @@ impl Codec for Ladder {
         self.level
     }
 
-    fn exact(&self) -> bool {
-        false
-    }
-
     fn tables(&self) -> u32 {
         self.shared.identity
     }

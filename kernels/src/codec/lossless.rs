@@ -78,10 +78,6 @@ impl Codec for Lossless {
         Level::LOSSLESS
     }
 
-    fn exact(&self) -> bool {
-        true
-    }
-
     fn applies(&self, _shape: &PartShape) -> bool {
         true
     }

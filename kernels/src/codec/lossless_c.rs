@@ -81,10 +81,6 @@ impl Codec for LosslessC {
         Level::LOSSLESS_C
     }
 
-    fn exact(&self) -> bool {
-        true
-    }
-
     fn applies(&self, _shape: &PartShape) -> bool {
         true
     }

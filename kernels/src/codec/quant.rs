@@ -255,10 +255,6 @@ impl Codec for Quantiser {
         self.level
     }
 
-    fn exact(&self) -> bool {
-        false
-    }
-
     fn applies(&self, shape: &PartShape) -> bool {
         floats::is_float(shape.element())
     }

@@ -22,10 +22,6 @@ impl Codec for Raw {
         Level::RAW
     }
 
-    fn exact(&self) -> bool {
-        true
-    }
-
     fn applies(&self, _shape: &PartShape) -> bool {
         true
     }
