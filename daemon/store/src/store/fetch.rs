@@ -122,9 +122,9 @@ impl<D: Disk> Store<D> {
         started.map_err(|buf| self.missed(buf, Miss::Device))
     }
 
-    /// Reads the head room of a record of whatever layout, as background work, into `buf`, which has
-    /// at least `peek(..).place.head_len` bytes: what it says of itself, and none of its parts. The
-    /// answer is an [`Event::Got`] with this `tag`.
+    /// Reads the head room of a record of whatever layout, as background work, into `buf`, which
+    /// has at least `peek(..).place.head_len` bytes: what it says of itself, and none of its parts.
+    /// The answer is an [`Event::Got`] with this `tag`.
     pub fn get_head(
         &mut self,
         tag: u64,
