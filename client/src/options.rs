@@ -225,7 +225,9 @@ impl RestoreOptions {
     }
 
     /// The same with blocks that are as bad as this, or better. Which level each block went through
-    /// is at [`LeasedBlock::level`](crate::LeasedBlock::level).
+    /// is at [`LeasedBlock::level`](crate::LeasedBlock::level). Bytes that lost something, and what
+    /// is computed from them, must not be saved under the keys of an exact run: give those another
+    /// `extra`.
     #[must_use]
     pub fn accept(mut self, accept: Quality) -> Self {
         self.accept = accept;

@@ -12,6 +12,7 @@
 pub mod convert;
 mod counted;
 pub mod descriptors;
+pub mod explain;
 pub mod inline;
 pub mod open;
 pub mod operate;
@@ -310,7 +311,7 @@ impl Kvtier for Service {
         &self,
         request: Request<v1::ExplainRequest>,
     ) -> Result<Response<v1::ExplainReply>, Status> {
-        self.timed(Method::Explain, operate::explain(&self.shared, request))
+        self.timed(Method::Explain, explain::explain(&self.shared, request))
             .await
     }
 

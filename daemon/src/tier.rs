@@ -26,6 +26,7 @@ pub mod directory;
 pub mod disk;
 pub mod host;
 pub mod load;
+mod named;
 pub mod policy;
 pub mod recode;
 mod runs;
@@ -188,13 +189,13 @@ impl Tiers {
         if !accept.accepts(stored.level) {
             return Some(Miss::Quality);
         }
-        let tables = self.unreadable.tables(id, &stored.place);
-        tables.map(|_| Miss::NoTables)
-    }
-
-    /// The tables that a stored block was found to need and that are not loaded.
-    pub fn missing_tables(&self, id: &BlockId, stored: &OnDisk) -> Option<u32> {
-        self.unreadable.tables(id, &stored.place)
+        if !stored.level.needs_tables() {
+            return None;
+        }
+        let at = (stored.device, stored.place);
+        let found = self.unreadable.tables(id, &at).is_some();
+        let lacks = || !self.codecs.decodes(stored, None);
+        (found || lacks()).then_some(Miss::NoTables)
     }
 
     /// Where each block is that is as good as `accept`, in order. With `prefix_only` the answer

@@ -20,7 +20,7 @@
 use std::fmt;
 
 use kvtier_proto::layout::PartCode;
-use kvtier_proto::{Level, Miss};
+use kvtier_proto::{Level, Miss, Quality};
 
 use crate::shape::PartShape;
 
@@ -49,10 +49,14 @@ pub trait Codec: Send + Sync + fmt::Debug {
     fn level(&self) -> Level;
 
     /// Name that tables, logs and configuration show.
-    fn name(&self) -> &'static str;
+    fn name(&self) -> &'static str {
+        self.level().name().unwrap_or("unnamed")
+    }
 
     /// True when decoding gives back every bit.
-    fn exact(&self) -> bool;
+    fn exact(&self) -> bool {
+        self.level().quality() == Quality::Exact
+    }
 
     /// Identity of the tables of a model that it codes with; 0 for a level that has none. Records
     /// carry it; the header of a part has its lower 16 bits. Parts made with other tables answer
@@ -105,6 +109,25 @@ pub trait Codec: Send + Sync + fmt::Debug {
     ) -> Result<usize, EncodeError> {
         let _ = restored;
         self.encode(shape, raw, out)
+    }
+
+    /// [`Codec::encode_after`] for a part that others need: `here` becomes what decoding gives. A
+    /// level that finds that out while it encodes hands it over; of others it is decoded.
+    ///
+    /// # Errors
+    /// Those of [`Codec::encode_after`]; `here` is as long as `raw`.
+    fn encode_restoring(
+        &self,
+        shape: &PartShape,
+        raw: &[u8],
+        restored: &dyn Restored,
+        (out, here): (&mut [u8], &mut [u8]),
+    ) -> Result<usize, EncodeError> {
+        let size = self.encode_after(shape, raw, restored, out)?;
+        let stored = out.get(..size).unwrap_or_default();
+        let decoded = self.decode_after(shape, stored, restored, here);
+        decoded.map_err(|problem| EncodeError::Compressor(std::io::Error::other(problem)))?;
+        Ok(size)
     }
 
     /// [`Codec::decode`] after the parts that it needs.

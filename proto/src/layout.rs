@@ -110,6 +110,7 @@ pub enum LayoutError {
 pub struct BlockLayout {
     kind: PayloadKind,
     tokens: u32,
+    layers: u32,
     parts: Vec<Part>,
     len: usize,
 }
@@ -144,6 +145,7 @@ impl BlockLayout {
         Ok(Self {
             kind,
             tokens,
+            layers: u32::try_from(model.layers.len()).unwrap_or(u32::MAX),
             parts: builder.parts,
             len,
         })
@@ -169,9 +171,15 @@ impl BlockLayout {
         Ok(Self {
             kind: PayloadKind::Opaque,
             tokens,
+            layers: 0,
             parts: vec![part],
             len,
         })
+    }
+
+    /// Layers of the model, whether they store anything or not; 0 where no descriptor says.
+    pub fn layers(&self) -> u32 {
+        self.layers
     }
 
     /// Kind of the payload.

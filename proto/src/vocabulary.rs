@@ -100,75 +100,115 @@ impl PayloadKind {
 
 /// A rung of the codec ladder: the number that records and messages carry.
 ///
-/// Numbers are names, not an order: which rung is exact, and how large its error is, the codec
-/// registry in `kvtier-kernels` declares. 1 to 7 belong to the ladder's own coders, 8 to the
-/// general-purpose baseline.
+/// Numbers are names, not an order. 1 to 7, 9 and 10 belong to the ladder's own coders, 8 to the
+/// general-purpose baseline, those from 32 on are others' levels, to compare with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Level(pub u8);
 
-impl Level {
+/// Declares the levels: for each a constant, its number, its name, its quality, and whether it
+/// codes with tables of a model. Whatever lists levels (settings, metrics, codecs) lists these.
+macro_rules! levels {
+    ($(
+        $(#[doc = $doc:literal])+
+        $constant:ident = $number:literal, $name:literal, $quality:ident, tables: $tables:literal;
+    )+) => {
+        impl Level {
+            $($(#[doc = $doc])+ pub const $constant: Level = Level($number);)+
+
+            /// Every level that there is, in the order of documents.
+            pub const ALL: &'static [Level] = &[$(Self::$constant),+];
+
+            /// Name in tables, logs, settings and metrics; `None` for the number of no level.
+            pub const fn name(self) -> Option<&'static str> {
+                match self.0 {
+                    $($number => Some($name),)+
+                    _ => None,
+                }
+            }
+
+            /// How good what was stored at this level is.
+            ///
+            /// A class between exact and any is a promise that calibration has measured on the
+            /// model, so that only the ladder's own levels have one. Nobody has measured the levels
+            /// of others on this model, and of an unknown level nothing is known.
+            ///
+            /// ```
+            /// use kvtier_proto::{Level, Quality};
+            ///
+            /// assert_eq!(Level::LOSSLESS.quality(), Quality::Exact);
+            /// assert_eq!(Level::BALANCED_X.quality(), Quality::Balanced);
+            /// assert_eq!(Level::INT8.quality(), Quality::Any);
+            /// assert_eq!(Level(255).quality(), Quality::Any);
+            /// ```
+            pub const fn quality(self) -> Quality {
+                match self.0 {
+                    $($number => Quality::$quality,)+
+                    _ => Quality::Any,
+                }
+            }
+
+            /// True when only a daemon that has loaded tables of the model can code it.
+            pub const fn needs_tables(self) -> bool {
+                match self.0 {
+                    $($number => $tables,)+
+                    _ => false,
+                }
+            }
+        }
+    };
+}
+
+levels! {
     /// As the engine stores it.
-    pub const RAW: Level = Level(0);
+    RAW = 0, "raw", Exact, tables: false;
     /// Bit-exact: exponents of 16-bit floats entropy-coded, their other bits as they are.
-    pub const LOSSLESS: Level = Level(1);
-    /// Lossy, below the noise of an engine's own arithmetic. Needs tables of the model, as the
-    /// five after it do.
-    pub const TRANSPARENT: Level = Level(2);
-    /// Lossy: mean KL divergence of the continuation about 1e-3.
-    pub const BALANCED: Level = Level(3);
-    /// Lossy: mean KL divergence of the continuation about 1e-2.
-    pub const SMALL: Level = Level(4);
-    /// As [`Level::TRANSPARENT`], predicted from the layers before.
-    pub const TRANSPARENT_X: Level = Level(5);
-    /// As [`Level::BALANCED`], predicted from the layers before.
-    pub const BALANCED_X: Level = Level(6);
-    /// As [`Level::SMALL`], predicted from the layers before.
-    pub const SMALL_X: Level = Level(7);
-    /// Bit-exact: byte planes, each compressed with `zstd`.
-    pub const ZSTD: Level = Level(8);
+    LOSSLESS = 1, "lossless", Exact, tables: false;
     /// Bit-exact: signs and exponents entropy-coded by classes of channels.
-    pub const LOSSLESS_C: Level = Level(9);
+    LOSSLESS_C = 9, "lossless_c", Exact, tables: false;
+    /// Bit-exact: byte planes, each compressed with `zstd`.
+    ZSTD = 8, "zstd", Exact, tables: false;
+    /// Lossy, below the noise of an engine's own arithmetic.
+    TRANSPARENT = 2, "transparent", Transparent, tables: true;
+    /// Lossy: mean KL divergence of the continuation about 1e-3.
+    BALANCED = 3, "balanced", Balanced, tables: true;
+    /// Lossy: mean KL divergence of the continuation about 1e-2.
+    SMALL = 4, "small", Small, tables: true;
+    /// As [`Level::TRANSPARENT`], predicted from the layers before.
+    TRANSPARENT_X = 5, "transparent_x", Transparent, tables: true;
+    /// As [`Level::BALANCED`], predicted from the layers before.
+    BALANCED_X = 6, "balanced_x", Balanced, tables: true;
+    /// As [`Level::SMALL`], predicted from the layers before.
+    SMALL_X = 7, "small_x", Small, tables: true;
     /// 8-bit floats, e4m3.
-    pub const FP8: Level = Level(32);
+    FP8 = 32, "fp8", Any, tables: false;
     /// 8 bits a value by groups of a token.
-    pub const INT8: Level = Level(33);
+    INT8 = 33, "int8", Any, tables: false;
     /// 4 bits a value by groups of a token.
-    pub const INT4: Level = Level(34);
+    INT4 = 34, "int4", Any, tables: false;
     /// 4 bits a value, K by channel.
-    pub const KIVI4: Level = Level(35);
+    KIVI4 = 35, "kivi4", Any, tables: false;
     /// 2 bits a value, K by channel.
-    pub const KIVI2: Level = Level(36);
+    KIVI2 = 36, "kivi2", Any, tables: false;
     /// 4 bits a value of heads that a Hadamard matrix rotated.
-    pub const HADAMARD4: Level = Level(37);
+    HADAMARD4 = 37, "hadamard4", Any, tables: false;
     /// CacheGen as its code is published: absmax of a token, bins by layer, tables in each part.
-    pub const CACHEGEN: Level = Level(38);
+    CACHEGEN = 38, "cachegen", Any, tables: false;
     /// CacheGen as its paper has it: anchors, differences to them, bins by layer.
-    pub const CACHEGEN_PAPER: Level = Level(39);
+    CACHEGEN_PAPER = 39, "cachegen_paper", Any, tables: false;
 }
 
 impl Level {
-    /// How good what was stored at this level is.
-    ///
-    /// A class between exact and any is a promise that calibration has measured on the model, so
-    /// that only the ladder's own levels have one. Nobody has measured the levels of others on
-    /// this model, and of an unknown level nothing is known.
+    /// The level of a name.
     ///
     /// ```
-    /// use kvtier_proto::{Level, Quality};
+    /// use kvtier_proto::Level;
     ///
-    /// assert_eq!(Level::LOSSLESS.quality(), Quality::Exact);
-    /// assert_eq!(Level::BALANCED_X.quality(), Quality::Balanced);
-    /// assert_eq!(Level::INT8.quality(), Quality::Any);
-    /// assert_eq!(Level(255).quality(), Quality::Any);
+    /// assert_eq!(Level::from_name("balanced_x"), Some(Level::BALANCED_X));
+    /// assert_eq!(Level::from_name("best"), None);
     /// ```
-    pub const fn quality(self) -> Quality {
-        match self {
-            Self::RAW | Self::LOSSLESS | Self::ZSTD | Self::LOSSLESS_C => Quality::Exact,
-            Self::TRANSPARENT | Self::TRANSPARENT_X => Quality::Transparent,
-            Self::BALANCED | Self::BALANCED_X => Quality::Balanced,
-            Self::SMALL | Self::SMALL_X => Quality::Small,
-            _ => Quality::Any,
-        }
+    pub fn from_name(name: &str) -> Option<Self> {
+        let mut all = Self::ALL.iter().copied();
+        all.find(|level| level.name() == Some(name))
     }
 }
 
@@ -214,5 +254,33 @@ impl Quality {
 impl std::fmt::Display for Level {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    // Goal: a level is one number and one name, so that whatever lists levels can look them up.
+    #[test]
+    fn levels_have_a_number_and_a_name_of_their_own() {
+        let numbers: BTreeSet<_> = Level::ALL.iter().collect();
+        let names: BTreeSet<_> = Level::ALL.iter().filter_map(|one| one.name()).collect();
+        assert_eq!(numbers.len(), Level::ALL.len());
+        assert_eq!(names.len(), Level::ALL.len());
+        for level in Level::ALL {
+            assert_eq!(level.name().and_then(Level::from_name), Some(*level));
+        }
+    }
+
+    #[test]
+    fn a_quality_that_calibration_promises_needs_tables() {
+        for level in (0..=u8::MAX).map(Level) {
+            let promised = !matches!(level.quality(), Quality::Exact | Quality::Any);
+            assert!(!promised || level.needs_tables(), "{level}");
+            assert!(level.name().is_some() || level.quality() == Quality::Any);
+        }
     }
 }

@@ -95,6 +95,7 @@ pub(super) fn tables_json(stats: &StatsReply) -> Vec<Value> {
 
 #[cfg(test)]
 mod tests {
+    use kvtier_proto::Level;
     use kvtier_proto::v1::{Counter, TablesStats};
 
     use super::*;
@@ -103,11 +104,14 @@ mod tests {
     #[test]
     fn levels_that_did_something_show_ratio_and_speed_and_tables_their_model() {
         let metrics = Metrics::new();
-        let raw = (Rung::BalancedX, Stage::Raw);
+        let raw = (Rung::from(Level::BALANCED_X), Stage::Raw);
         metrics.encoded_bytes.of(raw).inc_by(6_000_000_000);
-        let stored = (Rung::BalancedX, Stage::Stored);
+        let stored = (Rung::from(Level::BALANCED_X), Stage::Stored);
         metrics.encoded_bytes.of(stored).inc_by(1_000_000_000);
-        metrics.encode_seconds.of(Rung::BalancedX).inc_by(4.0);
+        metrics
+            .encode_seconds
+            .of(Rung::from(Level::BALANCED_X))
+            .inc_by(4.0);
         let counters = metrics.counters().into_iter();
         let stats = StatsReply {
             counters: counters

@@ -13,7 +13,6 @@ use kvtier_proto::limits;
 use kvtier_proto::units::{Bytes, GIB, KIB, MIB};
 use kvtier_proto::{Level, Quality};
 use serde::{Deserialize, Serialize};
-use strum::{EnumIter, IntoStaticStr};
 
 use super::settings::{Field, Reader, Start, default, required, settings, unset};
 
@@ -123,7 +122,7 @@ settings! {
         /// request gets them only when it says that it accepts that. "transparent", "balanced" and
         /// "small", with "_x" predicted across layers, need tables of the model. The same for every
         /// disk.
-        level: CodecLevel = default(CodecLevel::Lossless),
+        level: CodecLevel = default(CodecLevel(Level::LOSSLESS)),
             accepts "\"raw\", \"lossless\", \"lossless_c\", \"zstd\", \"transparent\", \
                 \"balanced\", \"small\", \"transparent_x\", \"balanced_x\", \"small_x\", \"fp8\", \"int8\", \
                 \"int4\", \"kivi4\", \"kivi2\", \"hadamard4\", \"cachegen\" or \"cachegen_paper\"";
@@ -239,76 +238,32 @@ pub enum Lane {
 }
 
 /// Codec of blocks on the disk tier, by the name of its level.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, EnumIter, IntoStaticStr)]
-#[serde(rename_all = "snake_case")]
-#[strum(serialize_all = "snake_case")]
-pub enum CodecLevel {
-    /// As the engine stores it.
-    Raw,
-    /// Exponents of 16-bit floats entropy-coded; bit-exact.
-    Lossless,
-    /// By classes of channels; bit-exact.
-    LosslessC,
-    /// Byte planes through zstd; bit-exact.
-    Zstd,
-    /// Below the noise of an engine.
-    Transparent,
-    /// About 1e-3 of divergence.
-    Balanced,
-    /// About 1e-2 of divergence.
-    Small,
-    /// As transparent, across layers.
-    TransparentX,
-    /// As balanced, across layers.
-    BalancedX,
-    /// As small, across layers.
-    SmallX,
-    /// 8-bit floats.
-    Fp8,
-    /// 8 bits a value by groups.
-    Int8,
-    /// 4 bits a value by groups.
-    Int4,
-    /// KIVI with 4 bits.
-    Kivi4,
-    /// KIVI with 2 bits.
-    Kivi2,
-    /// 4 bits a value of rotated heads.
-    Hadamard4,
-    /// CacheGen as published.
-    Cachegen,
-    /// CacheGen as in its paper.
-    CachegenPaper,
-}
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CodecLevel(Level);
 
 impl CodecLevel {
     /// As the file says it.
     pub fn as_str(self) -> &'static str {
-        self.into()
+        self.0.name().unwrap_or("unnamed")
     }
 
     /// The rung of the codec ladder.
     pub const fn level(self) -> Level {
-        match self {
-            Self::Raw => Level::RAW,
-            Self::Lossless => Level::LOSSLESS,
-            Self::LosslessC => Level::LOSSLESS_C,
-            Self::Zstd => Level::ZSTD,
-            Self::Transparent => Level::TRANSPARENT,
-            Self::Balanced => Level::BALANCED,
-            Self::Small => Level::SMALL,
-            Self::TransparentX => Level::TRANSPARENT_X,
-            Self::BalancedX => Level::BALANCED_X,
-            Self::SmallX => Level::SMALL_X,
-            Self::Fp8 => Level::FP8,
-            Self::Int8 => Level::INT8,
-            Self::Int4 => Level::INT4,
-            Self::Kivi4 => Level::KIVI4,
-            Self::Kivi2 => Level::KIVI2,
-            Self::Hadamard4 => Level::HADAMARD4,
-            Self::Cachegen => Level::CACHEGEN,
-            Self::CachegenPaper => Level::CACHEGEN_PAPER,
-        }
+        self.0
+    }
+}
+
+impl Serialize for CodecLevel {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for CodecLevel {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(from)?;
+        let level = Level::from_name(&name).map(Self);
+        level.ok_or_else(|| serde::de::Error::custom("no codec level has this name"))
     }
 }
 

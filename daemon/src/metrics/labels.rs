@@ -116,73 +116,31 @@ label! {
     }
 }
 
-label! {
-    /// A rung of the codec ladder.
-    Rung is "level" {
-        /// As the engine stores it.
-        Raw,
-        /// Exponents of 16-bit floats entropy-coded.
-        Lossless,
-        /// Signs and exponents entropy-coded by classes of channels.
-        LosslessC,
-        /// Byte planes through zstd.
-        Zstd,
-        /// Lossy, below the noise of an engine's own arithmetic.
-        Transparent,
-        /// Lossy, about 1e-3 of divergence.
-        Balanced,
-        /// Lossy, about 1e-2 of divergence.
-        Small,
-        /// As transparent, predicted from the layers before.
-        TransparentX,
-        /// As balanced, predicted from the layers before.
-        BalancedX,
-        /// As small, predicted from the layers before.
-        SmallX,
-        /// 8-bit floats.
-        Fp8,
-        /// 8 bits a value by groups.
-        Int8,
-        /// 4 bits a value by groups.
-        Int4,
-        /// KIVI with 4 bits.
-        Kivi4,
-        /// KIVI with 2 bits.
-        Kivi2,
-        /// 4 bits a value of rotated heads.
-        Hadamard4,
-        /// CacheGen as its code is published.
-        Cachegen,
-        /// CacheGen as in its paper.
-        CachegenPaper,
-        /// Any other rung.
-        Other,
-    }
-}
+/// A rung of the codec ladder: its place in [`Level::ALL`], or behind the last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rung(usize);
 
 impl From<Level> for Rung {
     fn from(level: Level) -> Self {
-        match level {
-            Level::RAW => Self::Raw,
-            Level::LOSSLESS => Self::Lossless,
-            Level::LOSSLESS_C => Self::LosslessC,
-            Level::ZSTD => Self::Zstd,
-            Level::TRANSPARENT => Self::Transparent,
-            Level::BALANCED => Self::Balanced,
-            Level::SMALL => Self::Small,
-            Level::TRANSPARENT_X => Self::TransparentX,
-            Level::BALANCED_X => Self::BalancedX,
-            Level::SMALL_X => Self::SmallX,
-            Level::FP8 => Self::Fp8,
-            Level::INT8 => Self::Int8,
-            Level::INT4 => Self::Int4,
-            Level::KIVI4 => Self::Kivi4,
-            Level::KIVI2 => Self::Kivi2,
-            Level::HADAMARD4 => Self::Hadamard4,
-            Level::CACHEGEN => Self::Cachegen,
-            Level::CACHEGEN_PAPER => Self::CachegenPaper,
-            _ => Self::Other,
-        }
+        let place = Level::ALL.iter().position(|one| *one == level);
+        Self(place.unwrap_or(Level::ALL.len()))
+    }
+}
+
+impl Label for Rung {
+    const NAME: &'static str = "level";
+    fn all() -> Vec<Self> {
+        (0..Self::count()).map(Self).collect()
+    }
+    fn count() -> usize {
+        Level::ALL.len() + 1
+    }
+    fn index(self) -> usize {
+        self.0
+    }
+    fn text(self) -> &'static str {
+        let level = Level::ALL.get(self.0);
+        level.and_then(|one| one.name()).unwrap_or("other")
     }
 }
 

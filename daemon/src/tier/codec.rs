@@ -120,21 +120,21 @@ fn in_order(
         let raw = payload.get(part.offset..part.offset + part.len);
         let raw = raw.unwrap_or_default();
         let out = room.get_mut(end..).unwrap_or_default();
-        let before = match codec.exact() {
-            true => payload.get(..part.offset),
-            false => restored.get(..part.offset),
-        };
-        let before = Before::new(layout, before.unwrap_or_default());
-        let size = codec.encode_after(shape, raw, &before, out);
-        let size = size.map_err(|problem| problem.to_string())?;
-        if !codec.exact() && needed.contains(&(part.layer, part.code)) {
-            let stored = out.get(..size).unwrap_or_default();
+        let size = if codec.exact() {
+            let before = payload.get(..part.offset).unwrap_or_default();
+            codec.encode_after(shape, raw, &Before::new(layout, before), out)
+        } else {
             let (before, here) = restored.split_at_mut(part.offset);
-            let here = here.get_mut(..part.len).unwrap_or_default();
             let before = Before::new(layout, before);
-            let decoded = codec.decode_after(shape, stored, &before, here);
-            decoded.map_err(|problem| problem.to_string())?;
-        }
+            match needed.contains(&(part.layer, part.code)) {
+                true => {
+                    let here = here.get_mut(..part.len).unwrap_or_default();
+                    codec.encode_restoring(shape, raw, &before, (out, here))
+                }
+                false => codec.encode_after(shape, raw, &before, out),
+            }
+        };
+        let size = size.map_err(|problem| problem.to_string())?;
         end += size;
         sizes.push(size);
     }
@@ -216,9 +216,11 @@ pub fn check_parts(record: &Record, layout: &BlockLayout) -> Result<(), Miss> {
     }
 }
 
-fn shapes(facts: &BlockFacts) -> Result<Vec<PartShape>, String> {
+/// What codecs are told of the parts of a block, in its order.
+pub(super) fn shapes(facts: &BlockFacts) -> Result<Vec<PartShape>, String> {
     let shape = |part| {
         let shape = PartShape::of(part, facts.order).map_err(|problem| problem.to_string())?;
+        let shape = shape.among_layers(facts.layout.layers());
         Ok(shape.at_position(facts.position))
     };
     facts.layout.parts().iter().map(shape).collect()

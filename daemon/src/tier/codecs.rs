@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use kvtier_kernels::{Codec, Registry};
 use kvtier_proto::{LayoutFingerprint, Level, ModelDescriptor};
+use kvtier_store::Stored;
 
 use super::policy::Cold;
 use crate::block::Layouts;
@@ -143,6 +144,22 @@ impl Codecs {
         models
             .find(|(name, _)| is(name))
             .map(|(_, one)| one.clone())
+    }
+
+    /// True when a stored record may be decoded: there are tables for its level, and where they are
+    /// named, those. Of a model that is not remembered, all that are loaded count.
+    pub fn decodes(&self, stored: &Stored, tables: Option<u32>) -> bool {
+        let level = stored.level;
+        match self.known(|layout| stored.has_layout(layout)) {
+            Some(known) => match tables {
+                Some(tables) => known.codecs.decoder(level, tables).is_ok(),
+                None => known.codecs.get(level).is_ok(),
+            },
+            None => self.tables.iter().any(|one| {
+                let named = tables.is_none_or(|tables| tables == one.id);
+                named && one.codecs.iter().any(|codec| codec.level() == level)
+            }),
+        }
     }
 
     /// The codecs for blocks of this layout: of a model that is not remembered, those without

@@ -329,6 +329,14 @@ impl DiskTier {
         self.get_as(id, layout, buf, (device, true), None).await
     }
 
+    /// Reads what a record says of itself, and none of its parts, into `buf`: at least as long as
+    /// the head that its place names. For nobody who waits for the block.
+    pub async fn head(&self, id: BlockId, buf: IoBuf, device: Device) -> Result<Unverified, Miss> {
+        let handle = self.handle(device).ok_or(Miss::Device)?;
+        let asked = handle.ask_within(self.patience.get, |reply| Command::Head { id, buf, reply });
+        asked.await.unwrap_or(Err(Miss::Deadline))
+    }
+
     async fn get_as(
         &self,
         id: BlockId,

@@ -4,8 +4,8 @@
 //! Downstairs: `disk`, `codec`, `host`.
 //!
 //! Invariants kept here
-//!   H1  A block is published only after its record was verified against namespace, key, kind
-//!       and layout, and its parts are those of the layout.
+//!   H1  A block is published only after its record was verified against namespace, key, kind,
+//!       level and layout, and its parts are those of the layout.
 //!   H2  Decoded bytes are published whole or not at all.
 //!   A1  A block of a worse quality than is accepted is neither handed out nor read.
 
@@ -191,7 +191,7 @@ impl Tiers {
         }
     }
 
-    async fn load_once(
+    pub(super) async fn load_once(
         self: &Arc<Self>,
         host: &HostTier,
         disk: &DiskTier,
@@ -258,7 +258,7 @@ impl Tiers {
         let layouts = Arc::clone(layouts);
         let work = tokio::task::spawn_blocking(move || {
             let record = unverified.verify().map_err(|(_, miss)| miss)?;
-            let facts = facts(&layouts, id, &record)?;
+            let facts = facts(&layouts, id, Level::RAW, &record)?;
             let payload_at = record.head().header.summary.place.head_len as usize;
             let mut image = record.into_buf();
             // Clients map the arena: what the store writes for itself is not for them.
@@ -286,7 +286,8 @@ impl Tiers {
             let scratch = self.scratch.take(stored.place.len as usize, Line::Load);
             let buf = scratch.await.ok_or(Miss::NoSpace)?;
             let unverified = get_found(disk, id, layouts, stored, buf, Some(held)).await?;
-            let (record, facts) = self.verify(layouts, id, unverified).await?;
+            let verified = self.verify(layouts, id, stored.level, unverified);
+            let (record, facts) = verified.await?;
             let len = facts.layout.payload_len();
             // How large the block is, only the record says.
             let image = match reserved.take() {
@@ -296,7 +297,8 @@ impl Tiers {
             if let Some(image) = image.filter(|image| image.len() == len) {
                 let decoded = self.decode(&codecs, id, record, facts, image).await?;
                 return decoded.map_err(|tables| {
-                    self.unreadable.add(id, stored.place, tables);
+                    self.unreadable
+                        .add(id, (stored.device, stored.place), tables);
                     Miss::NoTables
                 });
             }
@@ -339,13 +341,14 @@ impl Tiers {
         self: &Arc<Self>,
         layouts: &Arc<Layouts>,
         id: BlockId,
+        level: Level,
         unverified: Unverified,
     ) -> Result<(Record, BlockFacts), Miss> {
         let _permit = self.cpu.acquire().await.map_err(stopping)?;
         let layouts = Arc::clone(layouts);
         let work = tokio::task::spawn_blocking(move || {
             let record = unverified.verify().map_err(|(_, miss)| miss)?;
-            let facts = facts(&layouts, id, &record)?;
+            let facts = facts(&layouts, id, level, &record)?;
             Ok((record, facts))
         });
         ended(work.await)
@@ -400,10 +403,16 @@ fn same_layout(block: Arc<HostBlock>, layouts: &Layouts) -> Result<Arc<HostBlock
     }
 }
 
-/// What the record says of itself, as far as this model can have written it.
-fn facts(layouts: &Layouts, id: BlockId, record: &Record) -> Result<BlockFacts, Miss> {
+/// What the record says of itself, as far as this model can have written it. Of another level than
+/// the index says, it is not the record that was found: a lossy one would pass as exact.
+fn facts(
+    layouts: &Layouts,
+    id: BlockId,
+    level: Level,
+    record: &Record,
+) -> Result<BlockFacts, Miss> {
     let header = &record.head().header.summary;
-    if header.kind != id.kind {
+    if (header.kind, header.level) != (id.kind, level) {
         return Err(Miss::WrongKey);
     }
     // The descriptor's layout where the parts are those of it; else it is a payload that the

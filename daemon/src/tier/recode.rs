@@ -6,7 +6,8 @@
 //! ```text
 //!   oldest sealed segment first, one block at a time, at a rate in bytes a second:
 //!   cold? tolerated? ---> read (background) ---> verify, decode ---> encode ---> recode (durable)
-//!                                                               not smaller: stays as it is
+//!                                                               not smaller, or used or pinned
+//!                                                               meanwhile: stays as it is
 //! ```
 //!
 //! The new form is written before the old one is left, and takes its number (`Store::recode`), so
@@ -174,7 +175,8 @@ impl Tiers {
         if unverified.place() != found.place {
             return Err(Miss::Evicted);
         }
-        let (record, facts) = self.verify(layouts, id, unverified).await?;
+        let verified = self.verify(layouts, id, found.level, unverified);
+        let (record, facts) = verified.await?;
         let _core = self.cpu.acquire().await.map_err(|_| Miss::Deadline)?;
         let (tiers, codecs) = (Arc::clone(self), Arc::clone(&known.codecs));
         let work = tokio::task::spawn_blocking(move || {

@@ -16,7 +16,7 @@ use kvtier_store::RecordImage;
 use tokio::sync::watch;
 
 use super::codec::Source;
-use super::disk::OnDisk;
+use super::disk::{DiskTier, OnDisk};
 use super::host::{HostTier, Life};
 use super::policy::{level_to_store, quality_of_saves};
 use super::scratch::Line;
@@ -222,6 +222,9 @@ impl Tiers {
 
     async fn write(self: &Arc<Self>, host: &HostTier, block: &Arc<HostBlock>, life: Life) -> bool {
         let Some(disk) = &self.disk else { return false };
+        if self.is_stored_better(host, disk, block).await {
+            return true;
+        }
         let image = match self.encode(host, block).await {
             Ok(image) => image,
             Err(problem) => {
@@ -242,6 +245,28 @@ impl Tiers {
                 false
             }
         }
+    }
+
+    /// True when the disk has the block better than this save would store it: whoever saves without
+    /// having asked takes nothing from others. It counts as a use.
+    async fn is_stored_better(&self, host: &HostTier, disk: &DiskTier, block: &HostBlock) -> bool {
+        let worst = self.quality_of_saves(host);
+        if worst == Quality::Exact {
+            return false;
+        }
+        let stored = disk.find(vec![block.id()]).await.into_iter().next();
+        let better = |stored: &OnDisk| {
+            let alike = stored.has_layout(&block.facts().fingerprint);
+            alike && stored.level.quality() < worst
+        };
+        let Some(stored) = stored.flatten().filter(better) else {
+            return false;
+        };
+        if self.why_unfit(&block.id(), &stored, worst).is_some() {
+            return false;
+        }
+        disk.touch(&stored);
+        true
     }
 
     async fn encode(

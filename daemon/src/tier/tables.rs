@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kvtier_kernels::codec::ladder::Ladder;
-use kvtier_kernels::profile::{FILE_BYTES_MAX, Profile};
-use kvtier_proto::{LayerSpec, ModelDescriptor};
+use kvtier_kernels::profile::{self, FILE_BYTES_MAX, Profile};
+use kvtier_proto::{LayerSpec, ModelDescriptor, descriptor};
 
 use super::codecs::Tables;
 
@@ -91,12 +91,16 @@ fn tables(path: &Path, bytes: &[u8]) -> Result<Tables, String> {
     })
 }
 
-/// True for the model that the tables are of: its name and weights are theirs, and it hands K over
-/// as they expect it. Layers that are not as they say are left to other levels.
+/// True for the model that the tables are of: its name, revision and weights are theirs, and it
+/// hands K over, turned as they expect it. Of any other nobody has measured what they lose. What
+/// either side does not say is taken to fit. Layers that are not as they say are left to other
+/// levels.
 fn fits(profile: &Profile, model: &ModelDescriptor) -> bool {
-    let weights = profile.weights_fingerprint.is_empty()
-        || model.weights_fingerprint.is_empty()
-        || profile.weights_fingerprint == model.weights_fingerprint;
+    let (own, weights) = (&profile.weights_fingerprint, &model.weights_fingerprint);
+    let weights = own.is_empty() || weights.is_empty() || own == weights;
+    let (own, revision) = (&profile.revision, &model.revision);
+    let revision = own.is_empty() || revision.is_empty() || own == revision;
+    let rope = profile.rope.as_ref().zip(model.rope.as_ref());
     let parts = profile.parts.iter().all(|part| {
         let layer = usize::try_from(part.layer).ok();
         let layer = layer.and_then(|layer| model.layers.get(layer));
@@ -106,7 +110,20 @@ fn fits(profile: &Profile, model: &ModelDescriptor) -> bool {
         && profile.element == model.element
         && profile.k_after_rope == model.k_after_rope
         && weights
+        && revision
         && parts
+        && rope.is_none_or(|(own, model)| turns_alike(own, model))
+}
+
+/// True when both turn the same channels by the same angles, as far as the descriptor's words for
+/// scaled angles let anybody know.
+fn turns_alike(own: &profile::Rope, model: &descriptor::Rope) -> bool {
+    let plain = profile::Rope::plain(model.theta, model.rotary_dim, model.rotate_half);
+    let near = |(one, other): (&f64, &f64)| (one - other).abs() <= 1e-6 * other.abs();
+    let mut angles = own.frequencies.iter().zip(&plain.frequencies);
+    own.rotate_half == plain.rotate_half
+        && own.frequencies.len() == plain.frequencies.len()
+        && (!model.scaling.is_empty() || angles.all(near))
 }
 
 #[cfg(test)]

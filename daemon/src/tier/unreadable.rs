@@ -1,6 +1,6 @@
 //! Records that were found to need tables which are not loaded, so that nobody reads them again.
 //!
-//! Upstairs:   `load` adds what it found; lookups and saves ask.
+//! Upstairs:   `load` and `explain` add what they found; lookups and saves ask.
 //! Downstairs: nothing.
 //!
 //! Such a record is sound: it stays where it is, is a miss until its tables are loaded, which
@@ -15,6 +15,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use kvtier_store::Place;
 
 use crate::block::BlockId;
+use crate::metrics::Device;
+
+/// Where a record lies. Two devices may have records in places alike.
+pub type At = (Device, Place);
 
 /// Most records that are remembered. Of one that is forgotten a lookup says that it is there, and
 /// the next restore of it finds out again.
@@ -22,7 +26,7 @@ const KEPT_MAX: usize = 1 << 16;
 
 #[derive(Debug, Default)]
 struct Kept {
-    tables: HashMap<BlockId, (Place, u32)>,
+    tables: HashMap<BlockId, (At, u32)>,
     /// In the order they came.
     order: VecDeque<BlockId>,
 }
@@ -33,9 +37,9 @@ pub struct Unreadable(Mutex<Kept>);
 
 impl Unreadable {
     /// The record at this place needs these tables.
-    pub fn add(&self, id: BlockId, place: Place, tables: u32) {
+    pub fn add(&self, id: BlockId, at: At, tables: u32) {
         let mut kept = self.lock();
-        if kept.tables.insert(id, (place, tables)).is_none() {
+        if kept.tables.insert(id, (at, tables)).is_none() {
             kept.order.push_back(id);
         }
         if kept.order.len() > KEPT_MAX
@@ -47,15 +51,15 @@ impl Unreadable {
 
     /// The tables that the record at this place needs and that are not there. Another record may
     /// have taken its place since.
-    pub fn tables(&self, id: &BlockId, place: &Place) -> Option<u32> {
+    pub fn tables(&self, id: &BlockId, at: &At) -> Option<u32> {
         let kept = self.lock();
-        let (at, tables) = kept.tables.get(id)?;
-        (at == place).then_some(*tables)
+        let (here, tables) = kept.tables.get(id)?;
+        (here == at).then_some(*tables)
     }
 
     /// Where the record of the block lies that cannot be read, as far as is known.
     pub fn place(&self, id: &BlockId) -> Option<Place> {
-        self.lock().tables.get(id).map(|(place, _)| *place)
+        self.lock().tables.get(id).map(|((_, place), _)| *place)
     }
 
     fn lock(&self) -> MutexGuard<'_, Kept> {
@@ -68,6 +72,7 @@ mod tests {
     use kvtier_proto::{BlockKey, NamespaceId, PayloadKind};
 
     use super::*;
+    use crate::metrics::Label;
 
     fn id(number: usize) -> BlockId {
         let mut key = [0; 32];
@@ -79,15 +84,16 @@ mod tests {
         }
     }
 
-    fn place(offset: u64) -> Place {
-        Place {
+    fn place(offset: u64) -> At {
+        let place = Place {
             segment: 1,
             offset,
             len: 8192,
             head_len: 4096,
             epoch: 2,
             sequence: offset,
-        }
+        };
+        (Device::FIRST, place)
     }
 
     #[test]
@@ -97,6 +103,9 @@ mod tests {
         assert_eq!(unreadable.tables(&id(1), &place(4096)), Some(7));
         assert_eq!(unreadable.tables(&id(1), &place(8192)), None);
         assert_eq!(unreadable.tables(&id(2), &place(4096)), None);
+        let second = <Device as Label>::all()[1];
+        let alike = (second, place(4096).1);
+        assert_eq!(unreadable.tables(&id(1), &alike), None);
         unreadable.add(id(1), place(8192), 9);
         assert_eq!(unreadable.tables(&id(1), &place(8192)), Some(9));
     }

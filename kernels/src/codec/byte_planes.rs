@@ -66,14 +66,6 @@ impl Codec for BytePlanes {
         Level::ZSTD
     }
 
-    fn name(&self) -> &'static str {
-        "zstd"
-    }
-
-    fn exact(&self) -> bool {
-        true
-    }
-
     fn applies(&self, _shape: &PartShape) -> bool {
         true
     }

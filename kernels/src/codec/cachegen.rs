@@ -50,14 +50,6 @@ impl Codec for CacheGen {
         Level::CACHEGEN
     }
 
-    fn name(&self) -> &'static str {
-        "cachegen"
-    }
-
-    fn exact(&self) -> bool {
-        false
-    }
-
     fn applies(&self, shape: &PartShape) -> bool {
         floats::is_float(shape.element())
     }

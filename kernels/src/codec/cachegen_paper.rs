@@ -54,14 +54,6 @@ impl Codec for CacheGenPaper {
         Level::CACHEGEN_PAPER
     }
 
-    fn name(&self) -> &'static str {
-        "cachegen_paper"
-    }
-
-    fn exact(&self) -> bool {
-        false
-    }
-
     fn applies(&self, shape: &PartShape) -> bool {
         floats::is_float(shape.element())
     }

@@ -30,14 +30,6 @@ impl Codec for Fp8 {
         Level::FP8
     }
 
-    fn name(&self) -> &'static str {
-        "fp8"
-    }
-
-    fn exact(&self) -> bool {
-        false
-    }
-
     fn applies(&self, shape: &PartShape) -> bool {
         floats::is_float(shape.element())
     }

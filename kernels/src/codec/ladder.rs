@@ -49,14 +49,14 @@ use product::Operand;
 use rotary::Turn;
 use rows::{Base, Stage, Take};
 
-/// Numbers, names, and whether they predict, of the levels by rising number.
-const LEVELS: [(Level, &str, usize, bool); 6] = [
-    (Level::TRANSPARENT, "transparent", 0, false),
-    (Level::BALANCED, "balanced", 1, false),
-    (Level::SMALL, "small", 2, false),
-    (Level::TRANSPARENT_X, "transparent_x", 0, true),
-    (Level::BALANCED_X, "balanced_x", 1, true),
-    (Level::SMALL_X, "small_x", 2, true),
+/// Levels by rising number: which of a part's three they take, and whether they predict.
+const LEVELS: [(Level, usize, bool); 6] = [
+    (Level::TRANSPARENT, 0, false),
+    (Level::BALANCED, 1, false),
+    (Level::SMALL, 2, false),
+    (Level::TRANSPARENT_X, 0, true),
+    (Level::BALANCED_X, 1, true),
+    (Level::SMALL_X, 2, true),
 ];
 
 /// Scratch memory that a thread keeps. Unit: bytes. A larger one is freed after use.
@@ -66,7 +66,6 @@ const KEPT_BYTES_MAX: usize = 16 << 20;
 #[derive(Debug, Clone)]
 pub struct Ladder {
     level: Level,
-    name: &'static str,
     quality: usize,
     across: bool,
     shared: Arc<Shared>,
@@ -122,12 +121,11 @@ impl Ladder {
         };
         let levels = LEVELS.into_iter();
         Ok(levels
-            .filter(|(_, _, quality, across)| has(*quality, *across))
-            .map(|(level, name, quality, across)| {
+            .filter(|(_, quality, across)| has(*quality, *across))
+            .map(|(level, quality, across)| {
                 let shared = Arc::clone(&shared);
                 Arc::new(Self {
                     level,
-                    name,
                     quality,
                     across,
                     shared,
@@ -261,6 +259,57 @@ impl Ladder {
             .encode(tokens, &exact, kept, memory, out)?;
         (len < raw.len()).then(|| (len, crc32fast::hash(restored)))
     }
+
+    /// Encodes a part, and writes what it decodes to where that is asked for.
+    fn encode_to(
+        &self,
+        shape: &PartShape,
+        raw: &[u8],
+        restored: &dyn Restored,
+        (out, here): (&mut [u8], Option<&mut [u8]>),
+    ) -> Result<usize, EncodeError> {
+        super::check_encode(self, shape, raw, out)?;
+        let (want, got) = (
+            raw.len(),
+            here.as_ref().map_or(raw.len(), |here| here.len()),
+        );
+        if want != got {
+            return Err(EncodeError::OutTooSmall { want, got });
+        }
+        let not_applicable = EncodeError::NotApplicable {
+            name: self.name(),
+            shape: *shape,
+        };
+        let view = self.view(shape).ok_or(not_applicable)?;
+        with_scratch(shape, |scratch| {
+            let Scratch {
+                memory,
+                tile,
+                forward,
+                inputs,
+                restored: bytes,
+                row,
+            } = scratch;
+            let base =
+                self.base(shape, &view, restored, inputs)
+                    .map_err(|Missing(layer, code)| EncodeError::Needs {
+                        name: self.name(),
+                        layer,
+                        code,
+                    })?;
+            let mut coded = false;
+            let size = envelope::seal_restored(self, shape, (raw, out), |body| {
+                let parts = (memory, tile, forward, &mut *bytes, row);
+                let sealed = self.encode_part(shape, (raw, body), base, parts);
+                coded = sealed.is_some();
+                sealed
+            })?;
+            if let Some(here) = here {
+                here.copy_from_slice(if coded { bytes } else { raw });
+            }
+            Ok(size)
+        })
+    }
 }
 
 /// Writes the values of a part.
@@ -335,14 +384,6 @@ impl Codec for Ladder {
         self.level
     }
 
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn exact(&self) -> bool {
-        false
-    }
-
     fn tables(&self) -> u32 {
         self.shared.identity
     }
@@ -372,33 +413,17 @@ impl Codec for Ladder {
         restored: &dyn Restored,
         out: &mut [u8],
     ) -> Result<usize, EncodeError> {
-        super::check_encode(self, shape, raw, out)?;
-        let not_applicable = EncodeError::NotApplicable {
-            name: self.name,
-            shape: *shape,
-        };
-        let view = self.view(shape).ok_or(not_applicable)?;
-        with_scratch(shape, |scratch| {
-            let Scratch {
-                memory,
-                tile,
-                forward,
-                inputs,
-                restored: bytes,
-                row,
-            } = scratch;
-            let base =
-                self.base(shape, &view, restored, inputs)
-                    .map_err(|Missing(layer, code)| EncodeError::Needs {
-                        name: self.name,
-                        layer,
-                        code,
-                    })?;
-            envelope::seal_restored(self, shape, (raw, out), |body| {
-                let parts = (memory, tile, forward, bytes, row);
-                self.encode_part(shape, (raw, body), base, parts)
-            })
-        })
+        self.encode_to(shape, raw, restored, (out, None))
+    }
+
+    fn encode_restoring(
+        &self,
+        shape: &PartShape,
+        raw: &[u8],
+        restored: &dyn Restored,
+        (out, here): (&mut [u8], &mut [u8]),
+    ) -> Result<usize, EncodeError> {
+        self.encode_to(shape, raw, restored, (out, Some(here)))
     }
 
     fn decode_after(

@@ -78,14 +78,6 @@ impl Codec for Lossless {
         Level::LOSSLESS
     }
 
-    fn name(&self) -> &'static str {
-        "lossless"
-    }
-
-    fn exact(&self) -> bool {
-        true
-    }
-
     fn applies(&self, _shape: &PartShape) -> bool {
         true
     }

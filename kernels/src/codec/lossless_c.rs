@@ -81,14 +81,6 @@ impl Codec for LosslessC {
         Level::LOSSLESS_C
     }
 
-    fn name(&self) -> &'static str {
-        "lossless_c"
-    }
-
-    fn exact(&self) -> bool {
-        true
-    }
-
     fn applies(&self, _shape: &PartShape) -> bool {
         true
     }

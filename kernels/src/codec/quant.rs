@@ -38,7 +38,6 @@ use groups::{Axis, Groups, View};
 #[derive(Debug, Clone, Copy)]
 pub struct Quantiser {
     level: Level,
-    name: &'static str,
     /// Bits of a value's code.
     bits: u32,
     /// Values of a group.
@@ -52,10 +51,9 @@ pub struct Quantiser {
 }
 
 impl Quantiser {
-    const fn new(level: Level, name: &'static str, bits: u32, group: usize) -> Self {
+    const fn new(level: Level, bits: u32, group: usize) -> Self {
         Self {
             level,
-            name,
             bits,
             group,
             k_axis: Axis::Row,
@@ -66,21 +64,21 @@ impl Quantiser {
 
     /// All of them, by rising level.
     pub fn all() -> [Self; 5] {
-        let kivi = |level, name, bits| Self {
+        let kivi = |level, bits| Self {
             k_axis: Axis::Channel,
-            ..Self::new(level, name, bits, 32)
+            ..Self::new(level, bits, 32)
         };
         [
             Self {
                 symmetric: true,
-                ..Self::new(Level::INT8, "int8", 8, 64)
+                ..Self::new(Level::INT8, 8, 64)
             },
-            Self::new(Level::INT4, "int4", 4, 64),
-            kivi(Level::KIVI4, "kivi4", 4),
-            kivi(Level::KIVI2, "kivi2", 2),
+            Self::new(Level::INT4, 4, 64),
+            kivi(Level::KIVI4, 4),
+            kivi(Level::KIVI2, 2),
             Self {
                 hadamard: true,
-                ..Self::new(Level::HADAMARD4, "hadamard4", 4, 64)
+                ..Self::new(Level::HADAMARD4, 4, 64)
             },
         ]
     }
@@ -255,14 +253,6 @@ fn hadamard(values: &mut [f32], len: usize) {
 impl Codec for Quantiser {
     fn level(&self) -> Level {
         self.level
-    }
-
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn exact(&self) -> bool {
-        false
     }
 
     fn applies(&self, shape: &PartShape) -> bool {

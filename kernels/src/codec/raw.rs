@@ -22,14 +22,6 @@ impl Codec for Raw {
         Level::RAW
     }
 
-    fn name(&self) -> &'static str {
-        "raw"
-    }
-
-    fn exact(&self) -> bool {
-        true
-    }
-
     fn applies(&self, _shape: &PartShape) -> bool {
         true
     }

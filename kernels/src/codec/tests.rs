@@ -90,6 +90,19 @@ fn any_data() -> impl Strategy<Value = Data> {
     prop::sample::select(&[Data::Noise, Data::Normal, Data::Flat][..])
 }
 
+// Goal: what the table of levels says of a level is what its codec does.
+#[test]
+fn a_level_gives_back_every_bit_where_its_quality_says_so_and_nowhere_else() {
+    let shape = PartShape::new(Element::Bf16, 64, 128).unwrap();
+    let shape = shape.of_layer(1, PartCode::K);
+    let raw = raw_of(&shape, Data::Normal, 5);
+    for codec in Registry::with_baselines().iter() {
+        assert!(codec.applies(&shape), "{}", codec.name());
+        let back = decoded(codec, &shape, &encoded(codec, &shape, &raw)).unwrap();
+        assert_eq!(back == raw, codec.exact(), "{}", codec.name());
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 

@@ -5,8 +5,8 @@
 //!
 //! Invariants kept here
 //!   J2  Every stored byte counts, headers and parts that a codec does not apply to included.
-//!   J3  A codec is told what a daemon tells it: shape, layer, heads, position; and the parts of
-//!       the same block as decoding gave them, which is what it predicts from.
+//!   J3  A codec is told what a daemon tells it: shape, layer of how many, heads, position; and the
+//!       parts of the same block as decoding gave them, which is what it predicts from.
 //!
 //! Not here on purpose: no daemon. What lies between a codec and the device keeps every bit.
 
@@ -47,6 +47,8 @@ pub struct Coded {
 struct Block {
     start: usize,
     tokens: usize,
+    /// Layers of the model.
+    layers: usize,
     parts: BTreeMap<(u32, u8), Vec<u8>>,
     stored_bytes: u64,
     values: u64,
@@ -71,6 +73,7 @@ pub fn code(
         let mut block = Block {
             start: *start,
             tokens: DEFAULT_BLOCK_TOKENS.min(tokens - start),
+            layers: config.layers.len(),
             parts: BTreeMap::new(),
             stored_bytes: 0,
             values: 0,
@@ -150,6 +153,7 @@ impl Block {
                 let shape = PartShape::new(element, rows, width)?
                     .of_layer(number, code)
                     .with_heads(u32::try_from(spec.heads)?, PartOrder::TokenMajor)?
+                    .among_layers(u32::try_from(self.layers)?)
                     .at_position(u32::try_from(self.start)?);
                 let (stored_bytes, restored) = self.through(codec, &shape, raw)?;
                 self.stored_bytes += u64::try_from(stored_bytes)?;

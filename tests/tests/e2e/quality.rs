@@ -3,12 +3,16 @@
 //! Upstairs:   `main`.
 //! Downstairs: the harness. Payloads are values between 0.007 and 2.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use kvtier_client::{
-    Acknowledge, BlockStatus, Level, Miss, PayloadKind, Quality, RestoreOptions, SaveBlock,
-    SaveOutcome, Session, Tier,
+    Acknowledge, BlockStatus, Level, Miss, ModelDescriptor, PayloadKind, Quality, RestoreOptions,
+    SaveBlock, SaveOutcome, Session, Tier,
 };
+use kvtier_kernels::codec::ladder::Ladder;
+use kvtier_kernels::fuzzing::profile::fixture;
+use kvtier_kernels::profile::{Profile, scales};
 use kvtier_tests::harness::{Daemon, Options, blocks, eventually, run};
 
 use super::LIMIT;
@@ -166,5 +170,126 @@ fn cold_blocks_are_re_encoded_through_crashes_and_none_is_lost() {
             let most = if level == Level::INT8 { 0.02 } else { 0.0 };
             assert!(error <= most, "{level}: {error}");
         }
+    });
+}
+
+/// Tables for the model, of every level; other ones for another number of exact tokens. And what
+/// records call them.
+fn tables(model: &ModelDescriptor, sinks: u32) -> (Vec<u8>, u32) {
+    let mut profile = fixture(8, 2, 32).unwrap();
+    profile.model.clone_from(&model.model);
+    profile.revision.clone_from(&model.revision);
+    profile
+        .weights_fingerprint
+        .clone_from(&model.weights_fingerprint);
+    profile.sinks = sinks;
+    // As wide as the harness's values are.
+    for part in &mut profile.parts {
+        let across = part.crosses.iter_mut().flat_map(|one| &mut one.levels);
+        for level in part.plain.levels.iter_mut().chain(across).flatten() {
+            level.step = 0.3;
+            level.scales.fill(scales::nearest(8.0));
+        }
+    }
+    let bytes = profile.to_bytes().unwrap();
+    let levels = Ladder::all(Arc::new(Profile::from_bytes(&bytes).unwrap())).unwrap();
+    (bytes, levels[0].tables())
+}
+
+/// Level and bytes of every block.
+async fn payloads(session: &Session, set: &[SaveBlock], accept: Quality) -> Vec<(Level, Vec<u8>)> {
+    let keys = blocks::keys(set);
+    let restore = session.restore(&keys, PayloadKind::Kv, accepting(accept));
+    let restored = restore.await.unwrap().collect().await.unwrap();
+    assert_eq!(restored.missed, vec![], "{accept:?}");
+    let mut found: Vec<_> = restored.blocks.iter().collect();
+    found.sort_by_key(|block| block.index());
+    let bytes = |block: &&kvtier_client::LeasedBlock| block.payload().unwrap().to_vec();
+    found.iter().map(|one| (one.level(), bytes(one))).collect()
+}
+
+/// The block would miss for its tables, and these are named.
+async fn is_explained(session: &Session, block: &SaveBlock, tables: u32) {
+    let explained = session.explain(&block.key).await.unwrap();
+    assert_eq!(explained.miss, Some(Miss::NoTables));
+    let name = format!("tables {tables:08x}, which are not loaded");
+    let notes = explained.notes;
+    assert!(notes.iter().any(|note| note.contains(&name)), "{notes:?}");
+}
+
+// Goal: tables that are away cost misses that say so, before anybody has restored anything; once
+// they are back, the same bytes come as before.
+#[test]
+fn tables_that_are_away_cost_misses_that_say_why_and_nothing_once_they_are_back() {
+    run(LIMIT, async {
+        let (model, accept) = (blocks::gqa(), Quality::Balanced);
+        let dir = tempfile::tempdir().unwrap();
+        let (own, name) = tables(&model, 4);
+        let (other, other_name) = tables(&model, 3);
+        assert_ne!(name, other_name);
+        let file = |file: &str| dir.path().join(file);
+        std::fs::write(file("own.kvtables"), own).unwrap();
+        std::fs::write(file("other.kvtables"), other).unwrap();
+        let options = |daemon: &Options, level, tables: &str| {
+            let tables = format!("tables = [{:?}]", file(tables));
+            daemon.clone().level(level).codec(&tables)
+        };
+        let first = Options::default().lowest_quality("balanced");
+        let first = options(&first, "balanced_x", "own.kvtables");
+        let (mut daemon, set) = Daemon::cold(first, &model, |session| {
+            blocks::chain(session, 1, 16 * 20, PayloadKind::Kv)
+        })
+        .await;
+        let keys = blocks::keys(&set);
+        let session = daemon.session(&model).await;
+        let before = payloads(&session, &set, accept).await;
+        assert!(before.iter().all(|(level, _)| *level == Level::BALANCED_X));
+        for (_, error) in errors(&session, &set, accept).await {
+            assert!(error > 0.0 && error < 1.0, "{error}");
+        }
+        drop(session);
+
+        daemon.stop();
+        let without = daemon.options().clone().level("lossless").codec("");
+        *daemon.options_mut() = without;
+        daemon.launch();
+        let session = daemon.session(&model).await;
+        is_explained(&session, &set[0], name).await;
+        let found = session.lookup_accepting(&keys, PayloadKind::Kv, accept);
+        let missing = [BlockStatus::Missing(Miss::NoTables)];
+        assert_eq!(found.await.unwrap().blocks, missing);
+        let found = blocks::restore_with(&session, &set, accepting(accept)).await;
+        let all: Vec<_> = (0..set.len()).map(|at| (at, Miss::NoTables)).collect();
+        assert_eq!(found.unwrap().misses, all);
+        let scrape = daemon.metrics();
+        let missed = scrape.get("kvtier_miss_total{reason=\"no_tables\"}");
+        assert_eq!(missed, 1.0 + set.len() as f64);
+        for damage in ["undecodable", "wrong_layout", "payload_crc"] {
+            let damaged = scrape.get(&format!("kvtier_corrupt_total{{reason=\"{damage}\"}}"));
+            assert_eq!(damaged, 0.0, "{damage}");
+        }
+        drop(session);
+
+        // Other tables of the level: a lookup hears of it from whoever has read the record.
+        daemon.stop();
+        let others = options(daemon.options(), "balanced_x", "other.kvtables");
+        *daemon.options_mut() = others;
+        daemon.launch();
+        let session = daemon.session(&model).await;
+        is_explained(&session, &set[0], name).await;
+        let found = session.lookup_accepting(&keys[..1], PayloadKind::Kv, accept);
+        assert_eq!(found.await.unwrap().blocks, missing);
+        drop(session);
+
+        daemon.stop();
+        let back = options(daemon.options(), "balanced_x", "own.kvtables");
+        *daemon.options_mut() = back;
+        daemon.launch();
+        let session = daemon.session(&model).await;
+        let found = session.lookup_accepting(&keys, PayloadKind::Kv, accept);
+        assert_eq!(found.await.unwrap().prefix_blocks, set.len());
+        assert!(payloads(&session, &set, accept).await == before);
+        let explained = session.explain(&set[0].key).await.unwrap();
+        assert_eq!(explained.miss, Some(Miss::Quality));
     });
 }

@@ -46,6 +46,19 @@ impl<'a> Answers<'a> {
         }
     }
 
+    /// A read was started, or is a miss at once.
+    pub(super) fn get(
+        &mut self,
+        tag: u64,
+        started: Result<(), Miss>,
+        reply: oneshot::Sender<GetDone>,
+    ) {
+        match started {
+            Ok(()) => drop(self.gets.insert(tag, reply)),
+            Err(miss) => drop(reply.send(Err(miss))),
+        }
+    }
+
     /// Passes on what the store reported.
     pub(super) fn tell(&mut self, event: Event) {
         match event {

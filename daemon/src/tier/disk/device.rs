@@ -144,6 +144,11 @@ pub(super) enum Command {
         background: bool,
         reply: oneshot::Sender<GetDone>,
     },
+    Head {
+        id: BlockId,
+        buf: IoBuf,
+        reply: oneshot::Sender<GetDone>,
+    },
     Condemn {
         id: BlockId,
         place: Place,

@@ -11,14 +11,14 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use kvtier_proto::{BlockKey, Miss, NamespaceId};
+use kvtier_proto::{Miss, NamespaceId};
 use kvtier_store::catalog::SledCatalog;
 use kvtier_store::disk::lane::open_lane;
 use kvtier_store::disk::{Disk, Wait};
 use kvtier_store::mem::Arena;
 use kvtier_store::{
     Counter, DeviceState, DistrustReason, Event, IndexSource, PutError, RecordImage,
-    RecoveryReport, Store, StoreOptions, Stored, Want,
+    RecoveryReport, Store, StoreOptions, Want,
 };
 use rand::TryRngCore;
 use tokio::runtime::Handle;
@@ -37,6 +37,8 @@ use crate::log::chain;
 use crate::metrics::{CatalogReason, Device, Direction, Metrics};
 use crate::sync::{AtomicU64, Ordering};
 use crate::tier::host::{HostTier, Life};
+
+mod cold;
 
 pub(super) type AnyStore = Store<Box<dyn Disk + Send>>;
 
@@ -222,7 +224,7 @@ impl<'a> Served<'a> {
                 let found = ids.iter().map(|id| self.peek(id)).collect();
                 let _ = reply.send(found);
             }
-            io @ (Command::Put { .. } | Command::Get { .. }) => self.io(io),
+            io @ (Command::Put { .. } | Command::Get { .. } | Command::Head { .. }) => self.io(io),
             Command::Condemn {
                 id,
                 place,
@@ -271,6 +273,12 @@ impl<'a> Served<'a> {
                 self.tags += 1;
                 let tag = self.tags;
                 self.answers.puts.insert(tag, reply);
+                if let As::Form(from) = &how
+                    && !self.is_cold(from)
+                {
+                    let used = "it was used or pinned since";
+                    return self.answers.put(tag, Err(Unstored::for_good(used)));
+                }
                 let block = image.summary();
                 self.touch(block.namespace, block.key);
                 self.puts.push_back(Put {
@@ -302,29 +310,19 @@ impl<'a> Served<'a> {
                         Store::get
                     }
                 };
-                match get(&mut self.store, self.tags, &want, buf) {
-                    Ok(()) => drop(self.answers.gets.insert(self.tags, reply)),
-                    Err((_, miss)) => drop(reply.send(Err(miss))),
-                }
+                let started = get(&mut self.store, self.tags, &want, buf);
+                self.answers
+                    .get(self.tags, started.map_err(|(_, miss)| miss), reply);
+            }
+            Command::Head { id, buf, reply } => {
+                self.tags += 1;
+                let name = (id.namespace, id.record_key());
+                let started = self.store.get_head(self.tags, name, buf);
+                self.answers
+                    .get(self.tags, started.map_err(|(_, miss)| miss), reply);
             }
             _ => {}
         }
-    }
-
-    fn touch(&mut self, namespace: NamespaceId, key: BlockKey) {
-        if let Some(touched) = &mut self.touched {
-            touched.touch(namespace, &key, Instant::now());
-        }
-    }
-
-    /// Blocks of the next sealed segment that are cold.
-    fn cold_after(&mut self, epoch: u64) -> Option<(u64, Vec<Stored>)> {
-        let touched = self.touched.as_mut()?;
-        let now = Instant::now();
-        let (next, mut blocks) = self.store.sealed_after(epoch)?;
-        blocks.retain(|one| touched.is_cold(one.namespace, &one.key, now));
-        blocks.sort_unstable_by_key(|one| one.place.offset);
-        Some((next, blocks))
     }
 
     fn attach(&mut self, arenas: &[Arc<Arena>]) {

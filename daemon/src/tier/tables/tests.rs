@@ -3,7 +3,7 @@
 use kvtier_kernels::profile::{
     LevelTables, Matrix16, PartTables, Plain, TokenPredictor, Transform, scales,
 };
-use kvtier_proto::descriptor::{PartOrder, Shard};
+use kvtier_proto::descriptor::{PartOrder, Rope, Shard};
 use kvtier_proto::{Element, PartCode};
 
 use super::*;
@@ -121,6 +121,36 @@ fn tables_fit_the_model_that_they_are_of_and_no_other() {
         change(&mut other);
         assert!(!fits(&tables, &other), "change {number}");
     }
+    let mut turned = profile(2, 0.1);
+    turned.rope = Some(kvtier_kernels::profile::Rope::plain(10_000.0, 32, true));
+    let rope = Rope {
+        theta: 10_000.0,
+        rotary_dim: 32,
+        rotate_half: true,
+        scaling: String::new(),
+    };
+    let with = |change: fn(&mut Rope)| {
+        let mut rope = rope.clone();
+        change(&mut rope);
+        let rope = Some(rope);
+        fits(&turned, &ModelDescriptor { rope, ..model() })
+    };
+    assert!(fits(&turned, &model()), "a model may not say how it turns");
+    assert!(with(|_| {}));
+    assert!(with(
+        |rope| (rope.theta, rope.scaling) = (1.0, "yarn".into())
+    ));
+    assert!(!with(|rope| rope.theta = 500_000.0));
+    assert!(!with(|rope| rope.rotary_dim = 16));
+    assert!(!with(|rope| rope.rotate_half = false));
+    let mut own = profile(2, 0.1);
+    own.revision = "a".into();
+    let of = |revision: &str| ModelDescriptor {
+        revision: revision.into(),
+        ..model()
+    };
+    assert!(fits(&own, &of("a")) && fits(&own, &of("")));
+    assert!(!fits(&own, &of("b")));
     let mut own = profile(2, 0.1);
     own.weights_fingerprint = vec![7; 8];
     assert!(fits(&own, &model()));

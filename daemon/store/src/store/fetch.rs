@@ -13,11 +13,12 @@ use std::io::Error;
 use std::ops::Range;
 use std::sync::Arc;
 
-use kvtier_proto::Miss;
+use kvtier_proto::{BlockKey, LayoutFingerprint, Miss, NamespaceId};
 
 use crate::disk::Disk;
 use crate::events::{Counter, Event};
 use crate::format::{Head, Place, index};
+use crate::index::Stored;
 use crate::lane::{Class, Transfer};
 use crate::mem::{Arena, IoBuf};
 use crate::read::{Covered, Expectation, Partial, Unverified, Want, cover};
@@ -39,6 +40,8 @@ enum Stage {
     Whole,
     /// The head room, which says where the parts lie.
     Head(Range<usize>),
+    /// The head alone, of a record that nobody asked for by its layout. Its tag there must be this.
+    Identity(Stored),
     /// The blocks that cover the parts.
     Parts(Partial),
 }
@@ -114,6 +117,40 @@ impl<D: Disk> Store<D> {
             class: Class::Read,
             expect,
             stage: Stage::Head(parts),
+        };
+        let started = self.start_read(reading, expect.place.offset, buf, 0, len);
+        started.map_err(|buf| self.missed(buf, Miss::Device))
+    }
+
+    /// Reads the head room of a record of whatever layout, as background work, into `buf`, which
+    /// has at least `peek(..).place.head_len` bytes: what it says of itself, and none of its parts.
+    /// The answer is an [`Event::Got`] with this `tag`.
+    pub fn get_head(
+        &mut self,
+        tag: u64,
+        (namespace, key): (NamespaceId, BlockKey),
+        buf: IoBuf,
+    ) -> Result<(), (IoBuf, Miss)> {
+        let Some(stored) = self.index.get(namespace, &key) else {
+            return Err(self.missed(buf, Miss::Absent));
+        };
+        // Until it has come, nobody knows the rest of its layout.
+        let layout = LayoutFingerprint([0; 32]);
+        let want = Want {
+            namespace,
+            key,
+            layout,
+        };
+        let expect = match self.expect(&want, &buf) {
+            Ok(expect) => expect,
+            Err(miss) => return Err(self.missed(buf, miss)),
+        };
+        let len = expect.place.head_len as usize;
+        let reading = Reading {
+            tag,
+            class: Class::Background,
+            expect,
+            stage: Stage::Identity(stored),
         };
         let started = self.start_read(reading, expect.place.offset, buf, 0, len);
         started.map_err(|buf| self.missed(buf, Miss::Device))
@@ -203,7 +240,7 @@ impl<D: Disk> Store<D> {
         let Reading {
             tag,
             class,
-            expect,
+            mut expect,
             stage,
         } = reading;
         self.segments.read_ends(&expect.place);
@@ -225,6 +262,10 @@ impl<D: Disk> Store<D> {
             (Ok(()), _) if wiped => Err(Miss::Absent),
             (Ok(()), Stage::Whole) => Ok(None),
             (Ok(()), Stage::Parts(partial)) => Ok(Some(partial)),
+            (Ok(()), Stage::Identity(stored)) => identity(&stored, &buf).map(|head| {
+                expect.want.layout = head.header.summary.layout;
+                Some(head_alone(head))
+            }),
             (Ok(()), Stage::Head(parts)) => match self.plan_behind_head(&expect, &parts, &buf) {
                 Ok((covered, at, len)) => {
                     let head_len = expect.place.head_len as usize;
@@ -272,6 +313,26 @@ impl<D: Disk> Store<D> {
         self.heads.insert(expect.place, head);
         Ok(plan)
     }
+}
+
+/// The head of a record, which has whatever layout it says as far as the index has that.
+fn identity(stored: &Stored, buf: &IoBuf) -> Result<Head, Miss> {
+    let head = Head::decode(buf)?;
+    match stored.has_layout(&head.header.summary.layout) {
+        true => Ok(head),
+        false => Err(Miss::WrongLayout),
+    }
+}
+
+/// No parts of a record, and its head.
+fn head_alone(head: Head) -> Partial {
+    let covered = Covered {
+        parts: 0..0,
+        payload_from: 0,
+        buf_from: 0,
+    };
+    let head = Some(Arc::new(head));
+    Partial { covered, head }
 }
 
 /// What to read for `parts`, from where in the file, how much; it will lie at `buf_from`.

@@ -109,6 +109,28 @@ fn get_parts_reads_a_head_once_and_checks_every_part_all_the_same() {
 }
 
 #[test]
+fn get_head_reads_a_head_in_one_operation_and_checks_it_whatever_the_layout() {
+    let mut store = Fixture::new();
+    store.put_all([1]);
+    let read = |store: &mut Fixture, key| {
+        let (tag, buf) = (store.tag(), store.buf());
+        let before = store.store.disk().taken();
+        let taken = store.store.get_head(tag, (NS, key), buf);
+        taken.map_err(|(_, miss)| miss)?;
+        store.rest();
+        assert_eq!(store.store.disk().taken() - before, 1);
+        store.got.remove(&tag).unwrap()
+    };
+    assert_eq!(read(&mut store, key(1)), Ok(Vec::new()), "no part of it");
+    assert_eq!(read(&mut store, key(2)), Err(Miss::Absent));
+    let place = store.place(1);
+    let file = segment_name(place.segment);
+    let at = crate::format::index(place.offset);
+    store.store.disk_mut().content(&file).unwrap()[at + 24] ^= 1;
+    assert_eq!(read(&mut store, key(1)), Err(Miss::HeaderCrc));
+}
+
+#[test]
 fn get_parts_misses_when_the_record_has_no_such_part() {
     let mut store = Fixture::new();
     store.put_all([1]);

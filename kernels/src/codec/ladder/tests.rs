@@ -203,6 +203,32 @@ proptest! {
     }
 }
 
+// Goal: what a part is predicted from while it is encoded is what it is predicted from later.
+#[test]
+fn encoding_hands_out_what_decoding_gives() {
+    let mut random = ChaCha8Rng::seed_from_u64(11);
+    let shapes = shapes((3, 2, 16), (Element::Bf16, ORDERS[0]), (0, 40));
+    let baselines = Registry::with_baselines();
+    let ladder = levels(3, 2, 16);
+    for codec in ladder.iter().map(AsRef::as_ref).chain(baselines.iter()) {
+        for data in [Data::Normal, Data::Adversarial, Data::Noise] {
+            let mut before = Block::default();
+            for shape in &shapes {
+                let raw = raw_of(shape, data, &mut random);
+                let want = encoded(codec, shape, &raw, &before);
+                let mut stored = vec![0; codec.stored_bytes_max(shape)];
+                let mut here = vec![0xaa; raw.len()];
+                let pair = (&mut stored[..], &mut here[..]);
+                let len = codec.encode_restoring(shape, &raw, &before, pair).unwrap();
+                assert_eq!(&stored[..len], want, "{} {data:?}", codec.name());
+                let restored = decoded(codec, shape, &want, &before).unwrap();
+                assert!(here == restored, "{} {data:?} {shape:?}", codec.name());
+                before.0.insert((shape.layer(), shape.code() as u8), here);
+            }
+        }
+    }
+}
+
 #[test]
 fn tokens_that_no_step_reaches_are_kept_exactly() {
     let shape = shapes((1, 2, 8), (Element::F32, PartOrder::HeadMajor), (0, 64))[0];
@@ -232,9 +258,9 @@ fn level_across_layers_asks_for_what_it_needs_and_refuses_without() {
     let all = shapes((3, 2, 8), (Element::Bf16, PartOrder::TokenMajor), (0, 32));
     let (k, v) = (PartCode::K, PartCode::V);
     let codecs = levels(3, 2, 8);
-    let names: Vec<_> = codecs.iter().map(|codec| codec.name()).collect();
-    let want = LEVELS.map(|(_, name, ..)| name);
-    assert_eq!(names, want);
+    let found: Vec<_> = codecs.iter().map(|codec| codec.level()).collect();
+    let want = LEVELS.map(|(level, ..)| level);
+    assert_eq!(found, want);
     let (plain, across) = (&codecs[1], &codecs[4]);
     let last = &all[5];
     assert_eq!(across.needs(last), [(1, k), (1, v), (0, k), (0, v), (2, k)]);
