@@ -92,6 +92,6 @@ pub use values::{
 
 pub use kvtier_proto::descriptor::{PartOrder, Rope, Shard};
 pub use kvtier_proto::{
-    BlockKey, BlockLayout, Bytes, Element, KeyDeriver, LayerSpec, LayoutFingerprint, Level, Miss,
-    ModelDescriptor, NamespaceId, Part, PartCode, PayloadKind, Quality,
+    BlockKey, BlockLayout, Bytes, Element, KeyDeriver, LayerCost, LayerSpec, LayoutFingerprint,
+    Level, Miss, ModelDescriptor, NamespaceId, Part, PartCode, PayloadKind, Quality, ReaderSpec,
 };
