@@ -49,6 +49,7 @@
 #![deny(missing_docs, rustdoc::broken_intra_doc_links)]
 #![deny(unsafe_code)]
 
+mod capture;
 mod check;
 mod connect;
 mod descriptor;
@@ -74,6 +75,7 @@ mod slot;
 mod values;
 mod windows;
 
+pub use capture::HiddenCapture;
 pub use connect::Client;
 pub use error::{Error, Happened};
 pub use events::{BlockChange, BlockEvent, Events};
