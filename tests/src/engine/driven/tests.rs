@@ -238,6 +238,30 @@ fn rebuilt_keys_and_values_have_the_bits_of_computed_ones() {
     }
 }
 
+// Goal: the test above would notice a wrong bit of a hidden state.
+#[test]
+fn rebuilt_keys_and_values_differ_when_one_bit_of_a_hidden_state_does() {
+    for (name, layers) in shapes() {
+        let saved = Saved::new(layers, true);
+        for layer in 0..saved.layers() {
+            let mut run = saved.fresh(true);
+            let mut bytes = saved.bytes(layer, Part::Hidden, &(0..16));
+            bytes[5 * 48 * 2 + 8] ^= 0x40;
+            let mut intake = run.intake();
+            intake.import(layer, Part::Hidden, 0..16, &bytes).unwrap();
+            intake.rebuild(layer, 0..16).unwrap();
+            let [first, _] = saved.cold.model().config().layers[layer].parts();
+            let rebuilt = run.cache().bytes(layer, first.part, 0..16).unwrap();
+            let computed = saved.bytes(layer, first.part, &(0..16));
+            assert!(rebuilt != computed, "{name}: layer {layer}");
+            // Tokens beside it are their own.
+            let token = first.bytes();
+            assert!(rebuilt[..5 * token] == computed[..5 * token]);
+            assert!(rebuilt[6 * token..] == computed[6 * token..]);
+        }
+    }
+}
+
 // Goal: without rounding the residual stream the promise above would be false, so the test above
 // can fail: the engine does not round when nothing is kept.
 #[test]
@@ -502,4 +526,82 @@ fn hidden_states_are_smaller_than_keys_and_values_for_wide_heads_only() {
         ..ModelConfig::wide_heads(1)
     };
     assert!((eta(&narrow) - 1.5).abs() < 1e-9);
+}
+
+// Goal: the projection that kvtier defines for engines is what an engine computes: within the last
+// bit of the stored type, where the engine fuses multiplications and the definition does not.
+#[test]
+fn reference_projection_rebuilds_what_the_engine_computed_to_the_last_bit_or_two() {
+    use crate::engine::layer::{Layer, Mixer};
+    use kvtier_kernels::profile::Rope;
+    use kvtier_kernels::project::{Form, Heads, Norm, Projection, Weights};
+    use kvtier_proto::Element;
+    use kvtier_proto::descriptor::PartOrder;
+
+    fn weights(config: &ModelConfig, layer: &Layer) -> Weights {
+        let Mixer::Heads(mixer) = &layer.mixer else {
+            panic!("heads only");
+        };
+        let rows = |from: usize, count: usize| {
+            let mut rows = Vec::new();
+            (from..from + count).for_each(|row| mixer.query_key_value.append_row(row, &mut rows));
+            rows
+        };
+        let (queries, keys) = (
+            mixer.query_heads * mixer.key_dim,
+            mixer.kv_heads * mixer.key_dim,
+        );
+        let heads = |weights, dim| Heads {
+            weights,
+            bias: Vec::new(),
+            dim,
+        };
+        let values = rows(queries + keys, mixer.kv_heads * mixer.value_dim);
+        let width = u32::try_from(mixer.key_dim).unwrap();
+        Weights {
+            norm: Norm {
+                gain: layer.attention_norm.clone(),
+                epsilon: config.norm_epsilon,
+            },
+            k: heads(rows(queries, keys), mixer.key_dim),
+            v: heads(values, mixer.value_dim),
+            k_norm: None,
+            rope: Some(Rope::plain(config.rope_theta.into(), width, true)),
+        }
+    }
+
+    let saved = Saved::new(shapes().swap_remove(4).1, true);
+    let model = saved.cold.model();
+    let form = Form {
+        element: Element::Bf16,
+        order: PartOrder::TokenMajor,
+    };
+    for (at, layer) in model.layers.iter().enumerate() {
+        let projection = Projection::new(weights(model.config(), layer), form).unwrap();
+        let hidden = saved.bytes(at, Part::Hidden, &(16..48));
+        let [key, value] = [Part::Key, Part::Value].map(|part| saved.bytes(at, part, &(16..48)));
+        let (mut k, mut v) = (vec![0; key.len()], vec![0; value.len()]);
+        projection.project(&hidden, 16, &mut k, &mut v).unwrap();
+        for (what, got, want) in [("K", k, key), ("V", v, value)] {
+            let numbers = |bytes: &[u8]| -> Vec<f32> {
+                let pairs = bytes.as_chunks::<2>().0.iter();
+                pairs
+                    .map(|pair| half::bf16::from_le_bytes(*pair).to_f32())
+                    .collect()
+            };
+            let (got, want) = (numbers(&got), numbers(&want));
+            let same = got.iter().zip(&want).filter(|(a, b)| a == b).count();
+            assert!(
+                same * 100 >= got.len() * 99,
+                "{what}: {same} of {}",
+                got.len()
+            );
+            for (a, b) in got.iter().zip(&want) {
+                assert!(
+                    (a - b).abs() <= 0.008 * b.abs() + 1e-4,
+                    "{what}: {a} for {b}"
+                );
+            }
+        }
+    }
 }
