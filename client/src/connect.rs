@@ -74,6 +74,8 @@ impl Client {
         if !problems.is_empty() {
             return Err(Error::invalid(WireError::Descriptor(problems).to_string()));
         }
+        let reader = options.reader.check(model);
+        reader.map_err(|problem| Error::invalid(problem.to_string()))?;
         let recipe = Recipe {
             endpoint: self.endpoint.clone(),
             connect: self.options.clone(),

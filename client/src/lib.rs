@@ -49,6 +49,7 @@
 #![deny(missing_docs, rustdoc::broken_intra_doc_links)]
 #![deny(unsafe_code)]
 
+mod capture;
 mod check;
 mod connect;
 mod descriptor;
@@ -77,6 +78,7 @@ mod two_ended;
 mod values;
 mod windows;
 
+pub use capture::HiddenCapture;
 pub use connect::Client;
 pub use error::{Error, Happened};
 pub use events::{BlockChange, BlockEvent, Events};
@@ -96,6 +98,6 @@ pub use values::{
 
 pub use kvtier_proto::descriptor::{PartOrder, Rope, Shard};
 pub use kvtier_proto::{
-    BlockKey, BlockLayout, Bytes, Element, KeyDeriver, LayerSpec, LayoutFingerprint, Level, Miss,
-    ModelDescriptor, NamespaceId, Part, PartCode, PayloadKind, Quality,
+    BlockKey, BlockLayout, Bytes, Element, KeyDeriver, LayerCost, LayerSpec, LayoutFingerprint,
+    Level, Miss, ModelDescriptor, NamespaceId, Part, PartCode, PayloadKind, Quality, ReaderSpec,
 };

@@ -284,6 +284,7 @@ async fn first_event(
         protocol_version: PROTOCOL_VERSION,
         client: recipe.session.client_name.clone(),
         model: Some(recipe.model.clone()),
+        reader: Some(v1::ReaderSpec::from(&recipe.session.reader)),
     };
     let refused = |status: Status| match status.code() {
         Code::Unauthenticated | Code::NotFound => Error::Refused {

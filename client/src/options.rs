@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use kvtier_proto::limits::{NAME_BYTES_MAX, REGION_BYTES_MAX, REGION_BYTES_MIN};
-use kvtier_proto::{Bytes, Quality};
+use kvtier_proto::{Bytes, Quality, ReaderSpec};
 
 use crate::error::Error;
 use crate::two_ended::TwoEnded;
@@ -147,6 +147,8 @@ pub struct SessionOptions {
     /// Send the CRC-32 of every saved block, so that the daemon refuses bytes that are not those
     /// that were filled in. One pass over the payload. Default true.
     pub checksum: bool,
+    /// What the engine does with restores while they run. Default: it waits for a prefix.
+    pub reader: ReaderSpec,
 }
 
 impl SessionOptions {
@@ -156,6 +158,7 @@ impl SessionOptions {
             client_name: client_name.into(),
             staging_bytes: Bytes::mib(64),
             checksum: true,
+            reader: ReaderSpec::default(),
         }
     }
 
@@ -170,6 +173,13 @@ impl SessionOptions {
     #[must_use]
     pub fn checksum(mut self, checksum: bool) -> Self {
         self.checksum = checksum;
+        self
+    }
+
+    /// The same for an engine that reads restores in this way.
+    #[must_use]
+    pub fn reader(mut self, reader: ReaderSpec) -> Self {
+        self.reader = reader;
         self
     }
 

@@ -54,6 +54,22 @@ pub enum FillError {
         /// Bytes that were given.
         given: usize,
     },
+    /// Rows do not follow those that were written before, or are more than there are.
+    #[error(
+        "rows {first}.. of layer {layer}, {rows} of them; accepted: from 0 ..= {next}, to {end}"
+    )]
+    Rows {
+        /// Index of the layer.
+        layer: u32,
+        /// The first row that was given.
+        first: u32,
+        /// Rows that were given.
+        rows: usize,
+        /// The first row that is not written.
+        next: u32,
+        /// Rows of the part.
+        end: u32,
+    },
 }
 
 impl From<FillError> for Error {
@@ -153,8 +169,8 @@ pub(crate) struct OwnedSlot {
 pub struct ReservedSlot {
     block: SaveBlock,
     layout: Arc<BlockLayout>,
-    /// One a part, in payload order.
-    filled: Vec<bool>,
+    /// Rows that are written of each part, in payload order: all of them, or leading ones.
+    rows: Vec<u32>,
     place: Place,
     checksum: bool,
 }
@@ -166,11 +182,11 @@ impl ReservedSlot {
         place: Place,
         checksum: bool,
     ) -> Self {
-        let filled = vec![false; layout.parts().len()];
+        let rows = vec![0; layout.parts().len()];
         Self {
             block,
             layout,
-            filled,
+            rows,
             place,
             checksum,
         }
@@ -216,7 +232,39 @@ impl ReservedSlot {
         {
             fill(place);
         }
-        self.mark(index);
+        self.mark(index, part.rows);
+        Ok(())
+    }
+
+    /// Copies some rows of a token-major part in; the part is written once all rows are, in order.
+    pub(crate) fn write_rows(
+        &mut self,
+        layer: u32,
+        code: PartCode,
+        first: u32,
+        bytes: &[u8],
+    ) -> Result<(), FillError> {
+        let (index, part) = self.part(layer, code)?;
+        let row = part.len / usize::try_from(part.rows).unwrap_or(1).max(1);
+        same_length(layer, bytes.len().next_multiple_of(row), bytes.len())?;
+        let rows = bytes.len() / row;
+        let next = self.rows.get(index).copied().unwrap_or_default();
+        let end = usize::try_from(first).map_or(usize::MAX, |first| first + rows);
+        let last = u32::try_from(end).ok();
+        let Some(last) = last.filter(|last| first <= next && *last <= part.rows) else {
+            return Err(FillError::Rows {
+                layer,
+                first,
+                rows,
+                next,
+                end: part.rows,
+            });
+        };
+        let end = part.offset + end * row;
+        if let Some(place) = self.place.bytes_mut().get_mut(end - bytes.len()..end) {
+            place.copy_from_slice(bytes);
+        }
+        self.mark(index, next.max(last));
         Ok(())
     }
 
@@ -231,8 +279,9 @@ impl ReservedSlot {
         if let Some(place) = self.place.bytes_mut().get_mut(page) {
             place.copy_from_slice(bytes);
         }
-        for (part, filled) in self.layout.parts().iter().zip(&mut self.filled) {
-            *filled |= part.layer == layer;
+        let parts = self.layout.parts().iter().zip(&mut self.rows);
+        for (part, rows) in parts.filter(|(part, _)| part.layer == layer) {
+            *rows = part.rows;
         }
         Ok(())
     }
@@ -245,14 +294,17 @@ impl ReservedSlot {
                 fill(&self.block, part, place);
             }
         }
-        self.filled.fill(true);
+        for (part, rows) in self.layout.parts().iter().zip(&mut self.rows) {
+            *rows = part.rows;
+        }
     }
 
     /// Layers of which every part is written, in order.
     pub fn filled_layers(&self) -> Vec<u32> {
         let mut layers: Vec<u32> = Vec::new();
         let mut unfinished = None;
-        for (part, filled) in self.layout.parts().iter().zip(&self.filled) {
+        for (part, rows) in self.layout.parts().iter().zip(&self.rows) {
+            let filled = *rows == part.rows;
             if !filled {
                 unfinished = Some(part.layer);
                 if layers.last() == Some(&part.layer) {
@@ -267,8 +319,8 @@ impl ReservedSlot {
 
     /// Parts that are not written yet, in payload order.
     pub fn missing(&self) -> Vec<(u32, PartCode)> {
-        let parts = self.layout.parts().iter().zip(&self.filled);
-        let missing = parts.filter(|(_, filled)| !**filled);
+        let parts = self.layout.parts().iter().zip(&self.rows);
+        let missing = parts.filter(|(part, rows)| **rows != part.rows);
         missing.map(|(part, _)| (part.layer, part.code)).collect()
     }
 
@@ -297,9 +349,9 @@ impl ReservedSlot {
         found.ok_or(FillError::NoSuchPart { layer, code })
     }
 
-    fn mark(&mut self, index: usize) {
-        if let Some(filled) = self.filled.get_mut(index) {
-            *filled = true;
+    fn mark(&mut self, index: usize, rows: u32) {
+        if let Some(written) = self.rows.get_mut(index) {
+            *written = rows;
         }
     }
 }

@@ -12,8 +12,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
-use kvtier_proto::ModelDescriptor;
 use kvtier_proto::limits::CLAIMS_REGIONS_MAX;
+use kvtier_proto::{ModelDescriptor, ReaderSpec};
 use rand::TryRngCore;
 use tokio::sync::{Semaphore, watch};
 
@@ -84,6 +84,8 @@ pub struct Session {
     pub client: String,
     /// What its blocks hold.
     pub layouts: Arc<Layouts>,
+    /// What it does with restores while they run.
+    pub spec: ReaderSpec,
     /// When it opened.
     pub opened: Instant,
     /// One permit for each restore that may run.
@@ -130,6 +132,7 @@ impl Session {
             peer,
             client,
             layouts: Arc::new(Layouts::new(model)),
+            spec: ReaderSpec::default(),
             opened: Instant::now(),
             restores: Arc::new(Semaphore::new(count(limits.restores_per_session))),
             watchers: Arc::new(Semaphore::new(WATCHERS_MAX)),
@@ -142,6 +145,13 @@ impl Session {
             leases_given: AtomicU64::new(1),
             ended: watch::channel(false).0,
         }
+    }
+
+    /// The same for an engine that reads restores in this way.
+    #[must_use]
+    pub fn reading(mut self, spec: ReaderSpec) -> Self {
+        self.spec = spec;
+        self
     }
 
     /// Resolves when no restore of this session runs. None starts meanwhile or later, so that

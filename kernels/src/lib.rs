@@ -6,7 +6,8 @@
 //! Two jobs. [`codec`] turns the raw bytes of one part (K, V, latent, ... of one layer of one
 //! block) into fewer bytes and back. [`paged`] moves parts between the paged memory of a serving
 //! engine and the canonical token-major order of a block. Everything here is the scalar
-//! reference: the truth that faster paths must match bit for bit.
+//! reference: the truth that faster paths must match bit for bit. [`project`] stands aside: it
+//! makes K and V from hidden states.
 //!
 //! ```
 //! use kvtier_kernels::{PartShape, Registry};
@@ -39,6 +40,7 @@ pub mod fuzzing;
 pub mod paged;
 pub mod planes;
 pub mod profile;
+pub mod project;
 pub mod rans;
 pub mod shape;
 pub mod simd;

@@ -18,6 +18,7 @@ use crate::element::Element;
 use crate::key::BlockKey;
 use crate::layout::BlockLayout;
 use crate::limits::{BLOCK_BYTES_MAX, KEYS_PER_CALL_MAX, PARTS_MAX};
+use crate::reader::ReaderSpec;
 use crate::units::Bytes;
 use crate::v1;
 use crate::vocabulary::{Miss, PayloadKind};
@@ -136,6 +137,12 @@ fn laid_out(layout: &BlockLayout, kind: PayloadKind, tokens: u32) {
 
 /// Keys, kinds and reasons: each is exactly what was sent, or refused.
 fn wire_values(data: &[u8]) {
+    if let Ok(wire) = v1::ReaderSpec::decode(data) {
+        match ReaderSpec::from_wire(Some(&wire), &model()) {
+            Ok(reader) => assert_eq!(v1::ReaderSpec::from(&reader), wire),
+            Err(problem) => refused(&problem),
+        }
+    }
     let Ok(asked) = v1::LookupRequest::decode(data) else {
         return;
     };

@@ -28,6 +28,10 @@ pub const BLOCK_BYTES_MAX: Bytes = Bytes(GIB);
 /// Largest raw page part. Lengths on disk are 32 bits wide.
 pub const PART_BYTES_MAX: Bytes = Bytes(GIB);
 
+/// Most floating point operations a layer takes for a token, or for a pair of them. The largest
+/// published layers take some 2^33.
+pub const LAYER_FLOP_MAX: u64 = 1 << 50;
+
 /// Longest model, revision, adapter or namespace name. Unit: bytes of UTF-8.
 pub const NAME_BYTES_MAX: usize = 256;
 /// Longest `extra` of a request. Unit: bytes.

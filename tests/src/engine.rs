@@ -17,6 +17,9 @@
 //!   E3  The same bits on every run and with any number of threads: a sum is never split by
 //!       thread, by timing, or by how many rows are at hand. (Machines with and without fused
 //!       multiply-add differ.)
+//!   E4  Where hidden states are kept, the residual stream is rounded to the stored dtype before
+//!       each layer, as in engines whose activations have it: keys and values that are rebuilt
+//!       from hidden states have the bits of those that were computed.
 //!
 //! Not here on purpose: sampling, batching of sequences, paging. None of them changes what a
 //! cache has to keep.
@@ -24,6 +27,8 @@
 mod attention;
 mod cache;
 mod config;
+mod cost;
+mod driven;
 mod error;
 mod gguf;
 mod gradient;
@@ -42,6 +47,8 @@ mod tests;
 
 pub use cache::KvCache;
 pub use config::{Attention, CacheDtype, DEFAULT_BLOCK_TOKENS, ModelConfig, Part, PartSpec};
+pub use cost::{PrefillCost, SlowEngine};
+pub use driven::{Cells, Driver, Intake};
 pub use error::EngineError;
 pub use gguf::load;
 pub use gradient::{Backward, KeysValues, Tape, context};

@@ -11,6 +11,7 @@
     reason = "a panic is the failure report"
 )]
 
+mod capture;
 mod fake;
 mod inline;
 mod restores;

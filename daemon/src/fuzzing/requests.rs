@@ -486,6 +486,18 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         protocol_version: 1,
         client: "fuzz".into(),
         model: Some(v1::ModelDescriptor::from(&model())),
+        reader: Some(v1::ReaderSpec {
+            two_ended: true,
+            layers: vec![
+                v1::LayerCost {
+                    token_flop: 1 << 20,
+                    pair_flop: 1 << 10,
+                    projection_flop: 1
+                };
+                model().layers.len()
+            ],
+            ..v1::ReaderSpec::default()
+        }),
     };
     let region = v1::RegisterRegionRequest {
         bytes: 64 << 10,

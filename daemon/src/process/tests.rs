@@ -70,6 +70,7 @@ impl Daemon {
             protocol_version: kvtier_proto::limits::PROTOCOL_VERSION,
             client: "test".into(),
             model: Some((&crate::session::tests::model()).into()),
+            reader: None,
         };
         let mut events = rpc.open_session(request).await.unwrap().into_inner();
         let first = events.message().await.unwrap().unwrap().event;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use kvtier_proto::limits::{CLAIMS_BYTES_MAX, NAME_BYTES_MAX, PROTOCOL_VERSION, REGION_BYTES_MIN};
-use kvtier_proto::{ModelDescriptor, v1};
+use kvtier_proto::{ModelDescriptor, ReaderSpec, v1};
 use tokio_stream::Stream;
 use tonic::{Request, Status};
 
@@ -67,10 +67,12 @@ fn open(
     }
     let model = model(asked).map_err(|refusal| (SessionOutcome::RefusedModel, refusal))?;
     let full = |refusal| (SessionOutcome::RefusedFull, refusal);
+    let reader = ReaderSpec::from_wire(asked.reader.as_ref(), &model)
+        .map_err(|problem| (SessionOutcome::RefusedModel, convert::invalid(problem)))?;
     let token = Token::random().map_err(|problem| full(internal(problem)))?;
     let (client, limits) = (asked.client.clone(), &shared.limits);
     let session = Session::new(token, Arc::clone(&tenant), peer, client, model, limits);
-    let session = shared.sessions.open(session);
+    let session = shared.sessions.open(session.reading(reader));
     let session =
         session.map_err(|refusal| full(Status::resource_exhausted(refusal.to_string())))?;
     // Blocks of this model can be coded with its tables from now on.

@@ -114,6 +114,36 @@ pub struct Shard {
     #[prost(uint32, tag = "4")]
     pub pp_size: u32,
 }
+/// What an engine does with a restore while it runs, and what computing costs it. Engines that
+/// differ here share their blocks. Without any of it: takes a loaded prefix, computes the rest.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReaderSpec {
+    /// Computes blocks from the front while later ones arrive in any order.
+    #[prost(bool, tag = "1")]
+    pub two_ended: bool,
+    /// Begins what follows the prefix with the first layer while deeper layers arrive.
+    #[prost(bool, tag = "2")]
+    pub layer_events: bool,
+    /// Makes K and V of a layer from its input.
+    #[prost(bool, tag = "3")]
+    pub hidden_projection: bool,
+    /// One for each decoder layer of the descriptor, or none.
+    #[prost(message, repeated, tag = "4")]
+    pub layers: ::prost::alloc::vec::Vec<LayerCost>,
+}
+/// Floating point operations of one decoder layer: at most 2^50 each.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LayerCost {
+    /// For each token, whatever stands before it. At least 1.
+    #[prost(uint64, tag = "1")]
+    pub token_flop: u64,
+    /// For each token and each one before it that it sees.
+    #[prost(uint64, tag = "2")]
+    pub pair_flop: u64,
+    /// For each token whose K and V are made from the layer's input.
+    #[prost(uint64, tag = "3")]
+    pub projection_flop: u64,
+}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum Element {
@@ -197,6 +227,9 @@ pub struct OpenSessionRequest {
     pub client: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "3")]
     pub model: ::core::option::Option<ModelDescriptor>,
+    /// What the client does with restores while they run. Nothing given: it waits for a prefix.
+    #[prost(message, optional, tag = "4")]
+    pub reader: ::core::option::Option<ReaderSpec>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SessionEvent {

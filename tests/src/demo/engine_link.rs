@@ -32,7 +32,12 @@
 //!
 //! Not here on purpose
 //!   No fallback code: an engine that gets an error or a miss computes, as it would have anyway.
-//!   No overlap of loading and computing: the reference engine computes from the front only.
+//!   No overlap of loading and computing: a driver of [`crate::engine::Driver`] does that, with
+//!   [`place`] for what arrives. Hidden states have a file of their own.
+
+mod hidden;
+
+pub use hidden::{place, reader};
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -139,8 +144,14 @@ impl EngineLink {
         let staging = (STAGING_BLOCKS * block as u64).max(STAGING_MIN);
         let staging = Bytes(staging.next_multiple_of(PAGE_BYTES));
         let session = SessionOptions::new("kvtier reference engine").staging_bytes(staging);
+        let session = session.reader(reader(model, options));
         let session = client.open_session(&descriptor, session).await?;
         Ok(Self { session })
+    }
+
+    /// The session, for whoever drives restores.
+    pub const fn session(&self) -> &Session {
+        &self.session
     }
 
     /// Saves the KV of `prompt`, which `sequence` has computed, and waits until it is durable.
@@ -287,7 +298,11 @@ pub fn descriptor(model: &Model, options: &SequenceOptions) -> Result<ModelDescr
     let widest = config.layers.iter().map(Attention::rope_width).max();
     Ok(ModelDescriptor {
         model: config.name.clone(),
-        revision: String::new(),
+        // An engine that rounds the input of each layer computes other bits.
+        revision: match options.keep_hidden {
+            true => "layer inputs rounded".to_owned(),
+            false => String::new(),
+        },
         // The SHA-256 of the file: a re-quantised or fine-tuned model is another model.
         weights_fingerprint: model.fingerprint().to_vec(),
         adapter: String::new(),
@@ -346,6 +361,7 @@ const fn engine_part(code: PartCode) -> Part {
         PartCode::K => Part::Key,
         PartCode::Latent => Part::Latent,
         PartCode::Rope => Part::Rope,
+        PartCode::Hidden => Part::Hidden,
         _ => Part::Value,
     }
 }

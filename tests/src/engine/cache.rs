@@ -9,6 +9,7 @@
 //! Invariants kept here
 //!   E1  The only copy of keys and values is the stored, rounded one.
 //!   C1  A token that was neither computed nor restored can be neither read nor exported.
+//!   E4  Where layer inputs are kept, a layer reads its input back from what is kept, rounded.
 //!
 //! Not here on purpose: blocks, keys, layouts with pages; those belong to kvtier itself.
 
@@ -19,7 +20,7 @@ use half::{bf16, f16};
 
 use super::config::{CacheDtype, ModelConfig, Part, PartSpec};
 use super::error::EngineError;
-use super::prepared::Prepared;
+use super::prepared::{Prepared, widen};
 
 const PAGE_BYTES: usize = 4096;
 
@@ -62,9 +63,8 @@ impl KvCache {
                 prepared: Prepared::new(layer, max_tokens),
             })
             .collect();
-        // Hidden states have no heads; the part's name only serves error messages.
         let hidden_spec = PartSpec {
-            part: Part::Value,
+            part: Part::Hidden,
             heads: 1,
             width: config.hidden,
         };
@@ -126,22 +126,10 @@ impl KvCache {
         copy_exactly("export", self.bytes(layer, part, tokens)?, into)
     }
 
-    /// Copies the hidden states that entered `layer`, before its norm, into `into`.
-    pub fn export_hidden(
-        &self,
-        layer: usize,
-        tokens: Range<usize>,
-        into: &mut [u8],
-    ) -> Result<(), EngineError> {
-        let hidden = self.hidden.as_ref().ok_or(EngineError::NoHidden)?;
-        let no_layer = || EngineError::NoSuchPart {
-            layer,
-            part: Part::Value,
-            layers: self.layers.len(),
-        };
-        let cache = hidden.get(layer).ok_or_else(no_layer)?;
-        cache.readable(layer, &tokens)?;
-        copy_exactly("export_hidden", cache.run(&tokens), into)
+    /// True when every one of `tokens` is there in this part. A range out of the cache is not.
+    pub fn has(&self, layer: usize, part: Part, tokens: &Range<usize>) -> bool {
+        let cache = self.part(layer, part);
+        cache.is_ok_and(|cache| cache.readable(layer, tokens).is_ok())
     }
 
     /// Stores restored bytes. The caller (`Sequence`) has checked that they are not in use.
@@ -154,7 +142,9 @@ impl KvCache {
     ) -> Result<(), EngineError> {
         let (cache, prepared) = self.part_mut(layer, part)?;
         cache.in_room("import", &tokens)?;
-        prepared.lower(tokens.start);
+        if let Some(prepared) = prepared {
+            prepared.lower(tokens.start);
+        }
         copy_exactly_from(from, cache.run_mut(&tokens))?;
         cache.mark(tokens, true);
         Ok(())
@@ -178,12 +168,18 @@ impl KvCache {
 
     /// Succeeds when every part of every layer holds all tokens below `end`.
     pub(super) fn check_whole(&self, end: usize) -> Result<(), EngineError> {
-        for (layer, store) in self.layers.iter().enumerate() {
-            for cache in &store.parts {
-                cache.readable(layer, &(0..end))?;
-            }
-        }
-        Ok(())
+        (0..self.layers.len()).try_for_each(|layer| self.check_layer(layer, &(0..end)))
+    }
+
+    /// Succeeds when what `layer` attends to holds all of `tokens`.
+    pub(super) fn check_layer(
+        &self,
+        layer: usize,
+        tokens: &Range<usize>,
+    ) -> Result<(), EngineError> {
+        let parts = self.layers.get(layer).map(|store| &store.parts);
+        let mut parts = parts.into_iter().flatten();
+        parts.try_for_each(|cache| cache.readable(layer, tokens))
     }
 
     pub(super) fn layer_mut(&mut self, layer: usize) -> Option<LayerCache<'_>> {
@@ -193,18 +189,39 @@ impl KvCache {
             .map(|store| LayerCache { store, dtype })
     }
 
-    pub(super) fn put_hidden(&mut self, layer: usize, start: usize, values: &[f32]) {
+    /// Keeps what enters `layer`, if that is wanted, and leaves in `values` what was kept (E4).
+    pub(super) fn keep_input(&mut self, layer: usize, start: usize, values: &mut [f32]) {
         let dtype = self.dtype;
-        if let Some(cache) = self
-            .hidden
-            .as_mut()
-            .and_then(|layers| layers.get_mut(layer))
-        {
-            cache.put(dtype, start, values);
+        let hidden = self.hidden.as_mut();
+        if let Some(cache) = hidden.and_then(|layers| layers.get_mut(layer)) {
+            let tokens = cache.put(dtype, start, values);
+            let kept = cache.run(&tokens).as_chunks().0;
+            let kept = kept.iter().zip(values);
+            kept.for_each(|(bytes, value)| *value = widen(dtype, *bytes));
         }
     }
 
+    /// What enters `layer` for `tokens`, as it was kept or restored.
+    pub(super) fn input(
+        &self,
+        layer: usize,
+        tokens: &Range<usize>,
+    ) -> Result<Vec<f32>, EngineError> {
+        let cache = self.part(layer, Part::Hidden)?;
+        cache.readable(layer, tokens)?;
+        let kept = cache.run(tokens).as_chunks().0.iter();
+        Ok(kept.map(|bytes| widen(self.dtype, *bytes)).collect())
+    }
+
     fn part(&self, layer: usize, part: Part) -> Result<&PartCache, EngineError> {
+        if part == Part::Hidden {
+            let hidden = self.hidden.as_ref().ok_or(EngineError::NoHidden)?;
+            return hidden.get(layer).ok_or(EngineError::NoSuchPart {
+                layer,
+                part,
+                layers: self.layers.len(),
+            });
+        }
         let parts = self.layers.get(layer).map(|store| &store.parts);
         let found = parts.and_then(|parts| parts.iter().find(|cache| cache.spec.part == part));
         found.ok_or(EngineError::NoSuchPart {
@@ -218,18 +235,22 @@ impl KvCache {
         &mut self,
         layer: usize,
         part: Part,
-    ) -> Result<(&mut PartCache, &mut Prepared), EngineError> {
+    ) -> Result<(&mut PartCache, Option<&mut Prepared>), EngineError> {
         let layers = self.layers.len();
         let missing = EngineError::NoSuchPart {
             layer,
             part,
             layers,
         };
+        if part == Part::Hidden {
+            let hidden = self.hidden.as_mut().ok_or(EngineError::NoHidden)?;
+            return Ok((hidden.get_mut(layer).ok_or(missing)?, None));
+        }
         let Some(LayerStore { parts, prepared }) = self.layers.get_mut(layer) else {
             return Err(missing);
         };
         let found = parts.iter_mut().find(|cache| cache.spec.part == part);
-        Ok((found.ok_or(missing)?, prepared))
+        Ok((found.ok_or(missing)?, Some(prepared)))
     }
 }
 
@@ -273,10 +294,12 @@ impl PartCache {
         }
     }
 
-    fn put(&mut self, dtype: CacheDtype, start: usize, values: &[f32]) {
+    /// Rounds and stores `values` from token `start` on; returns the tokens they are of.
+    fn put(&mut self, dtype: CacheDtype, start: usize, values: &[f32]) -> Range<usize> {
         let tokens = start..start + values.len() / self.spec.elements();
         narrow(dtype, values, self.run_mut(&tokens));
-        self.mark(tokens, true);
+        self.mark(tokens.clone(), true);
+        tokens
     }
 
     fn mark(&mut self, tokens: Range<usize>, filled: bool) {

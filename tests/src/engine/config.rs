@@ -42,6 +42,8 @@ pub enum Part {
     Latent,
     /// The shared rotated key of MLA, `[tokens, 1, rope_dim]`.
     Rope,
+    /// The input of the layer before its norm, `[tokens, 1, hidden]`; not of the cache proper.
+    Hidden,
 }
 
 /// Shape of one cached part.
@@ -207,6 +209,33 @@ impl ModelConfig {
             .flat_map(Attention::parts)
             .map(|part| part.bytes())
             .sum()
+    }
+
+    /// A small model of plain multi-head attention, for seeded weights: its hidden states are a
+    /// quarter of its keys and values, where those of most published models are larger than them.
+    pub fn wide_heads(layers: usize) -> Self {
+        let attention = Attention::Heads {
+            query_heads: 8,
+            kv_heads: 8,
+            key_dim: 64,
+            value_dim: 64,
+            window: None,
+        };
+        Self {
+            name: format!("wide-heads-{layers}"),
+            vocab: 512,
+            hidden: 256,
+            intermediate: 512,
+            rope_theta: 10_000.0,
+            norm_epsilon: 1e-5,
+            max_positions: 8192,
+            layers: vec![attention; layers],
+        }
+    }
+
+    /// Bytes that one token's layer inputs take, all layers.
+    pub const fn hidden_bytes_per_token(&self) -> usize {
+        self.layers.len() * self.hidden * CacheDtype::BYTES
     }
 
     /// Refuses what cannot be run, naming the field, its value and what is accepted.

@@ -75,6 +75,22 @@ pub enum EngineError {
     /// Hidden states were asked of a sequence that does not keep them.
     #[error("this sequence keeps no hidden states; set SequenceOptions::keep_hidden")]
     NoHidden,
+    /// A driver asked for a block or layers that the restore does not have.
+    #[error("block {block}, layers {}..{} asked to be computed; accepted: blocks 0..{blocks}, \
+        layers within 0..{model_layers}", layers.start, layers.end)]
+    Cells {
+        /// The block.
+        block: usize,
+        /// Its layers.
+        layers: Range<usize>,
+        /// Blocks of the restore.
+        blocks: usize,
+        /// Layers of the model.
+        model_layers: usize,
+    },
+    /// Whoever drives a restore cannot go on.
+    #[error("the restore cannot go on")]
+    Driver(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A token id outside the vocabulary.
     #[error("token id {token} is not in the vocabulary; accepted: 0..{vocab}")]
     Vocabulary {

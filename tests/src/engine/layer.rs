@@ -3,7 +3,10 @@
 //! Upstairs:   `sequence` runs the layers in order; `gguf` and `random` build them.
 //! Downstairs: `attention`, `matrix`, `math`, and the layer's own part of the cache.
 //!
-//! Invariant E1: what a layer computes goes into the cache first and is read back from there.
+//! Invariants kept here
+//!   E1  What a layer computes goes into the cache first and is read back from there.
+//!   E4  Keys and values that are rebuilt from a layer's input have the bits of computed ones: it
+//!       is the same code.
 //!
 //! Not here on purpose: biases and norms of queries or keys; no model we run has them.
 
@@ -77,6 +80,23 @@ impl Layer {
         let inner = gated(&self.gate_up.apply(&normed), self.gate_up.outputs() / 2);
         add(x, &self.down.apply(&inner));
     }
+
+    /// Stores keys and values of the tokens from `start` on, of which `x` is this layer's input,
+    /// and nothing more: no attention, so that it needs no token before them.
+    pub(super) fn rebuild(&self, x: &[f32], start: usize, epsilon: f32, mut cache: LayerCache<'_>) {
+        let normed = rms_norm(x, &self.attention_norm, epsilon);
+        match &self.mixer {
+            Mixer::Heads(mixer) => {
+                let queries = mixer.query_heads * mixer.key_dim;
+                let projected = mixer.query_key_value.apply_from(&normed, queries);
+                mixer.store(&projected, 0, start, &self.rope, &mut cache);
+            }
+            Mixer::Latent(mixer) => {
+                let compressed = mixer.compress.apply(&normed);
+                mixer.store(&compressed, start, &self.rope, &mut cache, epsilon);
+            }
+        }
+    }
 }
 
 impl HeadsMixer {
@@ -89,7 +109,14 @@ impl HeadsMixer {
         mut cache: LayerCache<'_>,
     ) -> Vec<f32> {
         let projected = self.query_key_value.apply(normed);
-        let queries = self.split(&projected, rows, start, rope, &mut cache);
+        self.store(
+            &projected,
+            self.query_heads * self.key_dim,
+            start,
+            rope,
+            &mut cache,
+        );
+        let queries = self.queries(&projected, rows, start, rope);
         let geometry = Geometry {
             kv_heads: self.kv_heads,
             group: self.query_heads / self.kv_heads,
@@ -103,26 +130,23 @@ impl HeadsMixer {
         self.out.apply(&attended)
     }
 
-    /// Stores keys and values; returns the queries of each KV head, rotated and scaled.
-    fn split(
+    /// Rotates and stores keys and values, before which `skip` numbers stand in each row.
+    fn store(
         &self,
         projected: &[f32],
-        rows: usize,
+        skip: usize,
         start: usize,
         rope: &Rope,
         cache: &mut LayerCache<'_>,
-    ) -> Vec<Vec<f32>> {
+    ) {
         let key_width = self.kv_heads * self.key_dim;
-        let query_width = self.query_heads * self.key_dim;
-        let row_width = query_width + key_width + self.kv_heads * self.value_dim;
-        let scale = inverse_square_root(self.key_dim);
-        let group = self.query_heads / self.kv_heads;
-        let mut keys = Vec::with_capacity(rows * key_width);
-        let mut values = Vec::with_capacity(rows * self.kv_heads * self.value_dim);
-        let mut queries = vec![vec![0.0; group * rows * self.key_dim]; self.kv_heads];
-        for (row, projected) in projected.chunks_exact(row_width).enumerate() {
-            let (query, rest) = projected.split_at(query_width);
-            let (key, value) = rest.split_at(key_width);
+        let value_width = self.kv_heads * self.value_dim;
+        let rows = projected.chunks_exact(skip + key_width + value_width);
+        let mut keys = Vec::with_capacity(rows.len() * key_width);
+        let mut values = Vec::with_capacity(rows.len() * value_width);
+        for (row, projected) in rows.enumerate() {
+            let (_, key_value) = projected.split_at(skip);
+            let (key, value) = key_value.split_at(key_width);
             let at = keys.len();
             keys.extend_from_slice(key);
             let stored = keys.get_mut(at..).unwrap_or_default();
@@ -130,6 +154,19 @@ impl HeadsMixer {
                 .chunks_exact_mut(self.key_dim)
                 .for_each(|head| rope.turn(head, start + row));
             values.extend_from_slice(value);
+        }
+        cache.put(start, &keys, &values);
+    }
+
+    /// The queries of each KV head, rotated and scaled.
+    fn queries(&self, projected: &[f32], rows: usize, start: usize, rope: &Rope) -> Vec<Vec<f32>> {
+        let query_width = self.query_heads * self.key_dim;
+        let row_width = query_width + self.kv_heads * (self.key_dim + self.value_dim);
+        let scale = inverse_square_root(self.key_dim);
+        let group = self.query_heads / self.kv_heads;
+        let mut queries = vec![vec![0.0; group * rows * self.key_dim]; self.kv_heads];
+        for (row, projected) in projected.chunks_exact(row_width).enumerate() {
+            let (query, _) = projected.split_at(query_width);
             let heads = query.chunks_exact(self.key_dim * group);
             for (heads, stacked) in heads.zip(&mut queries) {
                 let places = stacked
@@ -143,7 +180,6 @@ impl HeadsMixer {
                 }
             }
         }
-        cache.put(start, &keys, &values);
         queries
     }
 }

@@ -96,6 +96,30 @@ impl Weight {
         out
     }
 
+    /// Applies only the weights of the outputs from `first` on: the same bits that
+    /// [`Weight::apply`] has there.
+    pub(super) fn apply_from(&self, input: &[f32], first: usize) -> Vec<f32> {
+        let rows = input.len() / self.inputs;
+        let skipped = first / PANEL;
+        let panels = self.panels.get(skipped * self.inputs * PANEL..);
+        let panels = panels.unwrap_or_default();
+        // Panels are taken whole: the first may begin before the first output asked for.
+        let (width, before) = (self.outputs - skipped * PANEL, first % PANEL);
+        let mut out = vec![0.0; rows * width];
+        let share = rows.div_ceil(rayon::current_num_threads());
+        out.par_chunks_mut(share.max(1) * width)
+            .zip(input.par_chunks(share.max(1) * self.inputs))
+            .for_each(|(out, input)| self.run(input, panels, out));
+        if before > 0 {
+            let rows = out.chunks_exact(width);
+            return rows
+                .flat_map(|row| row.iter().skip(before))
+                .copied()
+                .collect();
+        }
+        out
+    }
+
     /// Whole rows of `input` times some panels; `out` has just their columns.
     fn run(&self, input: &[f32], panels: &[f32], out: &mut [f32]) {
         let columns = out.len() / (input.len() / self.inputs);

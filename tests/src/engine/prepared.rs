@@ -212,7 +212,7 @@ fn numbers<'a>(
 
 /// A stored number as f32; exact.
 #[inline(always)]
-fn widen(dtype: CacheDtype, bytes: [u8; CacheDtype::BYTES]) -> f32 {
+pub(super) fn widen(dtype: CacheDtype, bytes: [u8; CacheDtype::BYTES]) -> f32 {
     match dtype {
         CacheDtype::Bf16 => bf16::from_le_bytes(bytes).to_f32(),
         CacheDtype::F16 => f16::from_le_bytes(bytes).to_f32(),

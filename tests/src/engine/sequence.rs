@@ -12,14 +12,21 @@
 //!
 //! Not here on purpose: sampling other than greedy; a continuation has to be comparable.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::cache::KvCache;
 use super::config::{CacheDtype, DEFAULT_BLOCK_TOKENS, Part, refusal};
+use super::cost::{PrefillCost, SlowEngine, Stopwatch};
+use super::driven::Intake;
 use super::error::EngineError;
 use super::model::Model;
+
+/// Steps whose cost is kept for whoever asks; of more, the last ones.
+const COSTS_KEPT: usize = 1024;
 
 /// How a sequence is set up.
 #[derive(Debug, Clone, Copy)]
@@ -30,8 +37,11 @@ pub struct SequenceOptions {
     pub block_tokens: usize,
     /// How the cache stores numbers.
     pub dtype: CacheDtype,
-    /// Also keep the input of every layer, in the same dtype.
+    /// Also keep the input of every layer, in the same dtype. Layers then read the rounded input
+    /// (E4), so that keys and values differ from those of a sequence that does not keep it.
     pub keep_hidden: bool,
+    /// Times of a slower machine, for tests.
+    pub slow: Option<SlowEngine>,
 }
 
 impl SequenceOptions {
@@ -45,6 +55,7 @@ impl SequenceOptions {
             block_tokens: DEFAULT_BLOCK_TOKENS,
             dtype: CacheDtype::Bf16,
             keep_hidden: false,
+            slow: None,
         }
     }
 }
@@ -55,11 +66,23 @@ pub trait Observer {
     fn layer_done(&mut self, cache: &KvCache, layer: usize, tokens: Range<usize>);
 }
 
-/// An observer that looks away.
-struct Nobody;
+/// Asked before each layer of a step.
+pub(super) trait Gate {
+    /// Returns when the layer may run.
+    fn before_layer(&mut self, intake: &mut Intake<'_>, layer: usize) -> Result<(), EngineError>;
+}
+
+/// An observer that looks away, and a gate that stands open.
+pub(super) struct Nobody;
 
 impl Observer for Nobody {
     fn layer_done(&mut self, _cache: &KvCache, _layer: usize, _tokens: Range<usize>) {}
+}
+
+impl Gate for Nobody {
+    fn before_layer(&mut self, _: &mut Intake<'_>, _: usize) -> Result<(), EngineError> {
+        Ok(())
+    }
 }
 
 /// How many leading tokens of a prompt are worth restoring: whole blocks that leave at least the
@@ -76,6 +99,7 @@ pub struct Sequence {
     position: usize,
     /// Output of the last layer for the token before `position`, if this sequence computed it.
     last: Option<Vec<f32>>,
+    costs: VecDeque<PrefillCost>,
 }
 
 impl Sequence {
@@ -103,6 +127,7 @@ impl Sequence {
             options,
             position: 0,
             last: None,
+            costs: VecDeque::new(),
         })
     }
 
@@ -119,6 +144,26 @@ impl Sequence {
     /// The cache, for exporting.
     pub const fn cache(&self) -> &KvCache {
         &self.cache
+    }
+
+    /// Tokens of a full block.
+    pub(super) const fn block_tokens(&self) -> usize {
+        self.options.block_tokens
+    }
+
+    /// The place for what arrives between steps and layers. See [`Intake`].
+    pub const fn intake(&mut self) -> Intake<'_> {
+        Intake {
+            cache: &mut self.cache,
+            model: &self.model,
+            slow: self.options.slow,
+            position: self.position,
+        }
+    }
+
+    /// What the last steps cost, oldest first; each is told once.
+    pub fn take_costs(&mut self) -> Vec<PrefillCost> {
+        self.costs.drain(..).collect()
     }
 
     /// Stores restored bytes of tokens that lie ahead of the position, in any order.
@@ -223,9 +268,60 @@ impl Sequence {
         tokens: &[u32],
         observer: &mut dyn Observer,
     ) -> Result<(usize, Vec<f32>), EngineError> {
+        self.run_gated(tokens, self.position, &mut Nobody, observer)
+    }
+
+    /// Like [`Sequence::step`] with tokens that stand at `start`, ahead of the position: what is
+    /// missing between comes layer by layer, each before `gate` opens.
+    pub(super) fn step_gated(
+        &mut self,
+        tokens: &[u32],
+        start: usize,
+        gate: &mut dyn Gate,
+        observer: &mut dyn Observer,
+    ) -> Result<usize, EngineError> {
+        let (rows, _) = self.run_gated(tokens, start, gate, observer)?;
+        Ok(rows)
+    }
+
+    fn run_gated(
+        &mut self,
+        tokens: &[u32],
+        start: usize,
+        gate: &mut dyn Gate,
+        observer: &mut dyn Observer,
+    ) -> Result<(usize, Vec<f32>), EngineError> {
         let block = self.options.block_tokens;
-        let rows = tokens.len().min(block - self.position % block);
-        let range = self.position..self.position + rows;
+        let rows = tokens.len().min(block - start % block);
+        let layers = 0..self.model.config().layers.len();
+        let tokens = tokens.get(..rows).unwrap_or_default();
+        let (x, took) = self.run_cells(tokens, start, layers, gate, observer)?;
+        if self.costs.len() >= COSTS_KEPT {
+            self.costs.pop_front();
+        }
+        self.costs.push_back(PrefillCost {
+            before: start,
+            tokens: rows,
+            took,
+        });
+        let hidden = self.model.config().hidden;
+        self.last = x.rchunks_exact(hidden).next().map(<[f32]>::to_vec);
+        self.position = start + rows;
+        Ok((rows, x))
+    }
+
+    /// Runs tokens of one block, the first of which stands at `start`, through some layers: from
+    /// the first, or from one whose input is there. Returns what comes out, and the time in these
+    /// layers. The position stays.
+    pub(super) fn run_cells(
+        &mut self,
+        tokens: &[u32],
+        start: usize,
+        layers: Range<usize>,
+        gate: &mut dyn Gate,
+        observer: &mut dyn Observer,
+    ) -> Result<(Vec<f32>, Duration), EngineError> {
+        let range = start..start + tokens.len();
         if range.end > self.options.max_tokens {
             let accepted = 0..self.options.max_tokens;
             return Err(EngineError::Tokens {
@@ -235,20 +331,30 @@ impl Sequence {
             });
         }
         let model = Arc::clone(&self.model);
-        let hidden = model.config().hidden;
-        let mut x = model.embed(tokens.get(..rows).unwrap_or_default())?;
-        for (index, layer) in model.layers.iter().enumerate() {
-            self.cache.put_hidden(index, range.start, &x);
-            if let Some(cache) = self.cache.layer_mut(index) {
-                // Inside the pool, so that each product below starts without waking a thread.
-                let epsilon = model.config().norm_epsilon;
-                rayon::scope(|_| layer.run(&mut x, range.start, epsilon, cache));
-            }
+        let mut x = match layers.start {
+            0 => model.embed(tokens)?,
+            layer => self.cache.input(layer, &range)?,
+        };
+        let slow = self.options.slow;
+        let whole = slow.map(|slow| slow.prefill(start, range.len()));
+        let mut watch = Stopwatch::new(whole, model.layers.len());
+        let weights = model.layers.iter().enumerate();
+        for (index, layer) in weights.take(layers.end).skip(layers.start) {
+            gate.before_layer(&mut self.intake(), index)?;
+            self.cache
+                .check_layer(index, &(self.position..range.start))?;
+            watch.layer(|| {
+                self.cache.keep_input(index, range.start, &mut x);
+                if let Some(cache) = self.cache.layer_mut(index) {
+                    // Inside the pool, so that each product below starts without waking a thread.
+                    let epsilon = model.config().norm_epsilon;
+                    rayon::scope(|_| layer.run(&mut x, range.start, epsilon, cache));
+                }
+            });
             observer.layer_done(&self.cache, index, range.clone());
         }
-        self.last = x.rchunks_exact(hidden).next().map(<[f32]>::to_vec);
-        self.position = range.end;
-        Ok((rows, x))
+        self.cache.keep_input(layers.end, range.start, &mut x);
+        Ok((x, watch.took()))
     }
 
     /// Scores of the whole vocabulary for the token at the position.

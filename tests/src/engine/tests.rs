@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::*;
 
-const BLOCK_TOKENS: usize = 16;
+pub(super) const BLOCK_TOKENS: usize = 16;
 const PROMPT_TOKENS: usize = 90;
 
 fn heads(query_heads: usize, kv_heads: usize, key_dim: usize, value_dim: usize) -> Attention {
@@ -53,7 +53,7 @@ fn config(layers: Vec<Attention>) -> ModelConfig {
 }
 
 /// Every shape the engine knows, by name.
-fn shapes() -> Vec<(&'static str, Vec<Attention>)> {
+pub(super) fn shapes() -> Vec<(&'static str, Vec<Attention>)> {
     vec![
         ("MHA", vec![heads(4, 4, 16, 16); 2]),
         ("GQA", vec![heads(6, 2, 16, 16); 3]),
@@ -62,6 +62,8 @@ fn shapes() -> Vec<(&'static str, Vec<Attention>)> {
         ("wide values", vec![heads(4, 2, 8, 20); 2]),
         ("sliding window", vec![window(20); 2]),
         ("MLA", vec![LATENT; 2]),
+        // No width is a whole number of vectors.
+        ("odd widths", vec![heads(3, 1, 10, 6); 2]),
         (
             "all kinds",
             vec![heads(4, 2, 16, 16), window(7), LATENT, heads(4, 1, 8, 16)],
@@ -69,18 +71,18 @@ fn shapes() -> Vec<(&'static str, Vec<Attention>)> {
     ]
 }
 
-fn model(layers: Vec<Attention>) -> Arc<Model> {
+pub(super) fn model(layers: Vec<Attention>) -> Arc<Model> {
     Arc::new(Model::random(config(layers), 7).unwrap())
 }
 
-fn options() -> SequenceOptions {
+pub(super) fn options() -> SequenceOptions {
     SequenceOptions {
         block_tokens: BLOCK_TOKENS,
         ..SequenceOptions::new(160)
     }
 }
 
-fn prompt(length: usize) -> Vec<u32> {
+pub(super) fn prompt(length: usize) -> Vec<u32> {
     (0..2000)
         .take(length)
         .map(|i| (i * i * 31 + i * 17 + 5) % 211)
@@ -106,7 +108,7 @@ fn copy(from: &Sequence, to: &mut Sequence, tokens: Range<usize>) {
     }
 }
 
-fn bits(logits: &[f32]) -> Vec<u32> {
+pub(super) fn bits(logits: &[f32]) -> Vec<u32> {
     logits.iter().map(|score| score.to_bits()).collect()
 }
 
@@ -194,7 +196,7 @@ fn the_cache_is_the_same_bytes_however_the_prompt_is_cut() {
     }
 }
 
-fn assert_same_cache(run: &Sequence, whole: &Sequence, what: &str) {
+pub(super) fn assert_same_cache(run: &Sequence, whole: &Sequence, what: &str) {
     assert_eq!(
         bits(&run.logits().unwrap()),
         bits(&whole.logits().unwrap()),
@@ -266,7 +268,7 @@ fn hidden_states_are_kept_when_asked_for_and_refused_otherwise() {
     let model = model(vec![heads(4, 2, 16, 16); 2]);
     let mut bytes = vec![0; 40 * 48 * CacheDtype::BYTES];
     let without = prefilled(&model, options(), &tokens);
-    let refused = without.cache().export_hidden(0, 0..40, &mut bytes);
+    let refused = without.cache().export(0, Part::Hidden, 0..40, &mut bytes);
     assert!(matches!(refused, Err(EngineError::NoHidden)));
 
     let keeping = SequenceOptions {
@@ -274,7 +276,9 @@ fn hidden_states_are_kept_when_asked_for_and_refused_otherwise() {
         ..options()
     };
     let with = prefilled(&model, keeping, &tokens);
-    with.cache().export_hidden(0, 0..40, &mut bytes).unwrap();
+    with.cache()
+        .export(0, Part::Hidden, 0..40, &mut bytes)
+        .unwrap();
     let embedded = model.embed(&tokens).unwrap();
     let expected: Vec<u8> = embedded
         .iter()
@@ -282,7 +286,9 @@ fn hidden_states_are_kept_when_asked_for_and_refused_otherwise() {
         .collect();
     assert!(bytes == expected);
     let layer_0 = bytes.clone();
-    with.cache().export_hidden(1, 0..40, &mut bytes).unwrap();
+    with.cache()
+        .export(1, Part::Hidden, 0..40, &mut bytes)
+        .unwrap();
     assert!(bytes != layer_0);
 }
 

@@ -44,6 +44,7 @@ pub fn opening(model: &ModelDescriptor) -> v1::OpenSessionRequest {
         protocol_version: PROTOCOL_VERSION,
         client: "kvtier-tests raw".into(),
         model: Some(model.into()),
+        reader: None,
     }
 }
 

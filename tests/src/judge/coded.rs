@@ -194,5 +194,6 @@ const fn code_of(part: Part) -> PartCode {
         Part::Value => PartCode::V,
         Part::Latent => PartCode::Latent,
         Part::Rope => PartCode::Rope,
+        Part::Hidden => PartCode::Hidden,
     }
 }

@@ -12,6 +12,7 @@
 )]
 
 mod clients;
+mod hidden;
 mod identity;
 mod model;
 mod operate;

@@ -94,6 +94,20 @@ fn opening_with_another_version_or_a_bad_descriptor_is_refused_by_field() {
         refused(answer, bad, &["model.d_model is 0", "1 to 65536"]);
         let answer = open(&model(|model| model.model = String::new())).await;
         refused(answer, bad, &["model.model", "1 to 256 bytes"]);
+        let answer = open(&|request| {
+            let layers = vec![v1::LayerCost::default(); 1];
+            let none = v1::ReaderSpec::default();
+            request.reader = Some(v1::ReaderSpec { layers, ..none });
+        });
+        refused(answer.await, bad, &["reader.layers is 1 entries", "0 or "]);
+        let answer = open(&|request| {
+            let layers = request.model.as_ref().unwrap().layers.len();
+            let layers = vec![v1::LayerCost::default(); layers];
+            let none = v1::ReaderSpec::default();
+            request.reader = Some(v1::ReaderSpec { layers, ..none });
+        });
+        let told = ["reader.layers[0].token_flop is 0", "1 to 1125899906842624"];
+        refused(answer.await, bad, &told);
         let answer = open(&model(|model| model.element = 99)).await;
         refused(answer, bad, &["element"]);
         let refusals = "kvtier_sessions_total{outcome=\"refused_version\"}";

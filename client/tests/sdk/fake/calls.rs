@@ -44,7 +44,8 @@ impl State {
             let level = if stored.durable { 2 } else { 1 };
             return Grant::Already(level);
         }
-        let layout = BlockLayout::new(&open.model, PayloadKind::Kv, block.tokens).unwrap();
+        let kind = PayloadKind::try_from(block.kind()).unwrap();
+        let layout = BlockLayout::new(&open.model, kind, block.tokens).unwrap();
         let length = u64::try_from(layout.payload_len()).unwrap();
         let knobs = self.knobs();
         let staging = open.staging.as_mut().unwrap();

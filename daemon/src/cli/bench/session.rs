@@ -60,6 +60,7 @@ impl Session {
             protocol_version: PROTOCOL_VERSION,
             client: format!("kvtier bench {}", env!("CARGO_PKG_VERSION")),
             model: Some(model.into()),
+            reader: None,
         };
         let mut events = client.open_session(request).await?.into_inner();
         let first = events.message().await?.and_then(|event| event.event);

@@ -9,6 +9,7 @@ use kvtier_client::BlockLayout;
 
 use super::*;
 use crate::demo::job;
+use crate::engine::ModelConfig;
 
 fn tiny() -> (Arc<Model>, SequenceOptions) {
     let (model, _) = job::ModelSource::Tiny.load().unwrap();
@@ -53,5 +54,49 @@ fn descriptor_differs_for_other_weights_dtype_and_block_size() {
         ..options
     };
     assert_ne!(print(&model, &blocks), here);
+    let rounded = SequenceOptions {
+        keep_hidden: true,
+        ..options
+    };
+    assert_ne!(print(&model, &rounded), here);
     assert_eq!(print(&model, &options), here);
+}
+
+// Goal: a planner that believes these numbers plans right: they are the products of the matrices.
+// Method: SmolLM2-135M, whose parameters are published: 134,515,008 with the embedding, which is
+// 49,152 rows, of 576; norms are no products.
+#[test]
+fn reader_counts_the_operations_of_a_layer() {
+    let (model, options) = tiny();
+    let spec = reader(&model, &options);
+    assert_eq!(spec.check(&descriptor(&model, &options).unwrap()), Ok(()));
+    assert!(spec.two_ended && spec.layer_events && !spec.hidden_projection);
+    let keeping = SequenceOptions {
+        keep_hidden: true,
+        ..options
+    };
+    assert!(reader(&model, &keeping).hidden_projection);
+
+    let smol = Attention::Heads {
+        query_heads: 9,
+        kv_heads: 3,
+        key_dim: 64,
+        value_dim: 64,
+        window: None,
+    };
+    let config = ModelConfig {
+        vocab: 16,
+        hidden: 576,
+        intermediate: 1536,
+        layers: vec![smol; 1],
+        ..model.config().clone()
+    };
+    let costs = reader(&Model::random(config, 1).unwrap(), &options).layers;
+    let norms = 30 * 2 * 576 + 576;
+    assert_eq!(
+        30 * costs[0].token_flop / 2,
+        134_515_008 - 49_152 * 576 - norms
+    );
+    assert_eq!(costs[0].pair_flop, 2 * 9 * 128);
+    assert_eq!(costs[0].projection_flop, 2 * 576 * 3 * 128);
 }
