@@ -17,7 +17,7 @@ use std::cell::Cell;
 use crate::codec::halves::{self, GROUP, GROUP_SYMBOLS, Kind, Window};
 use crate::codec::lossless_c::values as signed;
 use crate::rans::reference::{self, Encoder};
-use crate::rans::{Codes, Decoder, Slots, StreamError};
+use crate::rans::{Codes, Decoder, Frequencies, LANES, SCALE, Slots, StreamError};
 
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code, reason = "a room of unsafe code")]
@@ -36,6 +36,12 @@ mod ladder_avx512;
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code, reason = "a room of unsafe code")]
 mod avx2_signed;
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code, reason = "a room of unsafe code")]
+mod avx512_signed;
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code, reason = "a room of unsafe code")]
+mod steps;
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code, reason = "a room of unsafe code")]
 mod turn;
@@ -137,37 +143,92 @@ pub(crate) fn fast512() -> Option<Fast512> {
     Path::Avx512.is_open().then_some(Fast512(()))
 }
 
+/// Most bytes of words that a step takes.
+const STEP_BYTES_MAX: usize = 2 * LANES;
+
 /// [`Decoder::run`].
 pub(crate) fn rans_decode(
     decoder: &mut Decoder<'_>,
     slots: &Slots,
     out: &mut [u8],
 ) -> Result<(), StreamError> {
-    #[cfg(target_arch = "x86_64")]
-    let done = match (fast512(), fast()) {
-        (Some(fast), _) => avx512::decode(fast, decoder, slots, out),
-        (None, Some(fast)) => avx2::decode(fast, decoder, slots, out),
-        (None, None) => 0,
-    };
-    #[cfg(not(target_arch = "x86_64"))]
-    let done = 0;
+    let done = whole_steps(decoder, slots, out);
+    let out = out.get_mut(done..).unwrap_or_default();
+    let done = padded(decoder, |decoder| whole_steps(decoder, slots, out))?;
     reference::decode(decoder, slots, out.get_mut(done..).unwrap_or_default())
 }
 
-/// [`rans_decode`] of two streams with the same slots.
+/// Decodes what the fastest path can. Returns how many symbols it did.
+#[cfg(target_arch = "x86_64")]
+fn whole_steps(decoder: &mut Decoder<'_>, slots: &Slots, out: &mut [u8]) -> usize {
+    match (fast512(), fast()) {
+        (Some(fast), _) => avx512::decode(fast, decoder, slots, out),
+        (None, Some(fast)) => avx2::decode(fast, decoder, slots, out),
+        (None, None) => 0,
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn whole_steps(_: &mut Decoder<'_>, _: &Slots, _: &mut [u8]) -> usize {
+    0
+}
+
+/// Lets `work` decode the end of a stream with zeros behind it, so that it can load whole
+/// registers of words up to the last one. Returns what `work` does.
+fn padded(
+    decoder: &mut Decoder<'_>,
+    work: impl FnOnce(&mut Decoder<'_>) -> usize,
+) -> Result<usize, StreamError> {
+    let words = decoder.words;
+    let mut room = [0; 3 * STEP_BYTES_MAX];
+    match room.get_mut(..words.len()) {
+        Some(front) if words.len() < STEP_BYTES_MAX => front.copy_from_slice(words),
+        _ => return Ok(0),
+    }
+    let mut end = Decoder {
+        states: decoder.states,
+        words: &room,
+    };
+    let done = work(&mut end);
+    decoder.words = words
+        .get(room.len() - end.words.len()..)
+        .ok_or(StreamError::Short)?;
+    decoder.states = end.states;
+    Ok(done)
+}
+
+/// [`rans_decode`] of two streams with the same slots. `soon` will be written next: it is fetched
+/// meanwhile.
 pub(crate) fn rans_decode_two(
     [a, b]: [&mut Decoder<'_>; 2],
     slots: &Slots,
     [to_a, to_b]: [&mut [u8]; 2],
+    soon: &[u8],
 ) -> Result<(), StreamError> {
     #[cfg(target_arch = "x86_64")]
-    let done = fast512().map_or(0, |fast| {
-        avx512::decode_two(fast, [&mut *a, &mut *b], slots, [&mut *to_a, &mut *to_b])
-    });
+    let done = {
+        let (coders, out) = ([&mut *a, &mut *b], [&mut *to_a, &mut *to_b]);
+        match (fast512(), fast()) {
+            (Some(fast), _) => avx512::decode_two(fast, coders, slots, out, soon),
+            (None, Some(fast)) => avx2::decode_two(fast, coders, slots, out, soon),
+            (None, None) => 0,
+        }
+    };
     #[cfg(not(target_arch = "x86_64"))]
-    let done = 0;
+    let (done, _) = (0, soon);
     rans_decode(a, slots, to_a.get_mut(done..).unwrap_or_default())?;
     rans_decode(b, slots, to_b.get_mut(done..).unwrap_or_default())
+}
+
+/// [`Slots::fill`].
+pub(crate) fn fill_slots(frequencies: &Frequencies, slots: &mut [u32; SCALE]) {
+    #[cfg(target_arch = "x86_64")]
+    match (fast512(), fast()) {
+        (Some(fast), _) => return avx512::fill(fast, frequencies, slots),
+        (None, Some(fast)) => return avx2::fill(fast, frequencies, slots),
+        (None, None) => {}
+    }
+    frequencies.fill(slots);
 }
 
 /// [`rans_decode`] and [`halves::merge`] of whole groups, the symbols of which are not kept.
@@ -178,14 +239,12 @@ pub(crate) fn join(
     raw: &mut [u8],
 ) -> Result<(), StreamError> {
     let form = (kind, window);
-    #[cfg(target_arch = "x86_64")]
-    let done = match (fast512(), fast()) {
-        (Some(fast), _) => avx512::join(fast, (decoder, slots), form, rest, raw),
-        (None, Some(fast)) => avx2::join(fast, (decoder, slots), form, rest, raw),
-        (None, None) => 0,
-    };
-    #[cfg(not(target_arch = "x86_64"))]
-    let done = 0;
+    let done = whole_groups((decoder, slots), form, rest, raw);
+    let rest = rest.get(done * kind.plane_bytes()..).unwrap_or_default();
+    let raw = raw.get_mut(done * 2 * GROUP..).unwrap_or_default();
+    let done = padded(decoder, |decoder| {
+        whole_groups((decoder, slots), form, rest, raw)
+    })?;
     let groups = raw.as_chunks_mut::<{ 2 * GROUP }>().0.iter_mut();
     let rests = rest.chunks_exact(kind.plane_bytes());
     for (group, rest) in groups.zip(rests).skip(done) {
@@ -198,6 +257,26 @@ pub(crate) fn join(
         halves::merge(kind, window, planes, group);
     }
     Ok(())
+}
+
+/// Decodes and puts together what the fastest path can. Returns how many groups it did.
+#[cfg(target_arch = "x86_64")]
+fn whole_groups(
+    (decoder, slots): (&mut Decoder<'_>, &Slots),
+    form: (Kind, Window),
+    rest: &[u8],
+    raw: &mut [u8],
+) -> usize {
+    match (fast512(), fast()) {
+        (Some(fast), _) => avx512::join(fast, (decoder, slots), form, rest, raw),
+        (None, Some(fast)) => avx2::join(fast, (decoder, slots), form, rest, raw),
+        (None, None) => 0,
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn whole_groups(_: (&mut Decoder<'_>, &Slots), _: (Kind, Window), _: &[u8], _: &mut [u8]) -> usize {
+    0
 }
 
 /// [`crate::rans::encode`].
@@ -239,9 +318,11 @@ pub(crate) fn join_signed(
     raw: &mut [u8],
 ) {
     #[cfg(target_arch = "x86_64")]
-    let done = fast().map_or(0, |fast| {
-        avx2_signed::join(fast, (kind, window), symbols, rest, raw)
-    });
+    let done = match (fast512(), fast()) {
+        (Some(fast), _) => avx512_signed::join(fast, (kind, window), symbols, rest, raw),
+        (None, Some(fast)) => avx2_signed::join(fast, (kind, window), symbols, rest, raw),
+        (None, None) => 0,
+    };
     #[cfg(not(target_arch = "x86_64"))]
     let done = 0;
     let groups = symbols.chunks(GROUP).zip(raw.chunks_mut(2 * GROUP));
@@ -255,6 +336,53 @@ pub(crate) fn join_signed(
         signed::join((kind, window), &whole, rest, &mut group);
         raw.iter_mut().zip(group).for_each(|(to, byte)| *to = byte);
     }
+}
+
+/// The symbols of whole groups of values for level 9. Returns how many values it did.
+pub(crate) fn symbols_signed(
+    (kind, window): (Kind, Window),
+    raw: &[u8],
+    symbols: &mut [u8],
+) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(fast) = fast() {
+        return avx2_signed::symbols(fast, (kind, window), raw, symbols);
+    }
+    let _ = (kind, window, raw, symbols);
+    0
+}
+
+/// Symbols that [`costs`] takes at a time, two.
+pub(crate) type Pair = [i16; 2];
+/// Classes that it counts side by side.
+pub(crate) const SIDE: usize = 16;
+
+/// Adds to each of `sums` the products of counts and of that class's costs, all of them together
+/// below 2^31.
+pub(crate) fn costs<const N: usize>(
+    counts: &[Pair; N],
+    costs: &[[Pair; SIDE]; N],
+    sums: &mut [i32; SIDE],
+) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(fast) = fast() {
+        return avx2_signed::costs(fast, counts, costs, sums);
+    }
+    for ([a, b], costs) in counts.iter().zip(costs) {
+        for (sum, [cost_a, cost_b]) in sums.iter_mut().zip(costs) {
+            *sum += i32::from(*a) * i32::from(*cost_a) + i32::from(*b) * i32::from(*cost_b);
+        }
+    }
+}
+
+/// The rest of whole groups of values for level 9. Returns how many groups it did.
+pub(crate) fn rest_signed(kind: Kind, raw: &[u8], rest: &mut [u8]) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(fast) = fast() {
+        return avx2_signed::rests(fast, kind, raw, rest);
+    }
+    let _ = (kind, raw, rest);
+    0
 }
 
 /// Rows and columns of [`turn`].
@@ -275,6 +403,39 @@ pub(crate) fn turned(block: &Block, turned: &mut Block) {
     for (j, row) in turned.iter_mut().enumerate() {
         for (to, from) in row.iter_mut().zip(block) {
             *to = from.get(j).copied().unwrap_or(0);
+        }
+    }
+}
+
+/// Rows of [`turn_to_rows`].
+pub(crate) const ROWS: usize = 2 * BLOCK;
+
+/// Columns of [`ROWS`] symbols, each changed by its mask, become the first [`BLOCK`] bytes of rows
+/// that are `width` apart.
+pub(crate) fn turn_to_rows(
+    columns: &[&[u8; ROWS]; BLOCK],
+    masks: &[u8; BLOCK],
+    rows: &mut [u8],
+    width: usize,
+) {
+    let mut to = [[0; BLOCK]; ROWS];
+    #[cfg(target_arch = "x86_64")]
+    let done = fast().map(|fast| avx2_signed::turn_to_rows(fast, columns, masks, &mut to));
+    #[cfg(not(target_arch = "x86_64"))]
+    let done: Option<()> = None;
+    if done.is_none() {
+        for (half, to) in to.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
+            let mut block = [[0; BLOCK]; BLOCK];
+            for ((block, column), mask) in block.iter_mut().zip(columns).zip(masks) {
+                let half = column.as_chunks::<BLOCK>().0.get(half);
+                *block = half.map_or([0; BLOCK], |half| half.map(|symbol| symbol ^ mask));
+            }
+            turn(&block, to);
+        }
+    }
+    for (row, from) in rows.chunks_mut(width).zip(to) {
+        if let Some(to) = row.first_chunk_mut() {
+            *to = from;
         }
     }
 }

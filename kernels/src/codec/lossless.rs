@@ -52,7 +52,7 @@ use crate::simd;
 /// Groups of a stream: 65,536 values, whose numbers are of 16 bits.
 pub const STREAM_GROUPS: usize = 1024;
 /// Groups that are decoded and put together at a time, in a core's first cache.
-const CHUNK_GROUPS: usize = 32;
+const CHUNK_GROUPS: usize = 64;
 /// Groups in a row that are counted, and how many such runs of a part.
 const SAMPLE_RUN: usize = 16;
 const SAMPLE_RUNS: usize = 8;

@@ -28,8 +28,8 @@
 //! Two streams, so that a core decodes one while it waits for the table of the other.
 //!
 //! Invariants kept here
-//!   K2  Decoding keeps 128 KiB a thread and 16 KiB for each class; encoding 256 bytes a channel
-//!       beside that.
+//!   K2  Decoding keeps 128 KiB a thread and 16 KiB for each class that it met; encoding 256 bytes
+//!       a channel beside that.
 //!
 //! Not here on purpose: no look at the previous token. Classes alone gain what this level is for,
 //! and tokens of a channel are decoded side by side, a lane each: none could wait for another.
@@ -43,7 +43,7 @@ use super::raw::exact_length;
 use super::reader::Reader;
 use super::{Codec, DecodeError, EncodeError, byte_planes, envelope};
 use crate::rans::reference::Encoder;
-use crate::rans::{Codes, Decoder, LANES, Slots};
+use crate::rans::{Codes, Decoder, Frequencies, LANES, Slots};
 use crate::shape::PartShape;
 use crate::simd;
 
@@ -111,17 +111,27 @@ impl Codec for LosslessC {
     }
 }
 
-/// Symbols of a tile: in the order of values, and in that of coding.
+/// Symbols of a tile, in the order of values and in that of coding, and the slots of each class.
 #[derive(Default)]
 struct Scratch {
     rows: Vec<u8>,
     columns: Vec<u8>,
+    slots: Vec<Slots>,
 }
 
 impl Scratch {
     fn make_room(&mut self) {
         self.rows.resize(TILE_VALUES, 0);
         self.columns.resize(TILE_SYMBOLS, 0);
+    }
+
+    /// The slots of each class: in memory that the part before had.
+    fn fill_slots(&mut self, frequencies: &[Frequencies]) {
+        for (slots, frequencies) in self.slots.iter_mut().zip(frequencies) {
+            slots.fill(frequencies);
+        }
+        let more = frequencies.get(self.slots.len()..).unwrap_or_default();
+        self.slots.extend(more.iter().map(Slots::new));
     }
 }
 
@@ -192,7 +202,7 @@ fn encode_part(
     (raw, out): (&[u8], &mut [u8]),
     scratch: &mut Scratch,
 ) -> Option<usize> {
-    let Scratch { rows, columns } = scratch;
+    let Scratch { rows, columns, .. } = scratch;
     let (symbols, base, classes) = model_of(kind, shape, raw, rows);
     let tiles = tiles(shape, classes.of.len());
     let side = classes.write();
@@ -207,11 +217,10 @@ fn encode_part(
     let mut at = 0;
     for (tile, count) in tiles.iter().zip(counts.as_chunks_mut::<4>().0) {
         let raw = raw.get(tile.bytes())?;
-        for group in raw.chunks(GROUP_BYTES) {
-            let (to, left) = rest.split_at_mut_checked(rest_bytes(kind))?;
-            symbols.rest(group, to);
-            rest = left;
-        }
+        let len = tile.values().div_ceil(GROUP) * rest_bytes(kind);
+        let (to, left) = rest.split_at_mut_checked(len)?;
+        symbols.rest(raw, to);
+        rest = left;
         let rows = rows.get_mut(..tile.values())?;
         symbols.of(raw, rows);
         let before = at;
@@ -308,11 +317,10 @@ fn decode_part(
     let tiles = tiles(shape, width);
     let escapes = stored.take(4 * tiles.len())?.as_chunks::<4>().0;
     let side = stored.take(u16::from_le_bytes([s0, s1]).into())?;
-    let classes = Classes::read(side, count, width);
-    let (classes, slots) = classes
-        .and_then(|classes| {
-            let slots: Vec<_> = classes.frequencies()?.iter().map(Slots::new).collect();
-            Some((classes, slots))
+    let classes = Classes::read(side, count, width)
+        .filter(|classes| {
+            let frequencies = classes.frequencies();
+            frequencies.map(|all| scratch.fill_slots(&all)).is_some()
         })
         .ok_or(DecodeError::Header {
             field: "bytes of classes that are none,",
@@ -338,7 +346,6 @@ fn decode_part(
         kind,
         window,
         classes,
-        slots,
     };
     part.decode((&tiles, &lists), (rest, streams), out, scratch)
         .map_err(|source| DecodeError::Stream { stream: 0, source })
@@ -349,7 +356,6 @@ struct Part {
     kind: Kind,
     window: Window,
     classes: Classes,
-    slots: Vec<Slots>,
 }
 
 impl Part {
@@ -360,7 +366,11 @@ impl Part {
         out: &mut [u8],
         scratch: &mut Scratch,
     ) -> Result<u32, crate::rans::StreamError> {
-        let Scratch { rows, columns } = scratch;
+        let Scratch {
+            rows,
+            columns,
+            slots,
+        } = scratch;
         let (mut first, mut second) = (Decoder::new(first)?, Decoder::new(second)?);
         let mut crc = crc32fast::Hasher::new();
         for (tile, escapes) in tiles.iter().zip(escapes) {
@@ -368,12 +378,14 @@ impl Part {
             let of = self.classes.of.get(own.clone()).unwrap_or_default();
             let masks = self.classes.masks.get(own).unwrap_or_default();
             let order = Order::new(tile, of, self.classes.count());
-            for ((run, _), slots) in order.runs().iter().zip(&self.slots) {
+            let raw = out.get_mut(tile.bytes()).unwrap_or_default();
+            for ((run, _), slots) in order.runs().iter().zip(&*slots) {
+                let soon = raw.get(2 * run.start..).unwrap_or_default();
                 let run = columns.get_mut(run.clone()).unwrap_or_default();
                 let (to_first, to_second) = run.split_at_mut(half(run.len()));
-                simd::rans_decode_two([&mut first, &mut second], slots, [to_first, to_second])?;
+                let to = [to_first, to_second];
+                simd::rans_decode_two([&mut first, &mut second], slots, to, soon)?;
             }
-            let raw = out.get_mut(tile.bytes()).unwrap_or_default();
             order.to_rows(tile, columns, masks, rows);
             let groups = tile.values().div_ceil(GROUP);
             let len = groups * rest_bytes(self.kind);

@@ -14,8 +14,8 @@ pub fn decode(decoder: &mut Decoder<'_>, slots: &Slots, out: &mut [u8]) -> Resul
         for (symbol, state) in step.iter_mut().zip(&mut decoder.states) {
             let at = *state as usize % SCALE;
             let slot = slots.0.get(at).copied().unwrap_or_default();
-            *symbol = slot.to_le_bytes()[0];
-            *state = (slot >> 8 & 0xfff) * (*state >> SCALE_BITS) + (slot >> 20);
+            *symbol = (slot >> 12).to_le_bytes()[0];
+            *state = (slot & 0xfff) * (*state >> SCALE_BITS) + (slot >> 20);
             if *state < LOW {
                 let (word, rest) = decoder
                     .words

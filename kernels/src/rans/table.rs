@@ -5,6 +5,9 @@
 
 use super::{LOW, SCALE, SCALE_BITS, SCALE_U32};
 
+/// Symbols that are left out together where none of them and of those behind them has a weight.
+const USED: usize = 64;
+
 /// How often each symbol is expected: parts of [`SCALE`] (R1).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frequencies([u16; 256]);
@@ -18,6 +21,11 @@ impl Frequencies {
     /// weights, so that the result needs neither sorting nor floating point.
     pub fn in_proportion(weights: &[u64; 256]) -> Option<Self> {
         let scale = SCALE as u64;
+        // Alphabets are of all symbols or of the first few.
+        let used = weights
+            .chunks(USED)
+            .rposition(|weights| weights.iter().any(|weight| *weight > 0))?;
+        let weights = weights.get(..USED * (used + 1))?;
         let total = weights.iter().try_fold(0_u64, |sum, weight| {
             sum.checked_add(*weight).filter(|sum| *sum < 1 << 52)
         })?;
@@ -30,9 +38,6 @@ impl Frequencies {
                 common += weight;
                 others += 1;
             }
-        }
-        if total == 0 {
-            return None;
         }
         let lonely = rare + others == 1;
         let budget = scale - rare - u64::from(lonely);
@@ -72,26 +77,60 @@ impl Frequencies {
 /// What decoding looks up, by slot: one part of [`SCALE`] each.
 #[derive(Debug, Clone)]
 pub struct Slots(
-    /// Symbol, frequency << 8, offset in its symbol << 20.
+    /// Frequency, symbol << 12, offset in its symbol << 20.
     pub(crate) Box<[u32; SCALE]>,
 );
 
 impl Slots {
     /// The slots of these frequencies.
     pub fn new(frequencies: &Frequencies) -> Self {
-        let mut slots = zeros();
-        let mut rest = slots.as_mut_slice();
-        for (symbol, frequency) in (0_u32..).zip(frequencies.0) {
-            let Some((own, others)) = rest.split_at_mut_checked(frequency.into()) else {
-                break;
-            };
-            let first = symbol | u32::from(frequency) << 8;
-            for (offset, slot) in (0..).zip(own) {
-                *slot = first | offset << 20;
-            }
-            rest = others;
+        let mut slots = Self(zeros());
+        slots.fill(frequencies);
+        slots
+    }
+
+    /// Becomes the slots of these frequencies.
+    pub fn fill(&mut self, frequencies: &Frequencies) {
+        crate::simd::fill_slots(frequencies, &mut self.0);
+    }
+}
+
+/// Slots that are written at a time.
+const RUN: usize = 16;
+
+impl Frequencies {
+    /// [`Slots::fill`], in the registers of whoever calls it.
+    ///
+    /// Symbols have some dozens of slots. They are written in whole runs, the last of which
+    /// reaches into the next symbol's: that comes after it.
+    #[inline(always)]
+    pub(crate) fn fill(&self, slots: &mut [u32; SCALE]) {
+        let mut offsets = [0; RUN];
+        for (offset, number) in offsets.iter_mut().zip(0_u32..) {
+            *offset = number << 20;
         }
-        Self(slots)
+        let mut at = 0;
+        for (symbol, frequency) in (0_u32..).zip(self.0) {
+            if at == SCALE {
+                break;
+            }
+            let mut first = u32::from(frequency) | symbol << 12;
+            let end = at + usize::from(frequency);
+            for start in (at..end).step_by(RUN) {
+                // An offset is below SCALE, up to where nobody looks: nothing is carried.
+                let next = offsets.map(|offset| first.wrapping_add(offset));
+                let rest = slots.get_mut(start..).unwrap_or_default();
+                match rest.first_chunk_mut::<RUN>() {
+                    Some(run) => *run = next,
+                    None => rest
+                        .iter_mut()
+                        .zip(next)
+                        .for_each(|(slot, next)| *slot = next),
+                }
+                first = first.wrapping_add(16 << 20);
+            }
+            at = end;
+        }
     }
 }
 

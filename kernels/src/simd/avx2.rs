@@ -27,9 +27,10 @@ use std::arch::x86_64::{
 };
 
 use super::Fast;
+use super::steps::{self, steps};
 use crate::codec::halves::{GROUP, GROUP_SYMBOLS, Kind, PlanesMut, WINDOW, Window, ZERO};
 use crate::rans::reference::Encoder;
-use crate::rans::{Codes, Decoder, LANES, LOW, SCALE, SCALE_BITS, SCALE_U32, Slots};
+use crate::rans::{Codes, Decoder, Frequencies, LANES, LOW, SCALE, SCALE_BITS, SCALE_U32, Slots};
 
 mod lanes;
 
@@ -42,59 +43,7 @@ const REGS: usize = LANES / WIDE;
 /// Bytes of a register of words.
 const WORDS: usize = 16;
 
-/// Decodes whole steps while 16 bytes of words are left for each register. Returns how many
-/// symbols it decoded.
-pub(crate) fn decode(_: Fast, decoder: &mut Decoder<'_>, slots: &Slots, out: &mut [u8]) -> usize {
-    // SAFETY: `Fast` proves that this processor has AVX2 (V1).
-    unsafe { decode_steps(decoder, slots, out) }
-}
-
-/// Decodes the symbols of whole groups and puts these together, while words are left as above.
-/// Returns how many groups it did.
-pub(crate) fn join(
-    _: Fast,
-    coder: (&mut Decoder<'_>, &Slots),
-    form: (Kind, Window),
-    rest: &[u8],
-    raw: &mut [u8],
-) -> usize {
-    // SAFETY: `Fast` proves that this processor has AVX2 (V1).
-    unsafe { join_groups(coder, form, rest, raw) }
-}
-
-/// Encodes whole steps, the last one first, while there is room for all their words. Returns how
-/// many symbols are left, or `None` when one has no code.
-pub(crate) fn encode(
-    _: Fast,
-    encoder: &mut Encoder<'_>,
-    codes: &Codes,
-    symbols: &[u8],
-) -> Option<usize> {
-    // SAFETY: `Fast` proves that this processor has AVX2 (V1).
-    unsafe { encode_steps(encoder, codes, symbols) }
-}
-
-/// [`crate::codec::halves::split`].
-pub(crate) fn split(_: Fast, kind: Kind, window: Window, raw: &[u8], planes: PlanesMut<'_>) {
-    // SAFETY: `Fast` proves that this processor has AVX2 (V1).
-    unsafe { split_groups(kind, window, raw, planes) }
-}
-
-#[target_feature(enable = "avx2,popcnt")]
-fn decode_steps(decoder: &mut Decoder<'_>, slots: &Slots, out: &mut [u8]) -> usize {
-    let mut states = load_states(&decoder.states);
-    let (mut at, mut done) = (0, 0);
-    for step in out.as_chunks_mut::<LANES>().0 {
-        if decoder.words.len() - at < REGS * WORDS {
-            break;
-        }
-        decode_step((&mut states, &mut at), decoder.words, slots, step);
-        done += LANES;
-    }
-    store_states(&mut decoder.states, states);
-    decoder.words = decoder.words.get(at..).unwrap_or_default();
-    done
-}
+steps!(Fast, "avx2,popcnt");
 
 #[target_feature(enable = "avx2,popcnt")]
 #[inline]
@@ -106,60 +55,36 @@ fn decode_step(
 ) {
     let mut symbols = [_mm256_setzero_si256(); REGS];
     for (state, symbol) in states.iter_mut().zip(&mut symbols) {
-        let x = *state;
-        let slot = gather_slot(&slots.0, x);
-        let frequency = _mm256_and_si256(_mm256_srli_epi32::<8>(slot), all(0xfff));
-        let x = _mm256_add_epi32(scaled(frequency, x), _mm256_srli_epi32::<20>(slot));
+        let slot = gather_slot(&slots.0, *state);
+        let x = next_state(slot, *state);
         let hungry = _mm256_cmpgt_epi32(all(LOW), x);
         let set = lanes_of(hungry);
         let word = _mm256_permutevar8x32_epi32(load_words(words, *at), lanes(&SPREAD, set));
         let fed = _mm256_or_si256(_mm256_slli_epi32::<16>(x), word);
         *state = _mm256_blendv_epi8(x, fed, hungry);
-        *symbol = _mm256_and_si256(slot, all(0xff));
+        *symbol = _mm256_and_si256(_mm256_srli_epi32::<12>(slot), all(0xff));
         *at += 2 * set.count_ones() as usize;
     }
     store(out, narrow(symbols));
 }
 
-/// `frequency * (state >> 12)`, of 12 and 19 bits, from products of 16 bits: these take half as
-/// long as the one of 32 would, and the next step waits for them.
+/// `frequency * (state >> 12) + offset`, of 12, 19 and 12 bits, from products of 16 bits: these
+/// take half as long as the one of 32 would, and the next step waits for them.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn scaled(frequency: __m256i, state: __m256i) -> __m256i {
+fn next_state(slot: __m256i, state: __m256i) -> __m256i {
     let low = _mm256_and_si256(
         _mm256_srli_epi32::<{ SCALE_BITS as i32 }>(state),
         all(0x7fff),
     );
     let high = _mm256_srli_epi32::<{ SCALE_BITS as i32 + 15 }>(state);
+    let frequency = _mm256_and_si256(slot, all(0xfff));
+    let offset = _mm256_srli_epi32::<20>(slot);
     let high = _mm256_slli_epi32::<15>(_mm256_mullo_epi16(frequency, high));
-    _mm256_add_epi32(_mm256_madd_epi16(frequency, low), high)
-}
-
-/// A step decodes the symbols of one group: putting that together fits into the time in which the
-/// next step waits for its table.
-#[target_feature(enable = "avx2,popcnt")]
-fn join_groups(
-    (decoder, slots): (&mut Decoder<'_>, &Slots),
-    (kind, window): (Kind, Window),
-    rest: &[u8],
-    raw: &mut [u8],
-) -> usize {
-    let mut states = load_states(&decoder.states);
-    let merge = Merge::new(kind, window);
-    let (mut at, mut done) = (0, 0);
-    let mut symbols = [0; LANES];
-    let groups = raw.as_chunks_mut::<{ 2 * GROUP }>().0;
-    for (group, rest) in groups.iter_mut().zip(rest.chunks_exact(kind.plane_bytes())) {
-        if decoder.words.len() - at < REGS * WORDS {
-            break;
-        }
-        decode_step((&mut states, &mut at), decoder.words, slots, &mut symbols);
-        merge.group(&symbols, rest, group);
-        done += 1;
-    }
-    store_states(&mut decoder.states, states);
-    decoder.words = decoder.words.get(at..).unwrap_or_default();
-    done
+    _mm256_add_epi32(
+        high,
+        _mm256_add_epi32(_mm256_madd_epi16(frequency, low), offset),
+    )
 }
 
 #[target_feature(enable = "avx2,popcnt")]
@@ -334,7 +259,7 @@ impl Merge {
 
 /// The nibbles of 32 exponents.
 #[target_feature(enable = "avx2")]
-fn nibbles_of(window: Window, exponent: __m256i) -> __m256i {
+pub(super) fn nibbles_of(window: Window, exponent: __m256i) -> __m256i {
     let place = _mm256_sub_epi8(exponent, all8(window.base));
     // A place outside the window, and only that, is at least its length.
     let capped = _mm256_min_epu8(place, all8(WINDOW));
@@ -387,7 +312,7 @@ fn narrow([a, b, c, d]: [__m256i; REGS]) -> __m256i {
 
 /// 32 numbers of 16 bits below 256, as bytes in their order.
 #[target_feature(enable = "avx2")]
-fn pack(a: __m256i, b: __m256i) -> __m256i {
+pub(super) fn pack(a: __m256i, b: __m256i) -> __m256i {
     _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi16(a, b))
 }
 

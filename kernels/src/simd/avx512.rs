@@ -17,27 +17,28 @@
 //!       is room for one.
 
 use std::arch::x86_64::{
-    __m128i, __m256i, __m512i, _mm_loadu_si128, _mm_storeu_si128, _mm256_cmplt_epu8_mask,
-    _mm256_loadu_si256, _mm256_mask_mov_epi8, _mm256_or_si256, _mm256_set1_epi8, _mm256_slli_epi16,
-    _mm256_storeu_si256, _mm256_sub_epi8, _mm256_testn_epi8_mask, _mm512_add_epi32,
-    _mm512_and_si512, _mm512_broadcast_i32x4, _mm512_castsi256_si512, _mm512_cmpeq_epi32_mask,
-    _mm512_cmpge_epu32_mask, _mm512_cmplt_epu32_mask, _mm512_cvtepi16_epi8, _mm512_cvtepi32_epi8,
-    _mm512_cvtepi32_epi16, _mm512_cvtepu8_epi32, _mm512_cvtepu16_epi32, _mm512_i32gather_epi32,
-    _mm512_loadu_si512, _mm512_madd_epi16, _mm512_mask_add_epi32, _mm512_mask_mov_epi32,
-    _mm512_mask_or_epi32, _mm512_mask_srli_epi32, _mm512_maskz_compress_epi32,
-    _mm512_maskz_expand_epi32, _mm512_maskz_mov_epi8, _mm512_movepi16_mask, _mm512_mul_epu32,
-    _mm512_mullo_epi16, _mm512_mullo_epi32, _mm512_or_si512, _mm512_permutexvar_epi32,
-    _mm512_permutexvar_epi64, _mm512_set1_epi8, _mm512_set1_epi16, _mm512_set1_epi32,
-    _mm512_setr_epi32, _mm512_setr_epi64, _mm512_setzero_si512, _mm512_shuffle_epi8,
-    _mm512_slli_epi16, _mm512_slli_epi32, _mm512_srli_epi16, _mm512_srli_epi32, _mm512_srli_epi64,
-    _mm512_srlv_epi32, _mm512_srlv_epi64, _mm512_storeu_si512, _mm512_sub_epi32,
-    _mm512_unpackhi_epi8, _mm512_unpacklo_epi8,
+    __m128i, __m256i, __m512i, _mm_loadu_si128, _mm_setzero_si128, _mm256_cmplt_epu8_mask,
+    _mm256_loadu_si256, _mm256_mask_mov_epi8, _mm256_or_si256, _mm256_set_m128i, _mm256_set1_epi8,
+    _mm256_slli_epi16, _mm256_storeu_si256, _mm256_sub_epi8, _mm256_testn_epi8_mask,
+    _mm512_add_epi32, _mm512_and_si512, _mm512_broadcast_i32x4, _mm512_castsi256_si512,
+    _mm512_cmpeq_epi32_mask, _mm512_cmpge_epu32_mask, _mm512_cmplt_epu32_mask,
+    _mm512_cvtepi16_epi8, _mm512_cvtepi32_epi8, _mm512_cvtepi32_epi16, _mm512_cvtepu8_epi32,
+    _mm512_cvtepu16_epi32, _mm512_i32gather_epi32, _mm512_loadu_si512, _mm512_madd_epi16,
+    _mm512_mask_add_epi32, _mm512_mask_mov_epi32, _mm512_mask_or_epi32, _mm512_mask_srli_epi32,
+    _mm512_maskz_compress_epi32, _mm512_maskz_expand_epi32, _mm512_maskz_mov_epi8,
+    _mm512_movepi16_mask, _mm512_mul_epu32, _mm512_mullo_epi16, _mm512_mullo_epi32,
+    _mm512_or_si512, _mm512_permutexvar_epi32, _mm512_permutexvar_epi64, _mm512_set1_epi8,
+    _mm512_set1_epi16, _mm512_set1_epi32, _mm512_setr_epi32, _mm512_setr_epi64,
+    _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_slli_epi16, _mm512_slli_epi32,
+    _mm512_srli_epi16, _mm512_srli_epi32, _mm512_srli_epi64, _mm512_srlv_epi32, _mm512_srlv_epi64,
+    _mm512_storeu_si512, _mm512_sub_epi32, _mm512_unpackhi_epi8, _mm512_unpacklo_epi8,
 };
 
 use super::Fast512;
+use super::steps::{self, steps};
 use crate::codec::halves::{GROUP, GROUP_SYMBOLS, Kind, PlanesMut, WINDOW, Window, ZERO};
 use crate::rans::reference::Encoder;
-use crate::rans::{Codes, Decoder, LANES, LOW, SCALE, SCALE_BITS, SCALE_U32, Slots};
+use crate::rans::{Codes, Decoder, Frequencies, LANES, LOW, SCALE, SCALE_BITS, SCALE_U32, Slots};
 
 /// Lanes of a register.
 const WIDE: usize = 16;
@@ -46,104 +47,7 @@ const REGS: usize = LANES / WIDE;
 /// Bytes of a register's words.
 const WORDS: usize = 2 * WIDE;
 
-/// Decodes whole steps while 32 bytes of words are left for each register. Returns how many
-/// symbols it decoded.
-pub(crate) fn decode(
-    _: Fast512,
-    decoder: &mut Decoder<'_>,
-    slots: &Slots,
-    out: &mut [u8],
-) -> usize {
-    // SAFETY: `Fast512` proves that this processor has what the function needs (V1).
-    unsafe { decode_steps(decoder, slots, out) }
-}
-
-/// Decodes the symbols of whole groups and puts these together, while words are left as above.
-/// Returns how many groups it did.
-pub(crate) fn join(
-    _: Fast512,
-    coder: (&mut Decoder<'_>, &Slots),
-    form: (Kind, Window),
-    rest: &[u8],
-    raw: &mut [u8],
-) -> usize {
-    // SAFETY: `Fast512` proves that this processor has what the function needs (V1).
-    unsafe { join_groups(coder, form, rest, raw) }
-}
-
-/// [`decode`] of two streams at once: one waits for its table while the other counts. Returns how
-/// many symbols it decoded of each.
-pub(crate) fn decode_two(
-    _: Fast512,
-    decoders: [&mut Decoder<'_>; 2],
-    slots: &Slots,
-    out: [&mut [u8]; 2],
-) -> usize {
-    // SAFETY: `Fast512` proves that this processor has what the function needs (V1).
-    unsafe { decode_two_steps(decoders, slots, out) }
-}
-
-/// Encodes whole steps, the last one first, while there is room for all their words. Returns how
-/// many symbols are left, or `None` when one has no code.
-pub(crate) fn encode(
-    _: Fast512,
-    encoder: &mut Encoder<'_>,
-    codes: &Codes,
-    symbols: &[u8],
-) -> Option<usize> {
-    // SAFETY: `Fast512` proves that this processor has what the function needs (V1).
-    unsafe { encode_steps(encoder, codes, symbols) }
-}
-
-/// [`crate::codec::halves::split`].
-pub(crate) fn split(_: Fast512, kind: Kind, window: Window, raw: &[u8], planes: PlanesMut<'_>) {
-    // SAFETY: `Fast512` proves that this processor has what the function needs (V1).
-    unsafe { split_groups(kind, window, raw, planes) }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,popcnt")]
-fn decode_steps(decoder: &mut Decoder<'_>, slots: &Slots, out: &mut [u8]) -> usize {
-    let mut states = load_states(&decoder.states);
-    let (mut at, mut done) = (0, 0);
-    for step in out.as_chunks_mut::<LANES>().0 {
-        if decoder.words.len() - at < REGS * WORDS {
-            break;
-        }
-        decode_step((&mut states, &mut at), decoder.words, slots, step);
-        done += LANES;
-    }
-    store_states(&mut decoder.states, states);
-    decoder.words = decoder.words.get(at..).unwrap_or_default();
-    done
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,popcnt")]
-fn decode_two_steps(
-    [a, b]: [&mut Decoder<'_>; 2],
-    slots: &Slots,
-    [to_a, to_b]: [&mut [u8]; 2],
-) -> usize {
-    let (mut states_a, mut states_b) = (load_states(&a.states), load_states(&b.states));
-    let (mut at_a, mut at_b, mut done) = (0, 0, 0);
-    let steps = to_a
-        .as_chunks_mut()
-        .0
-        .iter_mut()
-        .zip(to_b.as_chunks_mut().0);
-    for (to_a, to_b) in steps {
-        if a.words.len() - at_a < REGS * WORDS || b.words.len() - at_b < REGS * WORDS {
-            break;
-        }
-        decode_step((&mut states_a, &mut at_a), a.words, slots, to_a);
-        decode_step((&mut states_b, &mut at_b), b.words, slots, to_b);
-        done += LANES;
-    }
-    store_states(&mut a.states, states_a);
-    store_states(&mut b.states, states_b);
-    a.words = a.words.get(at_a..).unwrap_or_default();
-    b.words = b.words.get(at_b..).unwrap_or_default();
-    done
-}
+steps!(Fast512, "avx512f,avx512bw,avx512vl,popcnt");
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,popcnt")]
 #[inline]
@@ -153,55 +57,35 @@ fn decode_step(
     slots: &Slots,
     out: &mut [u8; LANES],
 ) {
-    for (state, symbols) in states.iter_mut().zip(out.as_chunks_mut::<WIDE>().0) {
-        let x = *state;
-        let slot = gather_slot(&slots.0, x);
-        let frequency = _mm512_and_si512(_mm512_srli_epi32::<8>(slot), all(0xfff));
-        let x = _mm512_add_epi32(scaled(frequency, x), _mm512_srli_epi32::<20>(slot));
+    let mut symbols = [_mm_setzero_si128(); REGS];
+    for (state, symbols) in states.iter_mut().zip(&mut symbols) {
+        let slot = gather_slot(&slots.0, *state);
+        let x = next_state(slot, *state);
         let hungry = _mm512_cmplt_epu32_mask(x, all(LOW));
         let word = _mm512_maskz_expand_epi32(hungry, load_words(words, *at));
         *state = _mm512_mask_or_epi32(x, hungry, _mm512_slli_epi32::<16>(x), word);
-        store16(symbols, slot);
+        *symbols = _mm512_cvtepi32_epi8(_mm512_srli_epi32::<12>(slot));
         *at += 2 * hungry.count_ones() as usize;
     }
+    // In one piece, so that a load of all of it need not wait until it is in the cache.
+    let [low, high] = symbols;
+    store32(out, _mm256_set_m128i(high, low));
 }
 
-/// `frequency * (state >> 12)`, of 12 and 19 bits, from products of 16 bits: these take half as
-/// long as the one of 32 would, and the next step waits for them.
+/// `frequency * (state >> 12) + offset`, of 12, 19 and 12 bits, from products of 16 bits: these
+/// take half as long as the one of 32 would, and the next step waits for them.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-fn scaled(frequency: __m512i, state: __m512i) -> __m512i {
+fn next_state(slot: __m512i, state: __m512i) -> __m512i {
     let low = _mm512_and_si512(_mm512_srli_epi32::<SCALE_BITS>(state), all(0x7fff));
     let high = _mm512_srli_epi32::<{ SCALE_BITS + 15 }>(state);
+    let frequency = _mm512_and_si512(slot, all(0xfff));
+    let offset = _mm512_srli_epi32::<20>(slot);
     let high = _mm512_slli_epi32::<15>(_mm512_mullo_epi16(frequency, high));
-    _mm512_add_epi32(_mm512_madd_epi16(frequency, low), high)
-}
-
-/// A step decodes the symbols of one group: putting that together fits into the time in which the
-/// next step waits for its table.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,popcnt")]
-fn join_groups(
-    (decoder, slots): (&mut Decoder<'_>, &Slots),
-    (kind, window): (Kind, Window),
-    rest: &[u8],
-    raw: &mut [u8],
-) -> usize {
-    let mut states = load_states(&decoder.states);
-    let merge = Merge::new(kind, window);
-    let (mut at, mut done) = (0, 0);
-    let mut symbols = [0; LANES];
-    let groups = raw.as_chunks_mut::<{ 2 * GROUP }>().0;
-    for (group, rest) in groups.iter_mut().zip(rest.chunks_exact(kind.plane_bytes())) {
-        if decoder.words.len() - at < REGS * WORDS {
-            break;
-        }
-        decode_step((&mut states, &mut at), decoder.words, slots, &mut symbols);
-        merge.group(&symbols, rest, group);
-        done += 1;
-    }
-    store_states(&mut decoder.states, states);
-    decoder.words = decoder.words.get(at..).unwrap_or_default();
-    done
+    _mm512_add_epi32(
+        high,
+        _mm512_add_epi32(_mm512_madd_epi16(frequency, low), offset),
+    )
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,popcnt")]
@@ -434,14 +318,6 @@ fn store32(bytes: &mut [u8; 32], value: __m256i) {
 fn load16(bytes: &[u8; 16]) -> __m128i {
     // SAFETY: the reference is to 16 readable bytes; the load needs no alignment.
     unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
-}
-
-/// The low byte of each lane.
-#[target_feature(enable = "avx512f")]
-fn store16(bytes: &mut [u8; WIDE], lanes: __m512i) {
-    let lanes = _mm512_cvtepi32_epi8(lanes);
-    // SAFETY: the reference is to 16 bytes that are ours to write; the store needs no alignment.
-    unsafe { _mm_storeu_si128(bytes.as_mut_ptr().cast(), lanes) }
 }
 
 #[target_feature(enable = "avx512f")]

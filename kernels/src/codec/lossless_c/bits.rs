@@ -16,24 +16,29 @@ pub(super) struct Writer {
 
 impl Writer {
     pub(super) fn put(&mut self, value: u32, bits: u32) {
-        for bit in 0..bits {
+        let mut left = (u64::from(value), bits);
+        while left.1 > 0 {
             if self.used == 0 {
                 self.bytes.push(0);
             }
+            let fits = left.1.min(8 - self.used);
+            let [low, ..] = (left.0 & ((1 << fits) - 1)).to_le_bytes();
             if let Some(byte) = self.bytes.last_mut() {
-                *byte |= u8::from(value >> bit & 1 == 1) << self.used;
+                *byte |= low << self.used;
             }
-            self.used = (self.used + 1) % 8;
+            left = (left.0 >> fits, left.1 - fits);
+            self.used = (self.used + fits) % 8;
         }
     }
 
     /// A number that is small as a rule: its quarter as ones and a zero, then two bits.
     pub(super) fn rice(&mut self, value: u32) {
-        for _ in 0..value / 4 {
-            self.put(1, 1);
+        let mut ones = value / 4;
+        while ones > 16 {
+            self.put(0xffff, 16);
+            ones -= 16;
         }
-        self.put(0, 1);
-        self.put(value % 4, 2);
+        self.put(((1 << ones) - 1) | ((value % 4) << (ones + 1)), ones + 3);
     }
 }
 
@@ -57,21 +62,26 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn rice(&mut self) -> Option<u32> {
-        let ones = self.window().trailing_ones();
+        let window = self.window();
+        let ones = window.trailing_ones();
         if ones > ONES_MAX {
             return None;
         }
-        self.skip(ones + 1)?;
-        Some(4 * ones + self.get(2)?)
+        self.skip(ones + 3)?;
+        let quarter = u32::try_from(window >> (ones + 1) & 3).ok()?;
+        Some(4 * ones + quarter)
     }
 
     /// At least 57 bits from here on, as if zeros followed.
     fn window(&self) -> u64 {
         let bytes = self.bytes.get(self.at / 8..).unwrap_or_default();
-        let mut eight = [0; 8];
-        for (to, byte) in eight.iter_mut().zip(bytes) {
-            *to = *byte;
-        }
+        let eight = bytes.first_chunk().copied().unwrap_or_else(|| {
+            let mut eight = [0; 8];
+            for (to, byte) in eight.iter_mut().zip(bytes) {
+                *to = *byte;
+            }
+            eight
+        });
         u64::from_le_bytes(eight) >> (self.at % 8)
     }
 

@@ -1,7 +1,8 @@
 //! Classes of channels: which channels share the frequencies of symbols, and these.
 //!
 //! Upstairs:   [`super`].
-//! Downstairs: [`crate::rans`] makes frequencies of weights; [`super::bits`].
+//! Downstairs: [`crate::rans`] makes frequencies of weights, [`crate::simd`] sums costs;
+//!             [`super::bits`].
 //!
 //! Channels differ in scale, and those of K in their mean: a channel with one has values of one
 //! sign as a rule. So channels are put into classes by what they hold, and where most values of
@@ -22,6 +23,7 @@
 use super::bits::{Reader, Writer};
 use super::values::{SIGN, SYMBOLS};
 use crate::rans::Frequencies;
+use crate::simd::{self, Pair};
 
 /// Most classes.
 pub(super) const CLASSES_MAX: usize = 16;
@@ -82,16 +84,10 @@ impl Classes {
         let mut turned = channels.to_vec();
         let masks: Vec<u8> = turned.iter_mut().map(turn_over).collect();
         let mut of = by_mean(&turned, most);
-        let (mut sums, mut cost) = (Vec::new(), 0);
+        let (mut sums, mut cost) = (sums_of(&turned, &of, most), 0);
         for _ in 0..ROUNDS {
-            sums = sums_of(&turned, &of, most);
             let costs: Vec<Counts> = sums.iter().map(costs_of).collect();
-            cost = 0;
-            for (counts, class) in turned.iter().zip(&mut of) {
-                let all = costs.iter().map(|costs| cost_of(counts, costs));
-                let best = (0_u8..).zip(all).min_by_key(|(_, cost)| *cost);
-                (*class, cost) = best.map_or((0, cost), |(class, least)| (class, cost + least));
-            }
+            cost = to_cheapest(&turned, &costs, &mut of);
             sums = sums_of(&turned, &of, most);
         }
         // Classes without a channel take no place.
@@ -158,12 +154,13 @@ impl Classes {
         if count > 1 {
             (all.of, all.masks) = (Vec::with_capacity(channels), Vec::with_capacity(channels));
             for _ in 0..channels {
-                let class = bits.get(class_bits(count))?;
-                let class = u8::try_from(class)
+                let both = bits.get(class_bits(count) + 1)?;
+                let turned = both >> class_bits(count);
+                let class = u8::try_from(both - (turned << class_bits(count)))
                     .ok()
                     .filter(|class| usize::from(*class) < count);
                 all.of.push(class?);
-                all.masks.push(if bits.get(1)? == 1 { SIGN } else { 0 });
+                all.masks.push(if turned == 1 { SIGN } else { 0 });
             }
         }
         bits.ends_here().then_some(all)
@@ -221,12 +218,12 @@ const fn class_bits(count: usize) -> u32 {
 
 /// Turns signs over where most are set, and returns the mask that says so.
 fn turn_over(counts: &mut Counts) -> u8 {
-    let is_negative = |symbol: usize| symbol & usize::from(SIGN) != 0;
     let (mut plain, mut negative) = (0_u64, 0_u64);
-    for (symbol, count) in counts.iter().enumerate() {
-        match is_negative(symbol) {
-            true => negative += u64::from(*count),
-            false => plain += u64::from(*count),
+    for pairs in counts.chunks_exact(2 * usize::from(SIGN)) {
+        let (of_plain, of_negative) = pairs.split_at(SIGN.into());
+        for (plain_count, negative_count) in of_plain.iter().zip(of_negative) {
+            plain += u64::from(*plain_count);
+            negative += u64::from(*negative_count);
         }
     }
     if negative <= plain {
@@ -260,12 +257,68 @@ fn by_mean(channels: &[Counts], most: usize) -> Vec<u8> {
     of
 }
 
+/// Puts each channel into the class in which it costs least. Returns what all cost together.
+fn to_cheapest(channels: &[Counts], costs: &[Counts], of: &mut [u8]) -> u64 {
+    let small = small_costs(costs);
+    let mut cost = 0;
+    for (counts, class) in channels.iter().zip(of) {
+        let mut all = [u64::MAX; CLASSES_MAX];
+        match small_counts(counts) {
+            Some(counts) => {
+                let mut sums = [0; CLASSES_MAX];
+                simd::costs(&counts, &small, &mut sums);
+                for ((to, sum), _) in all.iter_mut().zip(sums).zip(costs) {
+                    *to = sum.unsigned_abs().into();
+                }
+            }
+            None => {
+                for (to, costs) in all.iter_mut().zip(costs) {
+                    *to = cost_of(counts, costs);
+                }
+            }
+        }
+        let mut least = u64::MAX;
+        for (number, cost) in (0..).zip(all) {
+            if cost < least {
+                (*class, least) = (number, cost);
+            }
+        }
+        cost += least;
+    }
+    cost
+}
+
+/// Pairs of counts for [`simd::costs`], when they are few: a cost is below 2^12, so their products
+/// are below 2^27 together.
+fn small_counts(counts: &Counts) -> Option<[Pair; SYMBOLS / 2]> {
+    let values: u64 = counts.iter().map(|count| u64::from(*count)).sum();
+    let mut small = [[0; 2]; SYMBOLS / 2];
+    for (to, count) in small.as_flattened_mut().iter_mut().zip(counts) {
+        *to = i16::try_from(*count).unwrap_or(i16::MAX);
+    }
+    (values <= i16::MAX as u64).then_some(small)
+}
+
+/// Pairs of costs for [`simd::costs`], of each class.
+fn small_costs(costs: &[Counts]) -> [[Pair; CLASSES_MAX]; SYMBOLS / 2] {
+    let mut small = [[[0; 2]; CLASSES_MAX]; SYMBOLS / 2];
+    for (class, costs) in costs.iter().enumerate() {
+        for (to, costs) in small.iter_mut().zip(costs.as_chunks::<2>().0) {
+            if let Some(to) = to.get_mut(class) {
+                *to = costs.map(|cost| i16::try_from(cost).unwrap_or(i16::MAX));
+            }
+        }
+    }
+    small
+}
+
 fn sums_of(channels: &[Counts], of: &[u8], most: usize) -> Vec<Counts> {
     let mut sums = vec![[0; SYMBOLS]; most];
     for (counts, class) in channels.iter().zip(of) {
         if let Some(sums) = sums.get_mut(usize::from(*class)) {
             for (sum, count) in sums.iter_mut().zip(counts) {
-                *sum = u32::saturating_add(*sum, *count);
+                // A part has fewer values than these numbers hold.
+                *sum = u32::wrapping_add(*sum, *count);
             }
         }
     }
@@ -275,9 +328,30 @@ fn sums_of(channels: &[Counts], of: &[u8], most: usize) -> Vec<Counts> {
 /// What each symbol costs where these were counted, in parts of a bit.
 fn costs_of(counts: &Counts) -> Counts {
     // One more than 16 times what was counted: nothing is impossible.
-    let counts = counts.map(|count| 16 * u64::from(count) + 1);
-    let all = log2(counts.iter().sum());
-    counts.map(|count| all - log2(count))
+    let share = |count: u32| 16 * u64::from(count) + 1;
+    let all = log2(counts.iter().map(|count| share(*count)).sum());
+    counts.map(|count| {
+        let small = LOGS.get(count as usize).copied();
+        all - small.map_or_else(|| log2(share(count)), u32::from)
+    })
+}
+
+/// `log2(16 * count + 1)` of the counts that most symbols have.
+static LOGS: [u16; 1024] = logs();
+
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::indexing_slicing,
+    reason = "a constant: a bad index does not compile, and a logarithm is below 2^12"
+)]
+const fn logs() -> [u16; 1024] {
+    let mut logs = [0; 1024];
+    let mut count = 0;
+    while count < logs.len() {
+        logs[count] = log2(16 * count as u64 + 1) as u16;
+        count += 1;
+    }
+    logs
 }
 
 fn cost_of(counts: &Counts, costs: &Counts) -> u64 {
@@ -287,16 +361,20 @@ fn cost_of(counts: &Counts, costs: &Counts) -> u64 {
 }
 
 /// Logarithm to base 2 in parts of a bit, rounded down.
-fn log2(number: u64) -> u32 {
-    let whole = number.max(1).ilog2();
+const fn log2(number: u64) -> u32 {
+    if number < 2 {
+        return 0;
+    }
     // A number from 1 to 2 of 31 bits after the point; its square tells the next bit.
-    let mut part = (number.max(1) << (63 - whole)) >> 32;
-    let mut log = whole;
-    for _ in 0..BIT.ilog2() {
+    let mut log = number.ilog2();
+    let mut part = (number << (63 - log)) >> 32;
+    let mut left = BIT.ilog2();
+    while left > 0 {
         let square = part * part;
-        let carry = u32::from(square >> 63 == 1);
+        let carry = square >> 63;
         part = square >> (31 + carry);
-        log = 2 * log + carry;
+        log = 2 * log + (carry == 1) as u32;
+        left -= 1;
     }
     log
 }
@@ -312,10 +390,13 @@ fn levels_of(counts: &Counts) -> [Option<[u32; 4]>; 16] {
     let count_of = |symbol: usize| counts.get(symbol).map_or(0, |count| u64::from(*count));
     std::array::from_fn(|nibble| {
         let four = [0, 16, 32, 48].map(|symbol| count_of(nibble + symbol));
+        // The last level that is not above the count: half of what is left at a time.
         let level = |count| {
-            (1..=LEVEL_MAX)
-                .rfind(|level| is_above(*level, count))
-                .unwrap_or(0)
+            [32, 16, 8, 4, 2, 1].iter().fold(0, |level, more| {
+                let next = level + more;
+                let is_below = next <= LEVEL_MAX && is_above(next, count);
+                if is_below { next } else { level }
+            })
         };
         four.iter().any(|count| *count > 0).then(|| four.map(level))
     })

@@ -13,7 +13,7 @@ use kvtier_proto::descriptor::PartOrder;
 
 use crate::rans::LANES;
 use crate::shape::PartShape;
-use crate::simd::{self, BLOCK};
+use crate::simd::{self, BLOCK, ROWS};
 
 /// Most values of a tile: their numbers have 16 bits.
 pub(super) const TILE_VALUES: usize = 1 << 16;
@@ -152,28 +152,17 @@ impl Order {
     pub(super) fn to_rows(&self, tile: &Tile, columns: &[u8], masks: &[u8], rows: &mut [u8]) {
         let width = tile.columns;
         for (c, (places, masks)) in self.blocks(masks) {
-            for r in (0..tile.rows).step_by(BLOCK) {
-                if places.len() == BLOCK && r + BLOCK <= tile.rows {
-                    let mut block = [[0; BLOCK]; BLOCK];
-                    for ((to, place), mask) in block.iter_mut().zip(places).zip(masks) {
-                        let from = columns.get(place + r..);
-                        if let Some(from) = from.and_then(<[u8]>::first_chunk::<BLOCK>) {
-                            *to = *from;
-                            to.iter_mut().for_each(|symbol| *symbol ^= mask);
-                        }
-                    }
-                    let mut turned = [[0; BLOCK]; BLOCK];
-                    simd::turn(&block, &mut turned);
-                    for (row, turned) in (r..).zip(turned) {
-                        let to = rows.get_mut(row * width + c..);
-                        if let Some(to) = to.and_then(<[u8]>::first_chunk_mut::<BLOCK>) {
-                            *to = turned;
-                        }
-                    }
+            for r in (0..tile.rows).step_by(ROWS) {
+                let rows = rows.get_mut(r * width + c..).unwrap_or_default();
+                if r + ROWS <= tile.rows
+                    && let (Some(places), Some(masks)) = (places.first_chunk(), masks.first_chunk())
+                {
+                    let of = |place: usize| columns.get(place + r..)?.first_chunk();
+                    let columns = places.map(|place| of(place).unwrap_or(&[0; ROWS]));
+                    simd::turn_to_rows(&columns, masks, rows, width);
                     continue;
                 }
-                for row in r..tile.rows.min(r + BLOCK) {
-                    let to = rows.get_mut(row * width + c..).unwrap_or_default();
+                for (row, to) in (r..tile.rows.min(r + ROWS)).zip(rows.chunks_mut(width)) {
                     for ((to, place), mask) in to.iter_mut().zip(places).zip(masks) {
                         *to = columns.get(place + row).copied().unwrap_or(0) ^ mask;
                     }

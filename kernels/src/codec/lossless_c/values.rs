@@ -2,7 +2,8 @@
 //! symbol, the other bits as they are.
 //!
 //! Upstairs:   [`super`].
-//! Downstairs: [`super::super::halves`] has windows of exponents; [`crate::simd`] joins faster.
+//! Downstairs: [`super::super::halves`] has windows of exponents; [`crate::simd`] does the same
+//!             faster.
 //!
 //! A symbol is the exponent's nibble (as at level lossless), 16 for a negative value, and 32 for
 //! a mantissa of a half or more. Of a group of 64 values the rest is
@@ -13,6 +14,7 @@
 //!   is mantissa bit 8 of value `i`.
 
 use super::super::halves::{GROUP, Kind, Window};
+use crate::simd;
 
 /// Bit of a symbol: the value is negative.
 pub(crate) const SIGN: u8 = 16;
@@ -36,6 +38,7 @@ pub(crate) const fn rest_bytes(kind: Kind) -> usize {
 /// The symbols of values, by their upper 10 bits: all that a symbol depends on lies there.
 pub(crate) struct Symbols {
     kind: Kind,
+    window: Window,
     table: Box<[u8; 1024]>,
 }
 
@@ -52,19 +55,33 @@ impl Symbols {
                 | if value >> 15 == 1 { SIGN } else { 0 }
                 | if half == 1 { HALF } else { 0 };
         }
-        Self { kind, table }
+        Self {
+            kind,
+            window,
+            table,
+        }
     }
 
     /// The symbol of each value.
     pub(crate) fn of(&self, raw: &[u8], symbols: &mut [u8]) {
-        for (value, symbol) in raw.as_chunks::<2>().0.iter().zip(symbols) {
+        let done = simd::symbols_signed((self.kind, self.window), raw, symbols);
+        let values = raw.as_chunks::<2>().0.iter().zip(symbols);
+        for (value, symbol) in values.skip(done) {
             let at = usize::from(u16::from_le_bytes(*value) >> 6);
             *symbol = self.table.get(at).copied().unwrap_or(0);
         }
     }
 
-    /// The rest of a group, a shorter one as if zeros followed.
+    /// The rest of groups, the last one of which may be shorter: as if zeros followed.
     pub(crate) fn rest(&self, raw: &[u8], rest: &mut [u8]) {
+        let done = simd::rest_signed(self.kind, raw, rest);
+        let rests = rest.chunks_exact_mut(rest_bytes(self.kind));
+        for (group, rest) in raw.chunks(GROUP_BYTES).zip(rests).skip(done) {
+            self.rest_of(group, rest);
+        }
+    }
+
+    fn rest_of(&self, raw: &[u8], rest: &mut [u8]) {
         let mut group = [0; GROUP_BYTES];
         for (byte, raw) in group.iter_mut().zip(raw) {
             *byte = *raw;
