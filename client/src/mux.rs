@@ -10,8 +10,8 @@
 //! Invariants kept here
 //!   X1  No lease that arrives is forgotten: it is in a guard or its restore is.
 //!   X2  At most `RESTORES_PER_SESSION_MAX` restores are known to the daemon at a time.
-//!   X3  A restore's queue holds at most one event a block, one plan, one hint and one end: more is a
-//!       broken protocol and ends the restore. One slow reader never delays another.
+//!   X3  A restore's queue holds at most one event a block, one plan, one hint and one end: more is
+//!       a broken protocol and ends the restore. One slow reader never delays another.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};

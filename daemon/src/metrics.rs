@@ -89,8 +89,8 @@ metrics! {
         restore_bytes: Tier, IntCounter = "kvtier_restore_bytes_total";
         /// From the request of a restore to its last block, by the slowest tier it needed.
         restore_seconds: Tier, Histogram = "kvtier_restore_seconds";
-        /// Blocks of two-ended restores, by who brought them: the engine computed them, or the daemon
-        /// loaded them.
+        /// Blocks of two-ended restores, by who brought them: the engine that computed them, or the
+        /// daemon that loaded them.
         two_ended_blocks: By, IntCounter = "kvtier_two_ended_blocks_total";
         /// Prefill steps that engines reported: what plans are made with.
         prefill_steps: (), IntCounter = "kvtier_prefill_steps_total";

@@ -1,7 +1,8 @@
 //! Memory shared with a client: a sealed memfd that it fills and the daemon copies from, or whose
 //! bytes both claim one by one.
 //!
-//! Upstairs:   `region` cuts slots from it, `claims` keeps maps there; a client maps the same pages.
+//! Upstairs:   `region` cuts slots from it, `claims` keeps maps there; a client maps the same
+//!             pages.
 //! Downstairs: `memfd_create`, `mmap`.
 //!
 //! The only room of this package that may be unsafe.

@@ -3,9 +3,9 @@
 //! Upstairs:   `run`, once a restore, when it knows where the blocks are.
 //! Downstairs: `plan`; `rates` and `engines` have what was seen before.
 //!
-//! A block is one column: an engine computes all of its layers in one step and a record is read with
-//! one operation. What is not known is not guessed: without a rate or a prefill model both ends just
-//! start, and the next restore knows more.
+//! A block is one column: an engine computes all of its layers in one step and a record is read
+//! with one operation. What is not known is not guessed: without a rate or a prefill model both
+//! ends just start, and the next restore knows more.
 //!
 //! Invariants kept here
 //!   O1  The gate is closed only if everything can be loaded, and computing would save hardly

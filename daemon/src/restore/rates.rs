@@ -3,8 +3,8 @@
 //! Upstairs:   `run` tells what it saw, `outlook` asks.
 //! Downstairs: nothing. Time comes in as an argument.
 //!
-//! A rate is of raw bytes, from the first load of a restore to the last: reading, checking, decoding
-//! and all that others took meanwhile are in it. That is what the next restore will see.
+//! A rate is of raw bytes, from the first load of a restore to the last: reading, checking,
+//! decoding and all that others took meanwhile are in it. That is what the next restore will see.
 //!
 //! Invariants kept here
 //!   T1  A rate is finite and above zero, whatever was seen.

@@ -3,9 +3,9 @@
 //! Upstairs:   `engines`.
 //! Downstairs: nothing.
 //!
-//! Least squares of the error by token, later steps counting more, over every set of the model's four
-//! terms with a solution that is nowhere negative: of those the one with the least error, and of
-//! equally good ones the smallest. Four terms have fifteen sets; trying them all is the simplest
+//! Least squares of the error by token, later steps counting more, over every set of the model's
+//! four terms with a solution that is nowhere negative: of those the one with the least error, and
+//! of equally good ones the smallest. Four terms have fifteen sets; trying them all is the simplest
 //! exact way (Lawson and Hanson, Solving Least Squares Problems, ch. 23, has the general one).
 //!
 //! Invariants kept here
@@ -212,7 +212,9 @@ mod tests {
     proptest! {
         #[test]
         fn fit_is_never_negative_and_never_no_number(
-            all in proptest::collection::vec((0..200_000_u32, 1..8192_u32, 1..10_u64.pow(9)), 1..60),
+            all in proptest::collection::vec(
+                (0..200_000_u32, 1..8192_u32, 1..10_u64.pow(9)), 1..60,
+            ),
         ) {
             let step = |(before, tokens, micros)| Step {
                 before,
