@@ -68,9 +68,10 @@ impl Claims {
         self.swap(index, Claim::Empty, Claim::Loading)
     }
 
-    /// A block that was taken is there. False when the engine has taken it over meanwhile.
+    /// A block that was taken, and perhaps given back, is there. False when the engine has it.
     pub fn ready(&self, index: usize) -> bool {
         self.swap(index, Claim::Loading, Claim::Ready)
+            || self.swap(index, Claim::Empty, Claim::Ready)
     }
 
     /// A block will not be loaded: the engine has to compute it.
@@ -79,7 +80,7 @@ impl Claims {
             || self.swap(index, Claim::Empty, Claim::Missed);
     }
 
-    /// A block that was taken is not loaded after all: whoever wants it may have it.
+    /// A block that was taken is not loaded, or not soon: the engine may have it.
     pub fn give_back(&self, index: usize) {
         let _ = self.swap(index, Claim::Loading, Claim::Empty);
     }
@@ -140,7 +141,7 @@ mod tests {
     #[test]
     fn take_loses_to_an_engine_that_came_first_and_keeps_out_one_that_comes_later() {
         let memory = memory();
-        let claims = Claims::new(Arc::clone(&memory), (64, 12), 4).unwrap();
+        let claims = Claims::new(Arc::clone(&memory), (64, 13), 5).unwrap();
         let engine = |index: usize, from: Claim, to: Claim| {
             memory.swap_byte(64 + HEAD + index, from as u8, to as u8)
         };
@@ -152,8 +153,12 @@ mod tests {
         // It waited long enough, and takes over what is still loading.
         assert!(claims.take(2) && engine(2, Claim::Loading, Claim::Computing));
         assert!(!claims.ready(2) && claims.is_engines(2));
-        claims.missed(3);
-        assert!(!claims.take(3) && engine(3, Claim::Missed, Claim::Computing));
-        assert!(!claims.take(4) && claims.is_engines(4), "outside");
+        assert!(claims.take(3));
+        claims.give_back(3);
+        assert!(claims.ready(3), "it came before the engine wanted it");
+        assert_eq!(claims.of(3), Claim::Ready);
+        claims.missed(4);
+        assert!(!claims.take(4) && engine(4, Claim::Missed, Claim::Computing));
+        assert!(!claims.take(5) && claims.is_engines(5), "outside");
     }
 }

@@ -276,7 +276,7 @@ impl Restore {
                     return state.give_up(control.computed, engines);
                 }
                 () = sleep_until(state.late_at()) => {
-                    if !self.late(state).await { return; }
+                    if !self.late(state, &order).await { return; }
                 }
                 Some(load) = loads.join_next() => {
                     let mut ready = Vec::new();
@@ -313,11 +313,14 @@ impl Restore {
         match load {
             Ok((index, Ok((block, tier)))) => {
                 let bytes = block.payload().len();
-                order.landed(bytes);
+                order.landed(index, Some(bytes));
                 state.landed(index, bytes, first.elapsed());
                 self.lease(index, block, tier, state, ready);
             }
-            Ok((index, Err(miss))) => self.miss(state, index, miss),
+            Ok((index, Err(miss))) => {
+                order.landed(index, None);
+                self.miss(state, index, miss);
+            }
             Err(problem) => tracing::error!(%problem, "a load ended without an answer"),
         }
     }

@@ -13,7 +13,7 @@ use kvtier_client::{
 use kvtier_proto::claims::{HEAD, map_len};
 use kvtier_proto::v1;
 use kvtier_tests::harness::raw::RawSession;
-use kvtier_tests::harness::{Daemon, Options, blocks, eventually, run};
+use kvtier_tests::harness::{Daemon, Options, blocks, eventually, run, skip};
 use tonic::Code;
 use v1::restore_command::Command;
 
@@ -183,6 +183,32 @@ fn over_tcp_the_engine_computes_what_did_not_come() {
         let met = meet(&session, &whole, Duration::from_millis(1)).await;
         let want = [vec![By::Daemon; 4], vec![By::Engine; 2]].concat();
         assert_eq!(met.by, want);
+    });
+}
+
+// Goal: nobody waits for a device that hangs, not even for what it was about to bring.
+#[test]
+fn an_engine_whose_device_hangs_computes_what_it_does_not_bring() {
+    if !cfg!(debug_assertions) {
+        let name = "an_engine_whose_device_hangs";
+        return skip(name, "a build without debug assertions has no fault lane");
+    }
+    run(LIMIT, async {
+        let model = blocks::gqa();
+        let make = |session: &Session| blocks::chain(session, 1, 16 * 20, PayloadKind::Kv);
+        let (mut daemon, set) = Daemon::cold(Options::default(), &model, make).await;
+        daemon.inject("");
+        daemon.restart();
+        let session = daemon.session(&model).await;
+        daemon.inject("read delay_ms=20000");
+        let begin = std::time::Instant::now();
+        let met = meet(&session, &set, Duration::from_millis(1)).await;
+        assert_eq!(met.by, vec![By::Engine; 20]);
+        assert!(
+            begin.elapsed() < Duration::from_secs(10),
+            "{:?}",
+            begin.elapsed()
+        );
     });
 }
 

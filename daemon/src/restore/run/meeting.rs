@@ -4,8 +4,8 @@
 //! Downstairs: `claims`, `outlook`.
 //!
 //! Invariants kept here
-//!   O2  A gate that is closed opens when the device is late: nobody waits for a device that has
-//!       stopped while it could compute.
+//!   O2  When the device is late the gate opens, and the engine may have what is on its way: nobody
+//!       waits for a device that has stopped while it could compute.
 
 use std::time::Duration;
 
@@ -13,12 +13,16 @@ use kvtier_proto::claims::Gate;
 use kvtier_proto::{Miss, PayloadKind};
 use tokio::time::Instant;
 
+use super::order::Order;
 use super::{Event, Restore, State};
 use crate::metrics::By;
 use crate::restore::claims::Claims;
 use crate::restore::outlook::{Asked, Outlook, outlook};
 use crate::restore::plan::found::Plan;
 use crate::tier::Located;
+
+/// A device of which no rate is known is late when nothing comes for this long.
+const LATE_UNKNOWN: Duration = Duration::from_millis(250);
 
 /// What an engine says that computes while blocks load.
 #[derive(Debug, Clone)]
@@ -36,7 +40,7 @@ pub struct TwoEnded {
 pub(super) struct Meeting {
     pub(super) outlook: Outlook,
     claims: Claims,
-    /// When the gate opens if no block comes before.
+    /// When the device is late if no block comes before.
     late_at: Option<Instant>,
 }
 
@@ -59,7 +63,7 @@ impl Meeting {
     }
 
     fn due(&self) -> Option<Instant> {
-        let late = self.outlook.late.filter(|_| !self.outlook.open)?;
+        let late = self.outlook.late.unwrap_or(LATE_UNKNOWN);
         Instant::now().checked_add(late)
     }
 }
@@ -102,11 +106,12 @@ impl Restore {
     }
 
     /// The device is late. False when nobody listens.
-    pub(super) async fn late(&self, state: &mut State) -> bool {
+    pub(super) async fn late(&self, state: &mut State, order: &Order) -> bool {
         let Some(meeting) = &mut state.meeting else {
             return true;
         };
         meeting.open();
+        order.give_back();
         tracing::debug!("the device is late: the engine computes beside it");
         self.events.send(Event::Hint).await.is_ok()
     }

@@ -8,6 +8,7 @@
 //! than the device works on anyway: a block that is claimed and only waits in a queue is one that
 //! the engine could have computed, and has to wait for.
 
+use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 use std::time::Duration;
 
@@ -25,13 +26,15 @@ const IN_FLIGHT: Duration = Duration::from_millis(5);
 #[derive(Debug)]
 pub(super) struct Order {
     /// Ascending indices.
-    left: std::collections::VecDeque<usize>,
+    left: VecDeque<usize>,
     back: Option<Back>,
 }
 
 #[derive(Debug)]
 struct Back {
     claims: Claims,
+    /// Blocks on their way.
+    flying: BTreeSet<usize>,
     /// Blocks that came, and their bytes.
     blocks: usize,
     bytes: usize,
@@ -42,6 +45,7 @@ impl Order {
     pub(super) fn new(load: Vec<usize>, claims: Option<Claims>) -> Self {
         let back = claims.map(|claims| Back {
             claims,
+            flying: BTreeSet::new(),
             blocks: 0,
             bytes: 0,
         });
@@ -60,20 +64,39 @@ impl Order {
                 .back
                 .as_ref()
                 .is_none_or(|back| back.claims.take(index));
-            if claimed && wanted.contains(&index) {
-                return Some(index);
+            let wanted = claimed && wanted.contains(&index);
+            match &mut self.back {
+                Some(back) if wanted => {
+                    back.flying.insert(index);
+                }
+                Some(back) if claimed => back.claims.give_back(index),
+                Some(_) | None => {}
             }
-            if let Some(back) = self.back.as_ref().filter(|_| claimed) {
-                back.claims.give_back(index);
+            if wanted {
+                return Some(index);
             }
         }
     }
 
-    /// A block of so many bytes has come from the device.
-    pub(super) fn landed(&mut self, bytes: usize) {
-        if let Some(back) = &mut self.back {
+    /// The load of a block has ended, with so many bytes or without.
+    pub(super) fn landed(&mut self, index: usize, bytes: Option<usize>) {
+        let Some(back) = &mut self.back else {
+            return;
+        };
+        back.flying.remove(&index);
+        if let Some(bytes) = bytes {
             back.blocks += 1;
             back.bytes = back.bytes.saturating_add(bytes);
+        }
+    }
+
+    /// The device is late: the engine may have what is on its way, and the first of the two to
+    /// finish brings it.
+    pub(super) fn give_back(&self) {
+        if let Some(back) = &self.back {
+            back.flying
+                .iter()
+                .for_each(|index| back.claims.give_back(*index));
         }
     }
 

@@ -39,6 +39,23 @@ fn next_goes_from_the_back_of_a_map_and_leaves_what_the_engine_has() {
     assert!(!engine(3));
 }
 
+// Goal: nobody waits for a device that hangs: what it was to bring can be computed.
+#[test]
+fn give_back_leaves_what_is_on_its_way_to_whoever_is_first() {
+    let (memory, claims) = map(4);
+    let engine =
+        |index: usize| memory.swap_byte(HEAD + index, Claim::Empty as u8, Claim::Computing as u8);
+    let mut order = Order::new((0..4).collect(), Some(claims.clone()));
+    for want in [3, 2, 1] {
+        assert_eq!(order.next(0..4), Some(want));
+    }
+    assert!(claims.ready(3));
+    order.landed(3, Some(1));
+    order.give_back();
+    assert!(!engine(3) && engine(1), "what came stays");
+    assert!(claims.ready(2) && !engine(2) && !claims.ready(1));
+}
+
 // Goal: on a slow device nothing is claimed long before it is read.
 #[test]
 fn depth_grows_with_the_rate_of_the_device_within_bounds() {
@@ -46,11 +63,11 @@ fn depth_grows_with_the_rate_of_the_device_within_bounds() {
     let ms = Duration::from_millis;
     let mut slow = Order::new((0..100).collect(), Some(claims.clone()));
     assert_eq!(slow.depth(ms(0)), LOADS_MIN);
-    slow.landed(2 << 20);
+    slow.landed(99, Some(2 << 20));
     assert_eq!(slow.depth(ms(1000)), LOADS_MIN);
     let mut fast = Order::new((0..100).collect(), Some(claims));
     for _ in 0..4 {
-        fast.landed(1 << 20);
+        fast.landed(99, Some(1 << 20));
     }
     assert_eq!(fast.depth(ms(1)), 21, "20 MiB take 5 ms");
     assert_eq!(fast.depth(ms(0)), LOADS_MAX);
