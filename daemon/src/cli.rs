@@ -15,6 +15,7 @@ pub mod check;
 mod connect;
 mod explain;
 mod inspect;
+mod learned;
 mod levels;
 mod operate;
 mod output;

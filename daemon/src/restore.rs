@@ -5,6 +5,7 @@
 
 pub mod claims;
 pub mod engines;
+pub mod history;
 pub mod outlook;
 pub mod plan;
 pub mod rates;
@@ -17,4 +18,6 @@ pub struct Learned {
     pub engines: engines::Engines,
     /// How fast blocks come.
     pub rates: rates::Rates,
+    /// What came of the last two-ended restores.
+    pub history: history::History,
 }

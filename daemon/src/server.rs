@@ -14,6 +14,7 @@ mod counted;
 pub mod descriptors;
 pub mod explain;
 pub mod inline;
+mod learned;
 pub mod open;
 pub mod operate;
 pub mod restore;

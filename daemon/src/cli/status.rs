@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::Target;
 use super::connect::{CliError, connect, question};
+use super::learned;
 use super::levels;
 use super::output::{Answer, duration, percent, section, size, table};
 
@@ -41,6 +42,7 @@ fn answer(stats: &StatsReply, counters: bool) -> Answer {
     text += &namespaces(stats);
     text += &sessions(stats);
     text += &levels::levels(stats);
+    text += &learned::learned(stats);
     text += &summary(&Counted::new(&stats.counters));
     if counters {
         text += &all_counters(&stats.counters);
@@ -288,6 +290,7 @@ fn to_json(stats: &StatsReply) -> Value {
         "level": stats.level,
         "cold_level": stats.cold_level,
         "tables": levels::tables_json(stats),
+        "learned": learned::learned_json(stats),
     })
 }
 

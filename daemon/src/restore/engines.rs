@@ -73,6 +73,17 @@ impl Engines {
         fit::fit(&self.steps(namespace, layout))
     }
 
+    /// Everything known, in order, for status: the model of each, and its steps.
+    pub fn all(&self) -> Vec<(NamespaceId, LayoutFingerprint, Prefill, usize)> {
+        let models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = models.iter().filter_map(|((namespace, layout), steps)| {
+            Some((*namespace, *layout, fit::fit(steps)?, steps.len()))
+        });
+        let mut all: Vec<_> = known.collect();
+        all.sort_by_key(|(namespace, layout, ..)| (namespace.0, layout.0));
+        all
+    }
+
     /// The latest steps of engines of this namespace and layout, oldest first.
     pub fn steps(&self, namespace: NamespaceId, layout: LayoutFingerprint) -> Vec<Step> {
         let models = self.models.lock().unwrap_or_else(PoisonError::into_inner);

@@ -13,7 +13,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tonic::{Request, Status};
 
 use super::explain::level_name;
-use super::{Drain, Replies, Shared, convert, peer};
+use super::{Drain, Replies, Shared, convert, learned, peer};
 use crate::metrics::{Direction, Metrics, Tier};
 use crate::tenant::{Peer, Tenant};
 use crate::tier::WipeFailed;
@@ -203,6 +203,9 @@ pub async fn stats(
             .iter()
             .map(tables_stats)
             .collect(),
+        rates: learned::rates(shared),
+        engines: learned::engines(shared),
+        met: learned::met(shared),
         level: level_name(shared, shared.tiers.level()),
         cold_level: shared
             .tiers

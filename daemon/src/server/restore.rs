@@ -254,7 +254,8 @@ fn to_wire(restore_id: u64, event: run::Event) -> (v1::RestoreEvent, Vec<Hold>) 
     (wire(restore_id, event), holds)
 }
 
-fn to_wire_outlook(outlook: Outlook) -> v1::Outlook {
+/// What is expected of a restore, on the wire.
+pub fn to_wire_outlook(outlook: Outlook) -> v1::Outlook {
     let micros = |time: Option<Duration>| {
         let micros = time.map_or(0, |time| time.as_micros().max(1));
         u64::try_from(micros).unwrap_or(u64::MAX)

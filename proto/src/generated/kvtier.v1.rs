@@ -909,6 +909,65 @@ pub struct StatsReply {
     /// Level to which it re-encodes what nobody has used for long; empty when it does not.
     #[prost(string, tag = "10")]
     pub cold_level: ::prost::alloc::string::String,
+    /// How fast blocks have come: what restores are planned with.
+    #[prost(message, repeated, tag = "11")]
+    pub rates: ::prost::alloc::vec::Vec<RateStats>,
+    /// How fast engines say that they are.
+    #[prost(message, repeated, tag = "12")]
+    pub engines: ::prost::alloc::vec::Vec<EngineStats>,
+    /// The last two-ended restores, the latest first.
+    #[prost(message, repeated, tag = "13")]
+    pub met: ::prost::alloc::vec::Vec<MetStats>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RateStats {
+    #[prost(uint32, tag = "1")]
+    pub device: u32,
+    #[prost(string, tag = "2")]
+    pub level: ::prost::alloc::string::String,
+    /// Raw bytes a second, decoding included.
+    #[prost(double, tag = "3")]
+    pub bytes_s: f64,
+    /// Blocks that it was seen on.
+    #[prost(uint64, tag = "4")]
+    pub blocks: u64,
+}
+/// Seconds of a prefill step of x tokens after p: fixed + per_context p + per_token x
+///
+/// * attention (2 p x + x^2).
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct EngineStats {
+    #[prost(uint32, tag = "1")]
+    pub namespace_id: u32,
+    /// First digits of the layout's fingerprint.
+    #[prost(string, tag = "2")]
+    pub layout: ::prost::alloc::string::String,
+    #[prost(double, tag = "3")]
+    pub fixed_s: f64,
+    #[prost(double, tag = "4")]
+    pub per_context_s: f64,
+    #[prost(double, tag = "5")]
+    pub per_token_s: f64,
+    #[prost(double, tag = "6")]
+    pub attention_s: f64,
+    /// Steps that it was fitted to.
+    #[prost(uint64, tag = "7")]
+    pub steps: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MetStats {
+    #[prost(uint32, tag = "1")]
+    pub namespace_id: u32,
+    /// What was expected.
+    #[prost(message, optional, tag = "2")]
+    pub outlook: ::core::option::Option<Outlook>,
+    /// From the start to the last block. Unit: microseconds.
+    #[prost(uint64, tag = "3")]
+    pub took_us: u64,
+    #[prost(uint32, tag = "4")]
+    pub computed_blocks: u32,
+    #[prost(uint32, tag = "5")]
+    pub loaded_blocks: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TablesStats {

@@ -17,6 +17,7 @@ use super::order::Order;
 use super::{Event, Restore, State};
 use crate::metrics::By;
 use crate::restore::claims::Claims;
+use crate::restore::history::Met;
 use crate::restore::outlook::{Asked, Outlook, outlook};
 use crate::restore::plan::found::Plan;
 use crate::tier::Located;
@@ -129,6 +130,13 @@ impl Restore {
         count(By::Engine, computed);
         count(By::Daemon, loaded);
         let outlook = &meeting.outlook;
+        self.learned.history.add(Met {
+            namespace: self.reader.host().namespace(),
+            outlook: outlook.clone(),
+            took,
+            computed,
+            loaded,
+        });
         tracing::debug!(
             computed, loaded, ?took, planned = ?outlook.planned, load = ?outlook.load,
             compute = ?outlook.compute, reason = outlook.reason, "a two-ended restore ended"
