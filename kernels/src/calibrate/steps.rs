@@ -7,12 +7,11 @@
 //! an error of a coefficient then costs the same wherever it is. Without, the step is a part of
 //! each layer's size, from measurements on one model.
 //!
-//! What gradients predict is less than what a model shows. The Fisher matrices choose where errors
-//! go and say what they cost, both from the same few draws, so errors go where the draws happen
-//! to mind little; means, transforms and weights fit the samples better than other text; and
-//! large errors cost more than their second order. How many times more is measured, with
-//! documents that are neither learnt from nor judged, and stands beside each level as its
-//! optimism: a target is of the KL that a model will show.
+//! What gradients predict is less than what a model shows. The Fisher matrices both choose where
+//! errors go and say what they cost, tables fit the samples better than other text, and large
+//! errors may cost more than their second order; how much each of these does is not known. How
+//! many times more it is in all was measured with documents that are neither learnt from nor
+//! judged, and stands beside each level as its optimism: a target is the KL to expect of a model.
 //!
 //! Not here on purpose: no samples. Costs of steps come in as numbers.
 
