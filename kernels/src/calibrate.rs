@@ -112,7 +112,7 @@ pub enum CalibrateError {
     },
     /// No step reaches the target.
     #[error(
-        "level {level} cannot have a predicted KL of {kl:e}: the coarsest step costs {most:e}; \
+        "level {level} cannot have a KL of {kl:e}: the coarsest step costs {most:e}; \
          choose less"
     )]
     OutOfReach {
@@ -183,7 +183,8 @@ pub struct PartReport {
     pub bits: f64,
     /// The same, without a look at other tokens.
     pub mean_bits: f64,
-    /// Expected cost of its errors. Unit: nats. `None` without gradients.
+    /// Expected cost of its errors, the level's optimism counted. Unit: nats. `None` without
+    /// gradients.
     pub kl: Option<f64>,
     /// What its integers are predicted from.
     pub predictor: TokenPredictor,
@@ -197,7 +198,7 @@ impl LevelReport {
         bits.sum::<f64>() / values.max(1) as f64
     }
 
-    /// Predicted KL. Unit: nats a token. `None` without gradients.
+    /// KL to expect. Unit: nats a token. `None` without gradients.
     pub fn kl(&self) -> Option<f64> {
         self.parts.iter().map(|part| part.kl).sum()
     }
@@ -309,7 +310,7 @@ fn level_report<'a>(
             step,
             bits: a_value(choice.bits),
             mean_bits: a_value(choice.mean_bits),
-            kl,
+            kl: kl.map(|kl| kl * target.optimism),
             predictor: choice.predictor.clone(),
         }
     });

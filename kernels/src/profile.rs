@@ -251,9 +251,12 @@ pub struct Measured {
     pub level: u8,
     /// Bits a value, everything counted.
     pub bits: f32,
-    /// Predicted Kullback-Leibler divergence of the next token; below 0 where none was predicted.
+    /// Kullback-Leibler divergence of the next token to expect; below 0 where none was predicted.
     /// Unit: nats.
     pub predicted_kl: f32,
+    /// What each of the profile's parts adds to it, in their order; empty where nobody knows.
+    /// Unit: nats.
+    pub costs: Vec<f32>,
 }
 
 impl Profile {

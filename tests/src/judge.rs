@@ -33,7 +33,8 @@ const SAMPLE_TOKENS: usize = 1024;
 const CONTEXT_TOKENS: usize = 768;
 /// Tokens after it that Fisher information is of: few, so that there can be many draws.
 const FISHER_TARGETS: usize = 64;
-/// Tokens at the front of a prefix that lossy levels keep exact.
+/// Tokens at the front of a prefix that Fisher information leaves out: the first holds most of it
+/// and is kept exact, and its neighbours are like it in some models.
 const SINKS: usize = 4;
 
 /// Judges the codec ladder with a real model.

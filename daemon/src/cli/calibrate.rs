@@ -65,11 +65,11 @@ pub(super) struct Args {
     /// Levels to make tables for; all by default
     #[arg(long, value_delimiter = ',', value_parser = level)]
     levels: Vec<Target>,
-    /// Predicted KL that a level aims at, with --fisher: balanced=8e-4
+    /// KL to expect that a level aims at, with --fisher: balanced=8e-4
     #[arg(long, value_name = "LEVEL=NATS", value_parser = kl)]
     kl: Vec<Target>,
     /// Tokens at the front of a prefix that every level keeps exactly
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(0..=64))]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(0..=64))]
     sinks: u32,
     /// Layers that the levels across layers look back
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=2))]
@@ -232,7 +232,7 @@ fn answer(
         ">bits",
         ">ratio",
         ">learnt",
-        ">predicted KL",
+        ">expected KL",
         "predictors",
     ];
     let (mut rows, mut levels) = (table(&columns), Vec::new());
@@ -310,14 +310,14 @@ fn to_json(level: &LevelReport, stored: &Stored, (bits, ratio): (f64, f64)) -> V
     let parts = level.parts.iter().map(|part| {
         json!({
             "layer": part.layer, "code": <&str>::from(part.code), "learnt_bits": part.bits,
-            "mean_bits": part.mean_bits, "step": part.step, "predicted_kl": part.kl,
+            "mean_bits": part.mean_bits, "step": part.step, "expected_kl": part.kl,
             "predictor": predictor(&part.predictor),
         })
     });
     json!({
         "level": level.target.level.0, "name": level.target.name(), "bits": bits,
         "ratio": ratio, "raw_bytes": stored.raw_bytes, "stored_bytes": stored.stored_bytes,
-        "learnt_bits": level.bits(), "predicted_kl": level.kl(),
+        "learnt_bits": level.bits(), "optimism": level.target.optimism, "expected_kl": level.kl(),
         "parts": parts.collect::<Vec<_>>(),
     })
 }

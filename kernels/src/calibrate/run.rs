@@ -222,11 +222,11 @@ impl<'a> Run<'a> {
                     *sum += cost;
                 }
             }
-            let step = meet(&steps, &sums, target.kl);
+            let step = meet(&steps, &sums, target.predicted_kl());
             chosen.push(step.ok_or(CalibrateError::OutOfReach {
                 level: target.name(),
                 kl: target.kl,
-                most: sums.last().copied().unwrap_or(0.0),
+                most: sums.last().map_or(0.0, |most| most * target.optimism),
             })?);
         }
         Ok(chosen)
@@ -288,9 +288,9 @@ impl<'a> Run<'a> {
     ) -> Result<Vec<Vec<Fit>>, CalibrateError> {
         each(self.options.threads, &self.cross, |target| {
             let of = |plain: &Target| plain.quality() == target.quality();
-            let plain = self.plain.iter().position(of).and_then(|at| steps.get(at));
+            let plain = self.plain.iter().zip(steps).find(|(plain, _)| of(plain));
             // Every level across layers has its plain one.
-            self.cross_level(found, target, plain.copied().unwrap_or(1.0))
+            self.cross_level(found, target, plain.unwrap_or((target, &1.0)))
         })
     }
 
@@ -298,17 +298,18 @@ impl<'a> Run<'a> {
         &self,
         found: &[Found],
         target: &Target,
-        plain: f64,
+        (alike, &plain): (&Target, &f64),
     ) -> Result<Vec<Fit>, CalibrateError> {
         if self.fisher.is_none() {
             return self.closed_loop(found, (target.step_of_rms, plain));
         }
         // The plain step meets the plain target; the two need not be the same.
-        let mut step = plain;
+        let apart = target.predicted_kl() / alike.predicted_kl();
+        let mut step = plain * apart.powf(1.0 / POWER);
         let mut fits = self.closed_loop(found, (step, plain))?;
         for _ in 1..LOOPS_MAX {
             let cost: f64 = fits.iter().filter_map(|fit| fit.cost).sum();
-            let miss = target.kl / cost.max(f64::MIN_POSITIVE);
+            let miss = target.predicted_kl() / cost.max(f64::MIN_POSITIVE);
             if (miss - 1.0).abs() < NEAR {
                 break;
             }

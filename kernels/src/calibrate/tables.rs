@@ -38,6 +38,7 @@ pub(super) fn profile(
         level: level.target.level.0,
         bits: narrow(level.bits()),
         predicted_kl: level.kl().map_or(NO_KL, narrow),
+        costs: costs(level),
     });
     let element = run.input.documents.first();
     let profile = Profile {
@@ -53,6 +54,12 @@ pub(super) fn profile(
     };
     profile.check().map_err(CalibrateError::Profile)?;
     Ok(profile)
+}
+
+/// What each part costs; empty where none was predicted.
+fn costs(level: &LevelReport) -> Vec<f32> {
+    let each = level.parts.iter().map(|part| part.kl.map(narrow));
+    each.collect::<Option<_>>().unwrap_or_default()
 }
 
 /// `None` when a number is not finite.

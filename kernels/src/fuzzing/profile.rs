@@ -39,6 +39,7 @@ pub fn fixture(layers: u32, heads: u32, dim: u32) -> Result<Profile, ProfileErro
             level: 3,
             bits: 2.5,
             predicted_kl: 1e-3,
+            costs: Vec::new(),
         }],
     };
     profile.check()?;

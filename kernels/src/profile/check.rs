@@ -150,6 +150,10 @@ impl Profile {
         at_most("measured levels", self.measured.len(), MEASURED_MAX)?;
         for one in &self.measured {
             all("measured bits", &[one.bits, one.predicted_kl], FINITE)?;
+            if !one.costs.is_empty() {
+                exactly("costs", one.costs.len(), self.parts.len())?;
+                all("costs", &one.costs, FINITE)?;
+            }
         }
         at_most("parts", self.parts.len(), PARTS_MAX)?;
         for pair in self.parts.array_windows::<2>() {

@@ -17,6 +17,8 @@
 //! | matrix      | a scale f32 a row; then the integers i16, row after row                     |
 //! | levels      | u8 whether, for each of three; then step f32, a scale index a channel,      |
 //! |             | predictor u8: 0 mean, 1 anchor (group u16), 2 first (rho i8 a channel)      |
+//! | costs       | nothing where no level has them; or "COST", version u16, and of each        |
+//! |             | measured level: u32 count, 0 or that of the parts, and f32 each             |
 //! | hash        | BLAKE3 of all before, 32 bytes                                              |
 //!
 //! Texts and lists of bytes or frequencies begin with their length, u32.
@@ -44,6 +46,8 @@ const MAGIC: &[u8; 8] = b"KVTPROF\0";
 /// Version that is written and read.
 pub(super) const VERSION: u16 = 1;
 const HASH_BYTES: usize = 32;
+/// Tag and version of the section of costs.
+const COSTS: &[u8; 6] = b"COST\x01\x00";
 
 /// The identity of a whole file.
 pub(super) fn identity(file: &[u8]) -> u32 {
@@ -77,6 +81,13 @@ pub(super) fn write(profile: &Profile) -> Vec<u8> {
     file.count(profile.parts.len());
     for part in &profile.parts {
         file.part(part);
+    }
+    if profile.measured.iter().any(|one| !one.costs.is_empty()) {
+        file.0.extend(COSTS);
+        for one in &profile.measured {
+            file.count(one.costs.len());
+            file.floats(&one.costs);
+        }
     }
     let hash = blake3::hash(&file.0);
     file.0.extend(hash.as_bytes());
@@ -289,11 +300,23 @@ impl<'a> Reader<'a> {
                 level,
                 bits,
                 predicted_kl,
+                costs: Vec::new(),
             });
         }
         let mut parts = Vec::new();
         for _ in 0..self.count("parts", PARTS_MAX)? {
             parts.push(self.part()?);
+        }
+        if let Some(rest) = self.0.strip_prefix(COSTS) {
+            self.0 = rest;
+            for one in &mut measured {
+                let count = self.count("costs", PARTS_MAX)?;
+                one.costs = self.floats("costs", count)?;
+            }
+            // Written only where there are some: one file a profile.
+            if measured.iter().all(|one| one.costs.is_empty()) {
+                return Err(ProfileError::length("costs", 0, parts.len()));
+            }
         }
         Ok(Profile {
             model,

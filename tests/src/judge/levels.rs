@@ -20,9 +20,9 @@ use super::subject::{self, Tokens};
 use super::verdict::{SetFigures, table};
 use super::{CONTEXT_TOKENS, plot, say};
 use crate::engine::{Model, Tokenizer};
-use crate::text;
+use crate::text::{self, Document};
 
-/// Documents of each layer's sensitivity.
+/// Documents of each layer's sensitivity, spread over the set.
 const SENSITIVITY_DOCUMENTS: usize = 2;
 
 /// Options of the job.
@@ -44,13 +44,49 @@ pub(super) struct Options {
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     levels: Vec<String>,
 
-    /// The level whose damage is measured layer by layer; none leaves it out
-    #[arg(long, value_name = "NAME", default_value = "int4")]
-    layers: String,
+    /// Levels whose damage is measured layer by layer, by name; none leaves it out
+    #[arg(
+        long,
+        value_name = "NAMES",
+        value_delimiter = ',',
+        default_value = "int4"
+    )]
+    layers: Vec<String>,
+
+    /// Sets of texts: heldout, foreign, and dev, which is there to make choices by
+    #[arg(
+        long,
+        value_name = "SETS",
+        value_delimiter = ',',
+        default_value = "heldout,foreign"
+    )]
+    sets: Vec<Set>,
+
+    /// Keep so many tokens at the front exact instead of what the tables say
+    #[arg(long, value_name = "TOKENS")]
+    sinks: Option<u32>,
 
     /// Two documents of each set and no layers: to see that everything works
     #[arg(long)]
     quick: bool,
+}
+
+/// A set of texts to judge on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Set {
+    Dev,
+    Heldout,
+    Foreign,
+}
+
+impl Set {
+    fn documents(self) -> (&'static str, Vec<Document>) {
+        match self {
+            Self::Dev => ("dev", text::dev()),
+            Self::Heldout => ("heldout", text::heldout()),
+            Self::Foreign => ("foreign", text::foreign()),
+        }
+    }
 }
 
 /// Judges all levels; false when a promise is not kept.
@@ -59,7 +95,7 @@ pub(super) fn run(
     model: &Arc<Model>,
     tokenizer: &Tokenizer,
 ) -> Result<bool, Problem> {
-    let registry = registry(options.tables.as_deref())?;
+    let registry = registry(options.tables.as_deref(), options.sinks)?;
     let chosen: Vec<&dyn Codec> = if options.levels.is_empty() {
         registry.iter().collect()
     } else {
@@ -80,7 +116,8 @@ pub(super) fn run(
         cut.greedy
     ));
     let mut figures = Vec::new();
-    for (set, documents) in [("heldout", text::heldout()), ("foreign", text::foreign())] {
+    for set in &options.sets {
+        let (set, documents) = set.documents();
         let mut documents = subject::tokens(tokenizer, &documents, cut.tokens())?;
         if options.quick {
             documents.truncate(2);
@@ -92,11 +129,13 @@ pub(super) fn run(
     for one in &figures {
         one.rows(&mut report);
     }
-    if !options.quick && options.layers != "none" {
-        let codec = registry.by_name(&options.layers)?;
-        let documents = subject::tokens(tokenizer, &text::heldout(), cut.tokens())?;
-        let few = documents.get(..SENSITIVITY_DOCUMENTS).unwrap_or(&documents);
-        sensitivity(model, few, codec, cut, &mut report)?;
+    let layers = options.layers.iter().filter(|name| *name != "none");
+    for name in layers.take(if options.quick { 0 } else { usize::MAX }) {
+        let codec = registry.by_name(name)?;
+        let documents = subject::tokens(tokenizer, &text::dev(), cut.tokens())?;
+        let each = documents.len().div_ceil(SENSITIVITY_DOCUMENTS).max(1);
+        let few: Vec<Tokens> = documents.into_iter().step_by(each).collect();
+        sensitivity(model, &few, codec, cut, &mut report)?;
     }
     report.finish(options.json.as_deref())?;
     if let Some(path) = &options.plot {
@@ -106,12 +145,13 @@ pub(super) fn run(
 }
 
 /// The levels of this build, and those that `tables` bring.
-fn registry(tables: Option<&Path>) -> Result<Registry, Problem> {
+fn registry(tables: Option<&Path>, sinks: Option<u32>) -> Result<Registry, Problem> {
     let mut all = Registry::with_baselines();
     if let Some(path) = tables {
         let told = |problem: &dyn std::fmt::Display| format!("{}: {problem}", path.display());
         let bytes = std::fs::read(path).map_err(|problem| told(&problem))?;
-        let profile = Profile::from_bytes(&bytes).map_err(|problem| told(&problem))?;
+        let mut profile = Profile::from_bytes(&bytes).map_err(|problem| told(&problem))?;
+        profile.sinks = sinks.unwrap_or(profile.sinks);
         for codec in Ladder::all(Arc::new(profile)).map_err(|problem| told(&problem))? {
             all.add(codec)?;
         }

@@ -19,7 +19,7 @@ use super::quality::Judged;
 /// One level over one set of documents.
 #[derive(Debug, Clone)]
 pub struct SetFigures {
-    /// `heldout` or `foreign`.
+    /// `dev`, `heldout` or `foreign`.
     pub set: &'static str,
     /// Name of the level.
     pub name: &'static str,

@@ -12,7 +12,7 @@ fn lines(document: &Document) -> impl Iterator<Item = &str> {
 // judging set, nor twice in different documents of one.
 #[test]
 fn sets_of_texts_share_no_line() {
-    let sets = [calibration(), heldout(), foreign()];
+    let sets = [calibration(), dev(), heldout(), foreign()];
     let all: Vec<&Document> = sets.iter().flatten().collect();
     for (at, document) in all.iter().enumerate() {
         for other in all.iter().take(at) {
@@ -24,8 +24,8 @@ fn sets_of_texts_share_no_line() {
 
 #[test]
 fn sets_of_texts_have_the_documents_that_figures_are_quoted_for() {
-    let sets = [calibration(), heldout(), foreign()];
-    assert_eq!(sets.each_ref().map(Vec::len), [16, 6, 6]);
+    let sets = [calibration(), dev(), heldout(), foreign()];
+    assert_eq!(sets.each_ref().map(Vec::len), [16, 6, 6, 6]);
     let mut names: Vec<_> = sets
         .iter()
         .flatten()
@@ -33,7 +33,7 @@ fn sets_of_texts_have_the_documents_that_figures_are_quoted_for() {
         .collect();
     names.sort_unstable();
     names.dedup();
-    assert_eq!(names.len(), 28);
+    assert_eq!(names.len(), 34);
     assert!(
         sets.iter()
             .flatten()
