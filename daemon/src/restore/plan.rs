@@ -177,7 +177,8 @@ pub fn plan(request: &PlanRequest) -> Result<RestorePlan, Invalid> {
         chain_s: recompute_s,
     };
     let mut take = |one: Candidate| {
-        if one.ttft_s < best.ttft_s {
+        // Of two that end together the simpler one stays.
+        if one.ttft_s < best.ttft_s * (1.0 - 1e-9) {
             best = one;
         }
     };
@@ -243,8 +244,15 @@ fn search(table: &Table, bounds: &mut Bounds) -> Vec<Draft> {
     let near = free.bound_s * (1.0 + NEAR);
     if !drafts.iter().any(|draft| table.end_s(&draft.work) <= near) {
         // What the mix recomputes is no staircase: mix staircases instead.
-        let stairs = relax(table, Shape::Staircase);
-        drafts.extend(stairs.and_then(|stairs| round::round(table, &stairs)));
+        if let Some(stairs) = relax(table, Shape::Staircase) {
+            let near = stairs.bound_s * (1.0 + NEAR);
+            let draft =
+                round::round(table, &stairs).map(|draft| match table.end_s(&draft.work) <= near {
+                    true => draft,
+                    false => round::refine(table, &stairs, draft),
+                });
+            drafts.extend(draft);
+        }
     }
     drafts
 }
