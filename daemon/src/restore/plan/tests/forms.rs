@@ -114,9 +114,10 @@ fn tokens_are_split_where_kvpr_does() {
     }
 }
 
-// Cake's table 3: Llama-2-13B (MHA, 819,200 bytes a token), 16K tokens, A100 at full share. The time
-// to compute everything is fitted at 32 Gbps only. 26 GFLOP a token and 0.82 MFLOP more for each token
-// before it: the last of 32 chunks takes 1.5 times the first.
+// Cake's table 3: Llama-2-13B (MHA, 819,200 bytes a token), 16K tokens, A100 at full share. Both
+// columns of each row together say what it took to compute everything (3.3 s down to 2.9 s; 3.25 s
+// here) and what a load took beside its bytes (about 0.1 s; 3 ms a chunk here). 26 GFLOP a token and
+// 0.82 MFLOP more for each token before it: the last of 32 chunks takes 1.5 times the first.
 #[test]
 fn speedups_are_those_of_cakes_table_within_10_percent() {
     let published = [
@@ -127,11 +128,11 @@ fn speedups_are_those_of_cakes_table_within_10_percent() {
         (100.0, 1.30, 3.52),
     ];
     let bytes = 819_200.0 * 16384.0;
-    let compute = bytes * 8.0 / 32e9 / 2.00 * 1.91;
+    let compute = 3.25;
     // The sum of first (1 + i / 64) over 32 chunks.
     let first = compute / (32.0 + 31.0 / 4.0);
     for (gbps, over_load, over_compute) in published {
-        let chunk_s = bytes * 8.0 / (gbps * 1e9) / 32.0;
+        let chunk_s = bytes * 8.0 / (gbps * 1e9) / 32.0 + 3e-3;
         let mut request = simple(32, 1, vec![device(chunk_s)]);
         request.prefill = growing(first, first / 64.0);
         let plan = plan(&request).unwrap();
@@ -140,11 +141,10 @@ fn speedups_are_those_of_cakes_table_within_10_percent() {
             plan.otherwise.recompute_s / plan.ttft_s,
         );
         println!("{gbps} Gbps: {ours:.2?} beside ({over_load}, {over_compute})");
-        // Their own two columns disagree with each other by up to 5 % of the harmonic sum.
         let off = (ours.0 / over_load - 1.0)
             .abs()
             .max((ours.1 / over_compute - 1.0).abs());
-        assert!(off <= 0.15, "{gbps} Gbps: {ours:.2?}");
+        assert!(off <= 0.10, "{gbps} Gbps: {ours:.2?}");
     }
 }
 
