@@ -1,8 +1,8 @@
 //! The plan of a restore: for every cell, whether to load it and in which form, to project it from
 //! hidden states, or to let the engine compute it again, so that all of it ends as early as it can.
 //!
-//! Upstairs:   `restore::decide` executes a plan while rates change; admission asks for `value`;
-//!             `restore::run` uses `found`, for readers that only take a loaded prefix.
+//! Upstairs:   `restore::run` uses `found`, for readers that only take a loaded prefix. Nothing in
+//!             the daemon asks for the rest yet.
 //! Downstairs: nothing: no I/O, no clock, no hidden state. The same request gives the same plan.
 //!
 //! `request` says what is known, `table` makes seconds of it. `exact` answers simple cases by
