@@ -1,8 +1,8 @@
 //! The plan of a restore: for every cell, whether to load it and in which form, to project it from
 //! hidden states, or to let the engine compute it again, so that all of it ends as early as it can.
 //!
-//! Upstairs:   `restore::decide` executes a plan while rates change; admission asks for `value`;
-//!             `restore::run` uses `found`, for readers that only take a loaded prefix.
+//! Upstairs:   `restore::run` uses `found`, for readers that only take a loaded prefix. Nothing in
+//!             the daemon asks for the rest yet.
 //! Downstairs: nothing: no I/O, no clock, no hidden state. The same request gives the same plan.
 //!
 //! `request` says what is known, `table` makes seconds of it. `exact` answers simple cases by
@@ -177,7 +177,8 @@ pub fn plan(request: &PlanRequest) -> Result<RestorePlan, Invalid> {
         chain_s: recompute_s,
     };
     let mut take = |one: Candidate| {
-        if one.ttft_s < best.ttft_s {
+        // Of two that end together the simpler one stays.
+        if one.ttft_s < best.ttft_s * (1.0 - 1e-9) {
             best = one;
         }
     };
@@ -243,8 +244,15 @@ fn search(table: &Table, bounds: &mut Bounds) -> Vec<Draft> {
     let near = free.bound_s * (1.0 + NEAR);
     if !drafts.iter().any(|draft| table.end_s(&draft.work) <= near) {
         // What the mix recomputes is no staircase: mix staircases instead.
-        let stairs = relax(table, Shape::Staircase);
-        drafts.extend(stairs.and_then(|stairs| round::round(table, &stairs)));
+        if let Some(stairs) = relax(table, Shape::Staircase) {
+            let near = stairs.bound_s * (1.0 + NEAR);
+            let draft =
+                round::round(table, &stairs).map(|draft| match table.end_s(&draft.work) <= near {
+                    true => draft,
+                    false => round::refine(table, &stairs, draft),
+                });
+            drafts.extend(draft);
+        }
     }
     drafts
 }

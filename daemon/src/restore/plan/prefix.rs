@@ -42,12 +42,17 @@ pub(super) fn best(request: &PlanRequest, loads: &Table) -> (Table, Draft, f64) 
                 .map_or(0.0, |one| cheapest_s(loads, one, cell));
         }
     }
-    let table = Table::new(request, best.1, false);
+    let table = loads.front(request, best.1);
     let cells = whole.assignment.into_iter().take(table.cells());
     let mut draft = Draft::new(&table, cells.collect());
     if draft.damage > table.budget {
         // A shorter prefix may do less damage in all.
         draft = pure_load(&table);
+    }
+    if draft.damage > table.budget {
+        let nothing = loads.front(request, 0);
+        let draft = Draft::new(&nothing, Vec::new());
+        return (nothing, draft, bound_s.min(best.0));
     }
     (table, draft, bound_s.min(best.0))
 }

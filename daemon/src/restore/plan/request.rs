@@ -1,6 +1,6 @@
 //! What a plan is made from: cells, resources, the engine's prefill model, what its reader can do.
 //!
-//! Upstairs:   whoever wants a plan: the executor, the simulator, admission.
+//! Upstairs:   whoever wants a plan.
 //! Downstairs: nothing.
 //!
 //! A *cell* is one layer of one chunk (of one block). Its *variants* are the forms that are stored

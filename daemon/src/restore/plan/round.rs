@@ -13,7 +13,7 @@
 
 use super::draft::{Draft, Move, score};
 use super::request::{GPU, RESOURCES_MAX};
-use super::solve::{Assignment, RECOMPUTE, Relaxed, Shape, cheapest};
+use super::solve::{Assignment, RECOMPUTE, Relaxed, Shape, cheapest, relax};
 use super::table::{NEVER_S, Seconds, Table, add};
 
 /// Up to so many cells every front part is tried, and two changes at a time.
@@ -24,6 +24,15 @@ const CHANGES_MAX: usize = 48;
 const WORTH: f64 = 1e-9;
 /// A draft this near to the bound is good enough.
 const NEAR: f64 = 2e-3;
+
+/// In which order cells of equal fractions join the stairs. Where all layers of far chunks behind
+/// near ones are half recomputed, half of the layers do what the mix wants, half of the chunks do
+/// not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ties {
+    Chunks,
+    Layers,
+}
 
 /// What the mix does on average with a cell that is brought.
 #[derive(Debug, Clone, Copy)]
@@ -36,24 +45,51 @@ struct Wish {
 pub(super) fn round(table: &Table, relaxed: &Relaxed) -> Option<Draft> {
     let spare = cheapest(table, Shape::Free, &relaxed.prices)?;
     let spare = brought(table, &spare);
-    let order = order(table, &levelled(table, relaxed));
+    let fractions = levelled(table, relaxed);
     let wishes = wishes(table, relaxed, &spare);
-    let fronts = fronts(table, &order, &wishes)?;
     let mut best: Option<(f64, Draft)> = None;
-    for front in fronts {
-        let recomputed = order.get(..front).unwrap_or_default();
-        let assignment = diffuse(table, relaxed, &spare, &wishes, recomputed);
-        let mut draft = Draft::new(table, assignment);
-        if !mend(table, &mut draft) {
-            continue;
+    for ties in [Ties::Chunks, Ties::Layers] {
+        let order = order(table, &fractions, ties);
+        for front in fronts(table, &order, &wishes)? {
+            let recomputed = order.get(..front).unwrap_or_default();
+            let assignment = diffuse(table, relaxed, &spare, &wishes, recomputed);
+            let mut draft = Draft::new(table, assignment);
+            if !mend(table, &mut draft) {
+                continue;
+            }
+            polish(table, &mut draft, relaxed.bound_s);
+            let score = draft.score(table);
+            if best.as_ref().is_none_or(|(least, _)| score < *least) {
+                best = Some((score, draft));
+            }
         }
-        polish(table, &mut draft, relaxed.bound_s);
-        let score = draft.score(table);
-        if best.as_ref().is_none_or(|(least, _)| score < *least) {
-            best = Some((score, draft));
+        let near = relaxed.bound_s * (1.0 + NEAR);
+        if best.as_ref().is_some_and(|(score, _)| *score <= near) {
+            break;
         }
     }
     best.map(|(_, draft)| draft)
+}
+
+/// The best draft among those that recompute what the draft or one assignment of the mix does.
+pub(super) fn refine(table: &Table, relaxed: &Relaxed, draft: Draft) -> Draft {
+    let mut best = (draft.score(table), draft.clone());
+    let of_mix = relaxed.mix.iter().map(|(assignment, _)| assignment);
+    for assignment in of_mix.chain([&draft.assignment]) {
+        let given = table.recomputing(|cell| assignment.get(cell) == Some(&RECOMPUTE));
+        let Some(mix) = relax(&given, Shape::Free) else {
+            continue;
+        };
+        let Some(mut draft) = round(&given, &mix) else {
+            continue;
+        };
+        polish(table, &mut draft, relaxed.bound_s);
+        let score = draft.score(table);
+        if score < best.0 {
+            best = (score, draft);
+        }
+    }
+    best.1
 }
 
 /// The choice of each cell should it be brought: the one of `picks`, else the first without damage.
@@ -96,14 +132,22 @@ fn levelled(table: &Table, relaxed: &Relaxed) -> Vec<f64> {
     fractions
 }
 
-/// Cells by falling fraction, then chunk by chunk: every front part is a staircase.
-fn order(table: &Table, fractions: &[f64]) -> Vec<usize> {
+/// Cells by falling fraction, equal ones chunk by chunk or layer by layer: every front part is a
+/// staircase.
+fn order(table: &Table, fractions: &[f64], ties: Ties) -> Vec<usize> {
     let free = |cell: &usize| {
         table.recompute_s(*cell) < NEVER_S && !table.is_passed(*cell / table.layers.max(1))
     };
     let mut order: Vec<usize> = (0..table.cells()).filter(free).collect();
     let of = |cell: &usize| fractions.get(*cell).copied().unwrap_or(0.0);
-    order.sort_by(|a, b| of(b).total_cmp(&of(a)).then(a.cmp(b)));
+    let layer = |cell: &usize| match ties {
+        Ties::Chunks => 0,
+        Ties::Layers => cell % table.layers.max(1),
+    };
+    order.sort_by(|a, b| {
+        let by_layer = layer(a).cmp(&layer(b));
+        of(b).total_cmp(&of(a)).then(by_layer).then(a.cmp(b))
+    });
     order
 }
 

@@ -124,6 +124,19 @@ impl Table {
         ends
     }
 
+    /// The first chunks of this, with the choices that they have here.
+    pub(super) fn front(&self, request: &PlanRequest, chunks: usize) -> Self {
+        let cells = chunks * self.layers;
+        Self {
+            recompute: self.recompute.iter().copied().take(cells).collect(),
+            class: self.class.iter().copied().take(cells).collect(),
+            classes: self.classes.clone(),
+            budget: request.damage_max * cells as f64,
+            passed: self.passed.iter().copied().take(chunks).collect(),
+            ..Self::ends(request, chunks)
+        }
+    }
+
     /// Cells that are stored in damaging forms only, and are too many to be accepted, are missing.
     fn leave_out_what_cannot_be_accepted(&mut self) {
         let least = |choices: &Vec<Choice>| {
@@ -137,6 +150,21 @@ impl Table {
             let damaging = damaging.filter(|(least, _)| **least > 0.0);
             damaging.for_each(|(_, choices)| choices.clear());
         }
+    }
+
+    /// The same with exactly these cells recomputed.
+    pub(super) fn recomputing(&self, is_recomputed: impl Fn(usize) -> bool) -> Self {
+        let mut given = self.clone();
+        given.classes.push(Vec::new());
+        let none = given.classes.len() - 1;
+        let cells = given.class.iter_mut().zip(&mut given.recompute);
+        for (cell, (class, recompute)) in cells.enumerate() {
+            match is_recomputed(cell) {
+                true => *class = none,
+                false => *recompute = NEVER_S,
+            }
+        }
+        given
     }
 
     pub(super) fn cells(&self) -> usize {

@@ -1,6 +1,6 @@
 //! What a stored form is worth: the seconds that restores take less for it.
 //!
-//! Upstairs:   admission, demotion and eviction, which compare this per byte.
+//! Upstairs:   whoever decides what to keep, by this per byte.
 //! Downstairs: `plan`.
 //!
 //! The same costs decide what is written and how it is read, so that the two cannot disagree: under
