@@ -25,6 +25,7 @@ mod algebra;
 mod costs;
 mod cross;
 mod each;
+pub mod exact;
 mod input;
 pub mod measure;
 mod metric;

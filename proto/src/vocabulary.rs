@@ -128,6 +128,8 @@ impl Level {
     pub const ZSTD: Level = Level(8);
     /// Bit-exact: signs and exponents entropy-coded by classes of channels.
     pub const LOSSLESS_C: Level = Level(9);
+    /// Bit-exact: predicted from the layer before.
+    pub const LOSSLESS_X: Level = Level(10);
     /// 8-bit floats, e4m3.
     pub const FP8: Level = Level(32);
     /// 8 bits a value by groups of a token.
@@ -163,7 +165,9 @@ impl Level {
     /// ```
     pub const fn quality(self) -> Quality {
         match self {
-            Self::RAW | Self::LOSSLESS | Self::ZSTD | Self::LOSSLESS_C => Quality::Exact,
+            Self::RAW | Self::LOSSLESS | Self::ZSTD | Self::LOSSLESS_C | Self::LOSSLESS_X => {
+                Quality::Exact
+            }
             Self::TRANSPARENT | Self::TRANSPARENT_X => Quality::Transparent,
             Self::BALANCED | Self::BALANCED_X => Quality::Balanced,
             Self::SMALL | Self::SMALL_X => Quality::Small,

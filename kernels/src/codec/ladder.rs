@@ -30,7 +30,9 @@ use crate::codec::quant::floats;
 use crate::profile::{Profile, ProfileError};
 use crate::shape::PartShape;
 
+pub(crate) mod cells;
 mod elements;
+mod exact;
 mod forward;
 mod input;
 mod kit;
@@ -121,6 +123,8 @@ impl Ladder {
             })
         };
         let levels = LEVELS.into_iter();
+        let exact = (!shared.profile.exact.is_empty())
+            .then(|| Arc::new(exact::Exact::new(Arc::clone(&shared))) as Arc<dyn Codec>);
         Ok(levels
             .filter(|(_, _, quality, across)| has(*quality, *across))
             .map(|(level, name, quality, across)| {
@@ -133,6 +137,7 @@ impl Ladder {
                     shared,
                 }) as Arc<dyn Codec>
             })
+            .chain(exact)
             .collect())
     }
 

@@ -35,6 +35,7 @@ pub fn fixture(layers: u32, heads: u32, dim: u32) -> Result<Profile, ProfileErro
         k_after_rope: true,
         sinks: 4,
         parts,
+        exact: Vec::new(),
         measured: vec![Measured {
             level: 3,
             bits: 2.5,

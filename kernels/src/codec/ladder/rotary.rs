@@ -86,6 +86,19 @@ impl Angles {
     }
 }
 
+impl Angles {
+    /// Cosines and sines of a pair for `N` tokens side by side; 0 where there is no token.
+    pub(super) fn side_by_side<const N: usize>(&self, pair: usize, from: usize) -> [[f32; N]; 2] {
+        let of = |all: &[f32]| {
+            std::array::from_fn(|token| {
+                let at = (from + token) * self.pairs + pair;
+                all.get(at).copied().unwrap_or(0.0)
+            })
+        };
+        [of(&self.cosines), of(&self.sines)]
+    }
+}
+
 impl Turn<'_> {
     /// Turns the heads of a token's row.
     #[inline(always)]
