@@ -34,6 +34,7 @@ use super::rotary::{Angles, Turn};
 use crate::codec::{Codec, DecodeError, EncodeError, NothingRestored, Restored, check_encode, envelope};
 use crate::profile::ExactTables;
 use crate::shape::PartShape;
+use crate::simd::ladder::{Work, vectorised};
 
 mod bits;
 mod kit;
@@ -123,7 +124,7 @@ impl Exact {
         &self,
         (tables, shape): (&ExactTables, &PartShape),
         restored: &dyn Restored,
-        work: impl FnOnce(&Part<'_>, &mut Memory, (&mut part::ReadInputs<'_>, &part::ReadAngles<'_>)) -> T,
+        work: impl FnOnce(&Part<'_>, &mut Memory, (&mut part::ReadInputs<'_>, &part::FindAngles<'_>)) -> T,
     ) -> Result<T, Missing> {
         let (layer, code) = (shape.layer(), shape.code());
         let missing = || Missing(layer, code);
@@ -138,13 +139,8 @@ impl Exact {
         };
         let angles = self.shared.angles(shape, code);
         let turned = |from: usize| {
-            let pairs = self.shared.profile.turned(code);
-            let pairs = 0..pairs.map_or(0, |rope| rope.frequencies.len());
-            let all = angles.iter().flat_map(|angles| {
-                let pairs = pairs.clone();
-                pairs.map(|pair| angles.side_by_side::<GROUP>(pair, from))
-            });
-            all.collect()
+            let angles = angles.as_deref();
+            angles.map_or(&[][..], |angles| angles.group(from / GROUP))
         };
         let (mut row, mut numbers) = (Vec::new(), Vec::new());
         let mut inputs = |from: usize, words: &mut [[i32; TILE]]| {
@@ -154,7 +150,14 @@ impl Exact {
                 let tiles = words.chunks_exact_mut(pairs.max(1)).enumerate();
                 for (tile, words) in tiles {
                     let words = words.get_mut(first..).unwrap_or_default();
-                    source.read(from + tile * TILE, part.tokens, words, (&mut row, &mut numbers));
+                    let from = from + tile * TILE;
+                    vectorised(ReadTile {
+                        source,
+                        tokens: from..part.tokens.min(from + TILE),
+                        words,
+                        row: &mut row,
+                        numbers: &mut numbers,
+                    });
                 }
                 first += source.kit.order.len() / 2;
             }
@@ -168,33 +171,46 @@ impl Exact {
     }
 }
 
-impl Source<'_> {
-    /// Reads a tile of tokens as whole numbers, two channels of the order of coding in a word.
-    fn read(
-        &self,
-        from: usize,
-        tokens: usize,
-        words: &mut [[i32; TILE]],
-        (row, numbers): (&mut Vec<f32>, &mut Vec<i16>),
-    ) {
-        row.resize(self.kit.order.len(), 0.0);
-        for lane in 0..TILE.min(tokens.saturating_sub(from)) {
-            self.rows.read(self.raw, from + lane, row);
-            row.iter_mut().for_each(|value| *value = bound(*value));
-            if let Some(angles) = &self.angles {
-                let dim = self.dim;
-                Turn { angles, dim }.back(from + lane, row);
+/// Reads a tile of tokens as whole numbers, two channels of the order of coding in a word.
+struct ReadTile<'a> {
+    source: &'a Source<'a>,
+    tokens: std::ops::Range<usize>,
+    words: &'a mut [[i32; TILE]],
+    row: &'a mut Vec<f32>,
+    numbers: &'a mut Vec<i16>,
+}
+
+impl Work for ReadTile<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Source {
+            raw,
+            rows,
+            kit,
+            angles,
+            dim,
+        } = self.source;
+        let (row, numbers) = (self.row, self.numbers);
+        row.resize(kit.order.len(), 0.0);
+        numbers.resize(kit.order.len(), 0);
+        for (lane, token) in self.tokens.enumerate() {
+            rows.read(raw, token, row);
+            for value in &mut *row {
+                *value = bound(*value);
             }
-            numbers.clear();
-            let how = self.kit.centre.iter().zip(&self.kit.reciprocal);
-            let values = row.iter().zip(how);
-            numbers.extend(values.map(|(value, (centre, reciprocal))| {
-                read(*value, *centre, *reciprocal)
-            }));
-            let number = |channel: &usize| numbers.get(*channel).copied().unwrap_or(0);
-            for (words, [low, high]) in words.iter_mut().zip(self.kit.order.as_chunks::<2>().0) {
+            if let Some(angles) = angles {
+                Turn { angles, dim: *dim }.back(token, row);
+            }
+            let how = kit.centre.iter().zip(&kit.reciprocal);
+            for ((number, value), (centre, reciprocal)) in numbers.iter_mut().zip(&*row).zip(how) {
+                *number = read(*value, *centre, *reciprocal);
+            }
+            let number = |channel: usize| numbers.get(channel).copied().unwrap_or(0);
+            for (words, [low, high]) in self.words.iter_mut().zip(kit.order.as_chunks::<2>().0) {
                 if let Some(place) = words.get_mut(lane) {
-                    *place = word(number(low), number(high));
+                    *place = word(number(*low), number(*high));
                 }
             }
         }

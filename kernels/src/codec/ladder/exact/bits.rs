@@ -55,7 +55,7 @@ impl<'a> BitWriter<'a> {
 }
 
 /// Takes them off again.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct BitReader<'a> {
     bytes: &'a [u8],
     /// Bits that were taken.

@@ -63,7 +63,7 @@ pub(super) struct Part<'a> {
 /// Reads what a group of tokens, from one on, is predicted from into the words of its tiles.
 pub(super) type ReadInputs<'a> = dyn FnMut(usize, &mut [PairWords]) + 'a;
 /// Finds the cosines and sines of a group of tokens.
-pub(super) type ReadAngles<'a> = dyn Fn(usize) -> Vec<[Lanes<f32>; 2]> + 'a;
+pub(super) type FindAngles<'a> = dyn Fn(usize) -> &'a [[Lanes<f32>; 2]] + 'a;
 
 impl Part<'_> {
     fn channels(&self) -> usize {
@@ -125,7 +125,7 @@ impl Part<'_> {
         &self,
         (body, out): (&[u8], &mut [u8]),
         memory: &mut Memory,
-        (inputs, angles): (&mut ReadInputs<'_>, &ReadAngles<'_>),
+        (inputs, angles): (&mut ReadInputs<'_>, &FindAngles<'_>),
     ) -> Result<(), DecodeError> {
         let mut stored = Reader {
             left: body,
@@ -174,7 +174,7 @@ impl Part<'_> {
                 bits: &mut reader,
             };
             let (words, sums) = (&mut memory.words, &mut memory.sums);
-            let done = self.group((words, sums), &angles(from), channel);
+            let done = self.group((words, sums), angles(from), channel);
             done.ok_or(DecodeError::Header {
                 field: "channels",
                 got: channels as u64,
@@ -218,7 +218,7 @@ impl Part<'_> {
         &self,
         (raw, out, sinks): (&[u8], &mut [u8], usize),
         memory: &mut Memory,
-        (inputs, angles): (&mut ReadInputs<'_>, &ReadAngles<'_>),
+        (inputs, angles): (&mut ReadInputs<'_>, &FindAngles<'_>),
     ) -> Option<usize> {
         let channels = self.channels();
         let groups = self.tokens.div_ceil(GROUP);
@@ -239,7 +239,7 @@ impl Part<'_> {
                 costs: &mut costs,
             };
             let (words, sums) = (&mut memory.words, &mut memory.sums);
-            self.group((words, sums), &angles(from), channel)?;
+            self.group((words, sums), angles(from), channel)?;
             // What takes more room than its bits is kept.
             let most = 16.0 * channels as f32;
             for (lane, cost) in costs.into_iter().enumerate() {
@@ -390,8 +390,10 @@ impl Channel for Decode<'_, '_> {
             let escape = symbol == i32::from(ESCAPE);
             odd[lane] = u8::from(first | escape | self.free[lane]);
         }
+        // A copy, so that it stays in registers.
+        let mut reader = *self.bits;
         for lane in 0..GROUP {
-            let bits = self.bits.peek();
+            let bits = reader.peek();
             let (whole, len) = if odd[lane] == 0 {
                 (wholes[lane] | low(bits, lens[lane]), lens[lane])
             } else if self.free[lane] {
@@ -401,11 +403,12 @@ impl Channel for Decode<'_, '_> {
             } else {
                 self.form.of_first(cells[lane], step, bits)
             };
-            self.bits.skip(len);
+            reader.skip(len);
             #[expect(clippy::cast_possible_truncation, reason = "16 bits")]
             let whole = whole as u16;
             values[lane] = whole;
         }
+        *self.bits = reader;
         Some(values.map(|bits| self.form.number(bits)))
     }
 }
