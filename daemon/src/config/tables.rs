@@ -245,6 +245,8 @@ pub enum CodecLevel {
     Lossless,
     /// By classes of channels; bit-exact.
     LosslessC,
+    /// Predicted from the layer before; bit-exact.
+    LosslessX,
     /// Byte planes through zstd; bit-exact.
     Zstd,
     /// Below the noise of an engine.
@@ -289,6 +291,7 @@ impl CodecLevel {
             Self::Raw => Level::RAW,
             Self::Lossless => Level::LOSSLESS,
             Self::LosslessC => Level::LOSSLESS_C,
+            Self::LosslessX => Level::LOSSLESS_X,
             Self::Zstd => Level::ZSTD,
             Self::Transparent => Level::TRANSPARENT,
             Self::Balanced => Level::BALANCED,

@@ -125,6 +125,8 @@ label! {
         Lossless,
         /// Signs and exponents entropy-coded by classes of channels.
         LosslessC,
+        /// Bit-exact, predicted from the layer before.
+        LosslessX,
         /// Byte planes through zstd.
         Zstd,
         /// Lossy, below the noise of an engine's own arithmetic.
@@ -166,6 +168,7 @@ impl From<Level> for Rung {
             Level::RAW => Self::Raw,
             Level::LOSSLESS => Self::Lossless,
             Level::LOSSLESS_C => Self::LosslessC,
+            Level::LOSSLESS_X => Self::LosslessX,
             Level::ZSTD => Self::Zstd,
             Level::TRANSPARENT => Self::Transparent,
             Level::BALANCED => Self::Balanced,

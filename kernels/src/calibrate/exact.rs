@@ -59,9 +59,7 @@ pub fn add(
         return Ok(None);
     };
     let codes = [PartCode::K, PartCode::V];
-    let odd = codes
-        .iter()
-        .any(|code| first.tensor(*code).dim % 2 == 1);
+    let odd = codes.iter().any(|code| first.tensor(*code).dim % 2 == 1);
     let Some(form) = Form::of(first.element()).filter(|_| !odd) else {
         return Ok(None);
     };
@@ -182,7 +180,9 @@ impl Run<'_> {
     /// A part as the integers that others are predicted from, rows in the order of coding.
     fn numbers(&self, name: Name, samples: &Samples) -> Option<Samples> {
         let (layer, code) = name;
-        let input = self.inputs.get(2 * layer + usize::from(code == PartCode::V))?;
+        let input = self
+            .inputs
+            .get(2 * layer + usize::from(code == PartCode::V))?;
         let order = self.order(code);
         let most = f32::from(INPUT_MAX);
         let mut numbers = Samples::zeros(order.len(), samples.ncols());
@@ -190,7 +190,9 @@ impl Run<'_> {
             let (centre, scale) = (*input.centre.get(*channel)?, *input.scale.get(*channel)?);
             let from = samples.row(*channel);
             for (to, value) in to.iter_mut().zip(from.iter()) {
-                *to = ((value - centre) / scale).round_ties_even().clamp(-most, most);
+                *to = ((value - centre) / scale)
+                    .round_ties_even()
+                    .clamp(-most, most);
             }
         }
         Some(numbers)
@@ -235,7 +237,8 @@ impl Run<'_> {
                 angles: &self.angles(code),
                 order: &order,
             };
-            self.block(&block, &before, &mut made).ok_or_else(singular)?;
+            self.block(&block, &before, &mut made)
+                .ok_or_else(singular)?;
         }
         made.tables.weights = matrix16(&made.weights).ok_or_else(singular)?;
         Ok((made.tables, made.bits))
@@ -336,13 +339,19 @@ impl Run<'_> {
         let (first, second) = (2 * pair, 2 * pair + 1);
         let numbers = *made.tables.pairs.as_chunks::<PAIR>().0.last_chunk::<1>()?;
         let own = made.tables.pairs.as_chunks::<PAIR>().0;
-        let numbers = own.get(block.first / 2 + pair).copied().unwrap_or(numbers[0]);
+        let numbers = own
+            .get(block.first / 2 + pair)
+            .copied()
+            .unwrap_or(numbers[0]);
         let weights = within.rows(first, 2).columns(0, first).map(narrow);
         let turned = block.order.get(block.first + first)?.1;
         let angles = turned.and_then(|turned| block.angles.get(turned));
         let width = block.order.len();
         let mut both = [first, second].map(|row| {
-            let channel = block.order.get(block.first + row).map_or(0, |place| place.0);
+            let channel = block
+                .order
+                .get(block.first + row)
+                .map_or(0, |place| place.0);
             let values = block.stored.iter().copied().skip(channel).step_by(width);
             Values {
                 bits: values.collect(),
@@ -502,7 +511,10 @@ impl Values {
         let octave = deviation.clamp(1e-25, 1e25).log2().floor();
         let mut best: Option<(i8, u8, f64)> = None;
         for below in -1..=4_i8 {
-            #[expect(clippy::cast_possible_truncation, reason = "within 84 and its negative")]
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "within 84 and its negative"
+            )]
             let step = (octave as i8 - below).clamp(-STEP_MAX, STEP_MAX);
             let mut counts = [0_u32; 256];
             let mut rest = 0.0;
@@ -538,8 +550,16 @@ fn cost(counts: &[u32; 256], table: usize) -> Option<f64> {
             .map(|((count, bits), symbol)| {
                 let distance = i32::from(symbol.cast_signed());
                 let there = symbol == 128 || distance.abs() <= table.reach;
-                let bits = if there { f64::from(*bits) } else { escape + 16.0 };
-                if *count == 0 { 0.0 } else { f64::from(*count) * bits }
+                let bits = if there {
+                    f64::from(*bits)
+                } else {
+                    escape + 16.0
+                };
+                if *count == 0 {
+                    0.0
+                } else {
+                    f64::from(*count) * bits
+                }
             })
             .sum(),
     )

@@ -38,8 +38,8 @@ use kvtier_proto::limits::{NAME_BYTES_MAX, PARTS_MAX};
 use super::check::{at_most, channels};
 use super::exact::{PAIR, WITHIN};
 use super::{
-    Cross, ExactTables, FILE_BYTES_MAX, Input, LevelTables, Matrix16, Measured, NEEDS_MAX, PartTables, Plain,
-    Profile, ProfileError, QUALITIES, Rope, TokenPredictor, Transform,
+    Cross, ExactTables, FILE_BYTES_MAX, Input, LevelTables, Matrix16, Measured, NEEDS_MAX,
+    PartTables, Plain, Profile, ProfileError, QUALITIES, Rope, TokenPredictor, Transform,
 };
 
 const MAGIC: &[u8; 8] = b"KVTPROF\0";
@@ -170,7 +170,8 @@ impl Writer {
         self.floats(&part.bias);
         self.floats(&part.within);
         self.floats(&part.pairs);
-        self.0.extend(part.steps.iter().flat_map(|step| step.to_le_bytes()));
+        self.0
+            .extend(part.steps.iter().flat_map(|step| step.to_le_bytes()));
         self.0.extend(&part.tables);
     }
 

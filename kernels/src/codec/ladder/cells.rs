@@ -272,3 +272,6 @@ pub(crate) fn low(bits: u64, len: u32) -> u32 {
 pub(crate) const fn power(exponent: i32) -> f32 {
     f32::from_bits((exponent + 127).cast_unsigned() << 23)
 }
+
+#[cfg(test)]
+mod tests;

@@ -31,7 +31,9 @@ use super::input::Missing;
 use super::kit::Shared;
 use super::product::{TILE, word};
 use super::rotary::{Angles, Turn};
-use crate::codec::{Codec, DecodeError, EncodeError, NothingRestored, Restored, check_encode, envelope};
+use crate::codec::{
+    Codec, DecodeError, EncodeError, NothingRestored, Restored, check_encode, envelope,
+};
 use crate::profile::ExactTables;
 use crate::shape::PartShape;
 use crate::simd::ladder::{Work, vectorised};
@@ -124,7 +126,11 @@ impl Exact {
         &self,
         (tables, shape): (&ExactTables, &PartShape),
         restored: &dyn Restored,
-        work: impl FnOnce(&Part<'_>, &mut Memory, (&mut part::ReadInputs<'_>, &part::FindAngles<'_>)) -> T,
+        work: impl FnOnce(
+            &Part<'_>,
+            &mut Memory,
+            (&mut part::ReadInputs<'_>, &part::FindAngles<'_>),
+        ) -> T,
     ) -> Result<T, Missing> {
         let (layer, code) = (shape.layer(), shape.code());
         let missing = || Missing(layer, code);
@@ -299,3 +305,6 @@ impl Codec for Exact {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -319,13 +319,7 @@ impl Part<'_> {
     }
 
     /// Writes them back.
-    fn write_values(
-        &self,
-        values: &[Lanes<u16>],
-        out: &mut [u8],
-        from: usize,
-        row: &mut Vec<u8>,
-    ) {
+    fn write_values(&self, values: &[Lanes<u16>], out: &mut [u8], from: usize, row: &mut Vec<u8>) {
         row.resize(self.rows.bytes(), 0);
         for lane in 0..GROUP.min(self.tokens - from) {
             let numbers = row.as_chunks_mut::<2>().0;

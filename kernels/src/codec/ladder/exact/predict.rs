@@ -50,7 +50,10 @@ impl<C: Channel> Work for Predict<'_, C> {
     type Out = Option<()>;
 
     #[inline(always)]
-    #[expect(clippy::indexing_slicing, reason = "rows and lanes of arrays of their length")]
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "rows and lanes of arrays of their length"
+    )]
     fn run(self) -> Option<()> {
         let block = self.block;
         let mut errors = [[0.0; GROUP]; WITHIN];
@@ -92,9 +95,7 @@ impl<C: Channel> Work for Predict<'_, C> {
             for lane in 0..GROUP {
                 errors[first][lane] = x[lane] - self.base[first][lane];
                 errors[second][lane] = y[lane] - self.base[second][lane];
-                let of = |value, row: usize| {
-                    read(value, block.centre[row], block.reciprocal[row])
-                };
+                let of = |value, row: usize| read(value, block.centre[row], block.reciprocal[row]);
                 self.words[pair][lane] = word(of(x[lane], first), of(y[lane], second));
             }
         }
