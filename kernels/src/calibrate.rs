@@ -25,6 +25,7 @@ mod algebra;
 mod costs;
 mod cross;
 mod each;
+pub mod exact;
 mod input;
 pub mod measure;
 mod metric;
@@ -71,6 +72,8 @@ pub struct Options {
     pub back: u32,
     /// Levels and their targets, plain ones and those across layers.
     pub targets: Vec<Target>,
+    /// Tables of the exact level across layers as well.
+    pub lossless_x: bool,
     /// Threads to use at most.
     pub threads: usize,
 }
@@ -228,7 +231,11 @@ pub fn calibrate(
     let cross = run.cross(&found, &steps)?;
     let report = report(&run, &found, &plain, &cross);
     let tables = (&found[..], &plain[..], &cross[..]);
-    let profile = tables::profile(&run, model, tables, &report.levels)?;
+    let mut profile = tables::profile(&run, model, tables, &report.levels)?;
+    if options.lossless_x {
+        // Two layers back take 0.2 bits a value less, and twice the time to decode.
+        exact::add(documents, &mut profile, (1, options.threads), progress)?;
+    }
     Ok((profile, report))
 }
 

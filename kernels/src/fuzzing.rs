@@ -73,6 +73,11 @@ static REGISTRY: LazyLock<Registry> = LazyLock::new(|| {
         let added = registry.add(level);
         assert!(added.is_ok(), "two levels of one number");
     }
+    let profile = profile::exact_fixture(LAYERS, HEADS, DIM);
+    let levels = profile.and_then(|profile| Ladder::all(Arc::new(profile)));
+    let exact = levels.into_iter().flatten().find(|level| level.exact());
+    let added = exact.map(|exact| registry.add(exact));
+    assert!(matches!(added, Some(Ok(()))), "the exact level is there");
     registry
 });
 
@@ -248,13 +253,15 @@ fn encode_seeds() -> Vec<Vec<u8>> {
         of(1, 1, 33, 70, &values(256)),
         of(1, 0, 2048, 72, &values(5000)),
         of(8, 0, 64, 32, &values(256)),
+        of(10, 0, 100, 24, &values(256)),
+        of(10, 1, 171, 24, &values(999)),
         of(8, 5, 1, 100, b"opaque bytes"),
         of(8, 2, 16, 512, &values(1000)),
         of(8, 3, 2048, 256, &[]),
         of(9, 1, 33, 70, &values(256)),
-        of(10, 2, 33, 70, &values(256)),
-        of(12, 0, 33, 70, &values(256)),
-        of(14, 0, 33, 96, &values(256)),
+        of(11, 2, 33, 70, &values(256)),
+        of(13, 0, 33, 70, &values(256)),
+        of(15, 0, 33, 96, &values(256)),
         of(3, 0, 100, 24, &values(256)),
         of(4, 1, 42, 24, &values(256)),
         of(6, 0, 170, 24, &values(256)),
@@ -262,12 +269,12 @@ fn encode_seeds() -> Vec<Vec<u8>> {
         of(9, 0, 64, 32, &values(256)),
         of(9, 1, 33, 70, &values(2001)),
         of(9, 0, 2048, 72, &values(5000)),
-        of(10, 1, 33, 70, &values(256)),
-        of(11, 2, 33, 70, &values(256)),
-        of(13, 0, 33, 70, &values(256)),
-        of(15, 0, 33, 96, &values(256)),
-        of(16, 0, 64, 24, &values(999)),
-        of(17, 1, 33, 70, &values(999)),
+        of(11, 1, 33, 70, &values(256)),
+        of(12, 2, 33, 70, &values(256)),
+        of(14, 0, 33, 70, &values(256)),
+        of(16, 0, 33, 96, &values(256)),
+        of(17, 0, 64, 24, &values(999)),
+        of(18, 1, 33, 70, &values(999)),
     ]
 }
 

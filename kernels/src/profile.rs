@@ -32,11 +32,13 @@ use kvtier_proto::element::Element;
 use kvtier_proto::layout::PartCode;
 
 pub mod check;
+pub mod exact;
 mod file;
 pub mod matrix;
 pub mod scales;
 
 pub use check::ProfileError;
+pub use exact::ExactTables;
 pub use matrix::Matrix16;
 pub use scales::DEAD;
 
@@ -90,6 +92,7 @@ pub const FILE_BYTES_MAX: usize = 1 << 32;
 ///     sinks: 4,
 ///     parts: vec![part],
 ///     measured: vec![],
+///     exact: vec![],
 /// };
 /// let bytes = profile.to_bytes()?;
 /// assert_eq!(Profile::from_bytes(&bytes)?, profile);
@@ -115,6 +118,8 @@ pub struct Profile {
     pub parts: Vec<PartTables>,
     /// What calibration measured, for tables and planners.
     pub measured: Vec<Measured>,
+    /// Tables of the bit-exact level across layers, by rising layer, K before V; may be none.
+    pub exact: Vec<ExactTables>,
 }
 
 /// Rotary position embedding of K.

@@ -165,6 +165,8 @@ levels! {
     LOSSLESS = 1, "lossless", Exact, tables: false;
     /// Bit-exact: signs and exponents entropy-coded by classes of channels.
     LOSSLESS_C = 9, "lossless_c", Exact, tables: false;
+    /// Bit-exact: predicted from the layer before.
+    LOSSLESS_X = 10, "lossless_x", Exact, tables: true;
     /// Bit-exact: byte planes, each compressed with `zstd`.
     ZSTD = 8, "zstd", Exact, tables: false;
     /// Lossy, below the noise of an engine's own arithmetic.

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use kvtier_proto::Level;
 use serde_json::{Value, json};
 
 use super::connect::CliError;
@@ -71,6 +72,9 @@ pub(super) struct Args {
     /// Tokens at the front of a prefix that every level keeps exactly
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(0..=64))]
     sinks: u32,
+    /// Also make tables of `lossless_x`, the bit-exact level across layers
+    #[arg(long)]
+    lossless_x: bool,
     /// Layers that the levels across layers look back
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=2))]
     back: u32,
@@ -193,6 +197,7 @@ fn options(args: &Args, shape: Shape) -> Result<Options, CliError> {
         sinks: args.sinks,
         back: args.back,
         targets,
+        lossless_x: args.lossless_x,
         threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
     })
 }
@@ -254,6 +259,26 @@ fn answer(
             predictors(level),
         ]);
         levels.push(to_json(level, stored, (bits, ratio)));
+    }
+    let of_exact = |stored: &&Stored| stored.level == Level::LOSSLESS_X;
+    if let Some(stored) = written.stored.iter().find(of_exact) {
+        let ratio = stored.raw_bytes as f64 / stored.stored_bytes.max(1) as f64;
+        let bits = bits(stored.stored_bytes, stored.raw_bytes);
+        let (bits_shown, ratio_shown) = (format!("{bits:.3}"), format!("{ratio:.2}"));
+        let none = || String::from("-");
+        let name = String::from("lossless_x");
+        rows.add_row([
+            name,
+            bits_shown,
+            ratio_shown,
+            none(),
+            String::from("0"),
+            none(),
+        ]);
+        levels.push(json!({
+            "level": stored.level.0, "name": "lossless_x", "bits": bits, "ratio": ratio,
+            "raw_bytes": stored.raw_bytes, "stored_bytes": stored.stored_bytes,
+        }));
     }
     let judged = match args.held_out.is_empty() {
         true => "the first sample, which was learnt from",

@@ -123,7 +123,7 @@ settings! {
         /// "small", with "_x" predicted across layers, need tables of the model. The same for every
         /// disk.
         level: CodecLevel = default(CodecLevel(Level::LOSSLESS)),
-            accepts "\"raw\", \"lossless\", \"lossless_c\", \"zstd\", \"transparent\", \
+            accepts "\"raw\", \"lossless\", \"lossless_c\", \"lossless_x\", \"zstd\", \"transparent\", \
                 \"balanced\", \"small\", \"transparent_x\", \"balanced_x\", \"small_x\", \"fp8\", \"int8\", \
                 \"int4\", \"kivi4\", \"kivi2\", \"hadamard4\", \"cachegen\" or \"cachegen_paper\"";
     }

@@ -31,7 +31,7 @@ pub fn level_to_store(wanted: Level, lowest: Quality, applies: impl Fn(Level) ->
     if lowest.accepts(wanted) && applies(wanted) {
         return wanted;
     }
-    let lossy = wanted.quality() != Quality::Exact;
+    let lossy = wanted.quality() != Quality::Exact || wanted == Level::LOSSLESS_X;
     match lossy && applies(Level::LOSSLESS) {
         true => Level::LOSSLESS,
         false => Level::RAW,

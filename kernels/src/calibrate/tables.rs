@@ -51,6 +51,7 @@ pub(super) fn profile(
         sinks: run.options.sinks,
         parts,
         measured: measured.collect(),
+        exact: Vec::new(),
     };
     profile.check().map_err(CalibrateError::Profile)?;
     Ok(profile)

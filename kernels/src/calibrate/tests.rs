@@ -103,6 +103,7 @@ fn options(levels: &[&str]) -> Options {
         sinks: 4,
         back: 1,
         targets: levels.iter().map(target).collect(),
+        lossless_x: false,
         threads: 2,
     }
 }

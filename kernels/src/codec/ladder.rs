@@ -30,7 +30,9 @@ use crate::codec::quant::floats;
 use crate::profile::{Profile, ProfileError};
 use crate::shape::PartShape;
 
+pub(crate) mod cells;
 mod elements;
+mod exact;
 mod forward;
 mod input;
 mod kit;
@@ -120,6 +122,8 @@ impl Ladder {
             })
         };
         let levels = LEVELS.into_iter();
+        let exact = (!shared.profile.exact.is_empty())
+            .then(|| Arc::new(exact::Exact::new(Arc::clone(&shared))) as Arc<dyn Codec>);
         Ok(levels
             .filter(|(_, quality, across)| has(*quality, *across))
             .map(|(level, quality, across)| {
@@ -131,6 +135,7 @@ impl Ladder {
                     shared,
                 }) as Arc<dyn Codec>
             })
+            .chain(exact)
             .collect())
     }
 

@@ -9,9 +9,10 @@
 use kvtier_proto::element::Element;
 use kvtier_proto::layout::PartCode;
 
+use crate::profile::exact::{PAIR, WITHIN};
 use crate::profile::{
-    Cross, Input, LevelTables, Matrix16, Measured, PartTables, Plain, Profile, ProfileError,
-    QUALITIES, Rope, TokenPredictor, Transform, scales,
+    Cross, ExactTables, Input, LevelTables, Matrix16, Measured, PartTables, Plain, Profile,
+    ProfileError, QUALITIES, Rope, TokenPredictor, Transform, scales,
 };
 
 /// A profile of so many layers of these heads, with every kind of table. V has as many channels
@@ -35,6 +36,7 @@ pub fn fixture(layers: u32, heads: u32, dim: u32) -> Result<Profile, ProfileErro
         k_after_rope: true,
         sinks: 4,
         parts,
+        exact: Vec::new(),
         measured: vec![Measured {
             level: 3,
             bits: 2.5,
@@ -44,6 +46,61 @@ pub fn fixture(layers: u32, heads: u32, dim: u32) -> Result<Profile, ProfileErro
     };
     profile.check()?;
     Ok(profile)
+}
+
+/// [`fixture`] with tables of the exact level as well.
+///
+/// # Errors
+/// [`ProfileError`] when the numbers are no shape of a part, or `dim` is odd.
+pub fn exact_fixture(layers: u32, heads: u32, dim: u32) -> Result<Profile, ProfileError> {
+    let mut profile = fixture(layers, heads, dim)?;
+    for layer in 0..layers {
+        for code in [PartCode::K, PartCode::V] {
+            profile.exact.push(exact((layer, code), heads, dim)?);
+        }
+    }
+    profile.check()?;
+    Ok(profile)
+}
+
+fn exact(
+    (layer, code): (u32, PartCode),
+    heads: u32,
+    dim: u32,
+) -> Result<ExactTables, ProfileError> {
+    let channels = (heads * dim) as usize;
+    let (k, v) = (PartCode::K, PartCode::V);
+    let before = layer.checked_sub(1).map(|layer| [(layer, k), (layer, v)]);
+    let own = (code == v).then_some((layer, k));
+    let needs: Vec<_> = before.into_iter().flatten().chain(own).collect();
+    let columns = (needs.len() + 1) * channels;
+    let seed = layer as usize * 2 + code as usize;
+    let weight = |at: usize| 1e-5 * wave(at * 7 + seed);
+    let weights: Vec<f64> = (0..channels * columns).map(weight).collect();
+    #[expect(clippy::cast_possible_truncation, reason = "any number will do")]
+    let within = (0..channels * WITHIN).map(|at| (0.02 * wave(at + seed)) as f32);
+    let pairs = [0.1, 0.05, 0.02].into_iter().cycle();
+    Ok(ExactTables {
+        layer,
+        code,
+        heads,
+        dim,
+        input: Input {
+            centre: vec![0.5; channels],
+            scale: vec![1.0 / 256.0; channels],
+        },
+        needs,
+        weights: Matrix16::quantise(&weights, channels, columns)?,
+        bias: vec![0.5; channels],
+        within: within.collect(),
+        pairs: pairs.take(channels / 2 * PAIR).collect(),
+        steps: [-4, -4, -4].into_iter().cycle().take(channels).collect(),
+        tables: [14, 13, 15, 12]
+            .into_iter()
+            .cycle()
+            .take(channels)
+            .collect(),
+    })
 }
 
 fn part((layer, code): (u32, PartCode), heads: u32, dim: u32) -> Result<PartTables, ProfileError> {

@@ -125,7 +125,7 @@ impl ProfileError {
     }
 }
 
-type Checked = Result<(), ProfileError>;
+pub(super) type Checked = Result<(), ProfileError>;
 
 impl Profile {
     /// Checks that the tables fit each other (P1).
@@ -164,7 +164,10 @@ impl Profile {
                 return Err(ProfileError::Order { layer, code });
             }
         }
-        self.parts.iter().try_for_each(|part| self.check_part(part))
+        self.parts
+            .iter()
+            .try_for_each(|part| self.check_part(part))?;
+        self.check_exact()
     }
 
     fn check_part(&self, part: &PartTables) -> Checked {
@@ -247,7 +250,7 @@ fn check_transform(transform: &Transform, channels: usize) -> Checked {
     check_matrix("inverse", &transform.inverse, (channels, channels))
 }
 
-fn check_matrix(
+pub(super) fn check_matrix(
     field: &'static str,
     matrix: &Matrix16,
     (rows, columns): (usize, usize),
@@ -281,13 +284,13 @@ pub(super) fn at_most(field: &'static str, got: usize, want: usize) -> Checked {
     good.ok_or(ProfileError::length(field, got, want))
 }
 
-fn exactly(field: &'static str, got: usize, want: usize) -> Checked {
+pub(super) fn exactly(field: &'static str, got: usize, want: usize) -> Checked {
     let good = (got == want).then_some(());
     good.ok_or(ProfileError::length(field, got, want))
 }
 
 /// A range of numbers, and how it reads.
-type Range = (fn(f32) -> bool, &'static str);
+pub(super) type Range = (fn(f32) -> bool, &'static str);
 
 const fn finite(number: f32) -> bool {
     number.is_finite()
@@ -298,10 +301,10 @@ fn step(number: f32) -> bool {
     (1e-30..=1e30).contains(&number)
 }
 
-const FINITE: Range = (finite, "finite numbers");
-const STEP: Range = (step, "1e-30 to 1e30");
+pub(super) const FINITE: Range = (finite, "finite numbers");
+pub(super) const STEP: Range = (step, "1e-30 to 1e30");
 
-fn all(field: &'static str, numbers: &[f32], (good, want): Range) -> Checked {
+pub(super) fn all(field: &'static str, numbers: &[f32], (good, want): Range) -> Checked {
     match numbers.iter().find(|number| !good(**number)) {
         Some(number) => Err(ProfileError::number(field, f64::from(*number), want)),
         None => Ok(()),

@@ -19,6 +19,7 @@
 //! |             | predictor u8: 0 mean, 1 anchor (group u16), 2 first (rho i8 a channel)      |
 //! | costs       | nothing where no level has them; or "COST", version u16, and of each        |
 //! |             | measured level: u32 count, 0 or that of the parts, and f32 each             |
+//! | exact       | nothing, or what `super::exact` describes: tag, version, tables             |
 //! | hash        | BLAKE3 of all before, 32 bytes                                              |
 //!
 //! Texts and lists of bytes or frequencies begin with their length, u32.
@@ -37,9 +38,10 @@ use kvtier_proto::layout::PartCode;
 use kvtier_proto::limits::{NAME_BYTES_MAX, PARTS_MAX};
 
 use super::check::{at_most, channels};
+use super::exact::{PAIR, WITHIN};
 use super::{
-    Cross, FILE_BYTES_MAX, Input, LevelTables, Matrix16, Measured, NEEDS_MAX, PartTables, Plain,
-    Profile, ProfileError, QUALITIES, Rope, TokenPredictor, Transform,
+    Cross, ExactTables, FILE_BYTES_MAX, Input, LevelTables, Matrix16, Measured, NEEDS_MAX,
+    PartTables, Plain, Profile, ProfileError, QUALITIES, Rope, TokenPredictor, Transform,
 };
 
 const MAGIC: &[u8; 8] = b"KVTPROF\0";
@@ -48,6 +50,8 @@ pub(super) const VERSION: u16 = 1;
 const HASH_BYTES: usize = 32;
 /// Tag and version of the section of costs.
 const COSTS: &[u8; 6] = b"COST\x01\x00";
+/// Tag and version of the section of the exact level.
+const EXACT: &[u8; 6] = b"EXCT\x01\x00";
 
 /// The identity of a whole file.
 pub(super) fn identity(file: &[u8]) -> u32 {
@@ -88,6 +92,13 @@ pub(super) fn write(profile: &Profile) -> Vec<u8> {
             file.count(one.costs.len());
             file.floats(&one.costs);
         }
+    }
+    if !profile.exact.is_empty() {
+        file.0.extend(EXACT);
+        file.count(profile.exact.len());
+    }
+    for part in &profile.exact {
+        file.exact(part);
     }
     let hash = blake3::hash(&file.0);
     file.0.extend(hash.as_bytes());
@@ -151,6 +162,28 @@ impl Writer {
             self.transform(&cross.transform);
             self.levels(&cross.levels);
         }
+    }
+
+    fn exact(&mut self, part: &ExactTables) {
+        self.word(part.layer);
+        self.byte(part.code as u8);
+        self.word(part.heads);
+        self.word(part.dim);
+        self.floats(&part.input.centre);
+        self.floats(&part.input.scale);
+        self.byte(u8::try_from(part.needs.len()).unwrap_or(u8::MAX));
+        for (layer, code) in &part.needs {
+            self.word(*layer);
+            self.byte(*code as u8);
+        }
+        self.count(part.weights.columns());
+        self.matrix(&part.weights);
+        self.floats(&part.bias);
+        self.floats(&part.within);
+        self.floats(&part.pairs);
+        self.0
+            .extend(part.steps.iter().flat_map(|step| step.to_le_bytes()));
+        self.0.extend(&part.tables);
     }
 
     fn transform(&mut self, transform: &Transform) {
@@ -318,6 +351,13 @@ impl<'a> Reader<'a> {
                 return Err(ProfileError::length("costs", 0, parts.len()));
             }
         }
+        let mut exact = Vec::new();
+        if let Some(rest) = self.0.strip_prefix(EXACT) {
+            self.0 = rest;
+            for _ in 0..self.count("exact parts", PARTS_MAX)? {
+                exact.push(self.exact()?);
+            }
+        }
         Ok(Profile {
             model,
             revision,
@@ -328,6 +368,7 @@ impl<'a> Reader<'a> {
             sinks,
             parts,
             measured,
+            exact,
         })
     }
 
@@ -402,6 +443,41 @@ impl<'a> Reader<'a> {
             bias: self.floats("bias", channels)?,
             transform: self.transform(channels)?,
             levels: self.levels(channels)?,
+        })
+    }
+
+    fn exact(&mut self) -> Result<ExactTables, ProfileError> {
+        let layer = self.word("layer")?;
+        let code = self.code()?;
+        let (heads, dim) = (self.word("heads")?, self.word("dim")?);
+        let own = channels(heads, dim)?;
+        let input = Input {
+            centre: self.floats("exact centre", own)?,
+            scale: self.floats("exact scale", own)?,
+        };
+        let count = usize::from(self.byte("exact needs")?);
+        at_most("exact needs", count, NEEDS_MAX)?;
+        let mut needs = Vec::new();
+        for _ in 0..count {
+            needs.push((self.word("needed layer")?, self.code()?));
+        }
+        let columns = self.word("exact weights")? as usize;
+        Ok(ExactTables {
+            layer,
+            code,
+            heads,
+            dim,
+            input,
+            needs,
+            weights: self.matrix("exact weights", [own, columns])?,
+            bias: self.floats("exact bias", own)?,
+            within: self.floats("exact within", own * WITHIN)?,
+            pairs: self.floats("exact pairs", own / 2 * PAIR)?,
+            steps: {
+                let steps = self.take("exact steps", own)?.iter();
+                steps.map(|step| i8::from_le_bytes([*step])).collect()
+            },
+            tables: self.take("exact tables", own)?.to_vec(),
         })
     }
 

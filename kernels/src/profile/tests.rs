@@ -71,6 +71,7 @@ pub(crate) fn tiny() -> Profile {
             part(1, k, &[(0, k), (0, v)]),
             part(1, v, &[(0, k), (0, v), (1, k)]),
         ],
+        exact: Vec::new(),
         measured: vec![Measured {
             level: 3,
             bits: 2.5,

