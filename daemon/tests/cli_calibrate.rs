@@ -53,6 +53,16 @@ fn sample(dir: &Path, name: &str, seed: u32) -> PathBuf {
     path
 }
 
+/// A sample of another model: of more layers.
+fn of_another(dir: &Path) -> PathBuf {
+    let path = dir.join("another");
+    let shape = [LAYERS + 1, TOKENS, HEADS, DIM];
+    let count = shape.iter().product();
+    let (k, v) = (values(3, count), values(4, count));
+    write(&path, &[("K", &shape, k), ("V", &shape, v)]);
+    path
+}
+
 fn fisher(dir: &Path) -> PathBuf {
     let path = dir.join("fisher.safetensors");
     let one: Vec<f32> = (0..DIM * DIM)
@@ -152,8 +162,27 @@ fn calibrate_refuses_what_makes_no_profile_and_writes_none() {
     let rope = ["--rope", "none"];
     let absent = Path::new("/nonexistent/x.safetensors");
     let with = |more: &[&'static str]| [&rope[..], more].concat();
-    let cases: [(&[&str], &[&Path], &str); 8] = [
+    let another = of_another(dir.path());
+    let held_out = |path: &Path| {
+        let path = path.to_str().unwrap().to_owned();
+        ["--rope=none".to_owned(), format!("--held-out={path}")]
+    };
+    let copy = dir.path().join("copy");
+    std::fs::copy(&a, &copy).unwrap();
+    let (mixed, learnt) = (held_out(&another), held_out(&copy));
+    let cases: [(&[&str], &[&Path], &str); 11] = [
         (&[], &[&a], "--rope"),
+        (&rope, &[&a, &another], "another has other layers, heads"),
+        (
+            &mixed.each_ref().map(String::as_str),
+            &[&a],
+            "another has other layers, heads",
+        ),
+        (
+            &learnt.each_ref().map(String::as_str),
+            &[&a],
+            "accepted: samples that nothing is learnt from",
+        ),
         (&rope, &[absent], "/nonexistent/x.safetensors: "),
         (&rope, &[&other], "other: is no safetensors file"),
         (

@@ -57,6 +57,28 @@ pub enum CalibrationError {
         #[source]
         source: SampleError,
     },
+    /// Samples of different models.
+    #[error(
+        "{} has other layers, heads or elements than {}; accepted: samples of one model",
+        path.display(), first.display()
+    )]
+    Mixed {
+        /// The file that differs.
+        path: PathBuf,
+        /// The first of the samples.
+        first: PathBuf,
+    },
+    /// What is to be left out is learnt from.
+    #[error(
+        "{} is left out, and the same as {}; accepted: samples that nothing is learnt from",
+        path.display(), sample.display()
+    )]
+    LearntFrom {
+        /// The file that was to be left out.
+        path: PathBuf,
+        /// The sample.
+        sample: PathBuf,
+    },
     /// The samples make no profile.
     #[error(transparent)]
     Calibrate(CalibrateError),
@@ -149,7 +171,7 @@ impl Files {
         progress: &(dyn Fn(Progress) + Sync),
     ) -> Result<(Report, Written), CalibrationError> {
         let documents = self.documents()?;
-        let left_out = left_out.documents()?;
+        let left_out = self.left_out(&documents, left_out)?;
         let fisher = fisher.map(read_fisher).transpose()?;
         let made = calibrate(&documents, fisher.as_ref(), (model, options), progress);
         let (mut profile, report) = made.map_err(|error| self.named(error))?;
@@ -177,6 +199,37 @@ impl Files {
         Ok((report, written))
     }
 
+    /// The documents that nothing is learnt from: of the same model, and none of the samples.
+    fn left_out<'a>(
+        &self,
+        documents: &[Document<'_>],
+        files: &'a Files,
+    ) -> Result<Vec<Document<'a>>, CalibrationError> {
+        let left_out = files.documents()?;
+        for ((path, bytes), document) in files.paths.iter().zip(&files.bytes).zip(&left_out) {
+            let same = |code| {
+                let first = documents.first().map(|first| first.tensor(code));
+                first.is_none_or(|first| first.is_like(document.tensor(code)))
+            };
+            if ![PartCode::K, PartCode::V].into_iter().all(same) {
+                return Err(self.mixed(path));
+            }
+            let mut samples = self.paths.iter().zip(&self.bytes);
+            if let Some((sample, _)) = samples.find(|(_, sample)| *sample == bytes) {
+                let (path, sample) = (path.clone(), sample.clone());
+                return Err(CalibrationError::LearntFrom { path, sample });
+            }
+        }
+        Ok(left_out)
+    }
+
+    fn mixed(&self, path: &Path) -> CalibrationError {
+        CalibrationError::Mixed {
+            path: path.to_owned(),
+            first: self.paths.first().cloned().unwrap_or_default(),
+        }
+    }
+
     /// Calls a document by the name of its file.
     fn named(&self, error: CalibrateError) -> CalibrationError {
         match error {
@@ -186,6 +239,10 @@ impl Files {
                     source,
                 },
                 None => CalibrationError::Calibrate(CalibrateError::Document { index, source }),
+            },
+            CalibrateError::Mixed { index } => match self.paths.get(index) {
+                Some(path) => self.mixed(path),
+                None => CalibrationError::Calibrate(CalibrateError::Mixed { index }),
             },
             other => CalibrationError::Calibrate(other),
         }

@@ -94,7 +94,7 @@ fn tables(path: &Path, bytes: &[u8]) -> Result<Tables, String> {
 /// True for the model that the tables are of: its name, revision and weights are theirs, and it
 /// hands K over, turned as they expect it. Of any other nobody has measured what they lose. What
 /// either side does not say is taken to fit. Layers that are not as they say are left to other
-/// levels.
+/// levels. A stage of a pipeline counts its layers from 0, so that nobody knows which they are.
 fn fits(profile: &Profile, model: &ModelDescriptor) -> bool {
     let (own, weights) = (&profile.weights_fingerprint, &model.weights_fingerprint);
     let weights = own.is_empty() || weights.is_empty() || own == weights;
@@ -109,6 +109,7 @@ fn fits(profile: &Profile, model: &ModelDescriptor) -> bool {
     profile.model == model.model
         && profile.element == model.element
         && profile.k_after_rope == model.k_after_rope
+        && model.shard.pp_size == 1
         && weights
         && revision
         && parts

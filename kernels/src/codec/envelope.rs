@@ -5,7 +5,7 @@
 //! are exact to the bit on every machine, or a part is a miss there.
 //!
 //! Upstairs:   every codec but raw.
-//! Downstairs: [`super::header`].
+//! Downstairs: [`super::header`], [`floats`].
 //!
 //! Invariants kept here
 //!   K1  A part that would grow is stored behind its header as it is.
@@ -16,6 +16,7 @@ use std::cell::Cell;
 use kvtier_proto::Level;
 
 use super::header::{Form, HEADER_BYTES, Header};
+use super::quant::floats;
 use super::raw::exact_length;
 use super::{Codec, DecodeError, EncodeError, check_decode, check_encode};
 use crate::shape::PartShape;
@@ -42,7 +43,8 @@ pub(super) fn seal(
     seal_as(codec, shape, (raw, out), code, |_| Ok(crc32fast::hash(raw)))
 }
 
-/// [`seal`] for a lossy level: `decode` is the one that [`open`] gets.
+/// [`seal`] for a lossy level: `decode` is the one that [`open`] gets. A part that decodes to a
+/// value that is not finite is stored as it is: no declared error allows that.
 pub(super) fn seal_lossy(
     codec: &dyn Codec,
     shape: &PartShape,
@@ -50,11 +52,20 @@ pub(super) fn seal_lossy(
     code: impl FnOnce(&mut [u8]) -> Option<usize>,
     decode: impl FnOnce(&[u8], &mut [u8]) -> Result<u32, DecodeError>,
 ) -> Result<usize, EncodeError> {
-    let code = |body: &mut [u8]| Ok(code(body));
-    seal_as(codec, shape, (raw, out), code, |body| {
-        decode(body, &mut vec![0; raw.len()])
-            .map_err(|problem| EncodeError::Compressor(std::io::Error::other(problem)))
-    })
+    let known = Cell::new(0);
+    let code = |body: &mut [u8]| {
+        let Some(len) = code(body) else {
+            return Ok(None);
+        };
+        let mut back = vec![0; raw.len()];
+        let crc = decode(body.get(..len).unwrap_or_default(), &mut back)
+            .map_err(|problem| EncodeError::Compressor(std::io::Error::other(problem)))?;
+        known.set(crc);
+        let values = floats::read(shape.element(), &back);
+        let finite = values.iter().all(|value| value.is_finite());
+        Ok(finite.then_some(len))
+    };
+    seal_as(codec, shape, (raw, out), code, |_| Ok(known.get()))
 }
 
 /// [`seal`] for a lossy level that knows the CRC of what its stream decodes to: `code` returns the

@@ -143,6 +143,15 @@ impl Ladder {
         self.shared.view(shape, self.quality, self.across)
     }
 
+    /// Nothing of this level was ever made of a part without tables.
+    fn no_tables(&self) -> DecodeError {
+        DecodeError::Header {
+            field: "level",
+            got: self.level.0.into(),
+            want: Level::RAW.0.into(),
+        }
+    }
+
     /// Decodes the stream of a part into `out`, and returns the CRC of it.
     fn decode_part(
         &self,
@@ -151,11 +160,7 @@ impl Ladder {
         restored: &dyn Restored,
         scratch: &mut Scratch,
     ) -> Result<u32, DecodeError> {
-        let view = self.view(shape).ok_or(DecodeError::Header {
-            field: "level",
-            got: self.level.0.into(),
-            want: Level::RAW.0.into(),
-        })?;
+        let view = self.view(shape).ok_or_else(|| self.no_tables())?;
         let rows = Rows::of(shape);
         let size = (shape.tokens() as usize, rows.bytes());
         let coding = &view.level.coding;
@@ -446,8 +451,8 @@ impl Codec for Ladder {
     }
 
     fn error_in(&self, shape: &PartShape, stored: &[u8]) -> Result<f32, DecodeError> {
-        let bound = self.view(shape).map_or(0.0, |view| view.level.bound);
-        envelope::coded(self, shape, stored, |_| bound)
+        let view = self.view(shape).ok_or_else(|| self.no_tables())?;
+        envelope::coded(self, shape, stored, |_| view.level.bound)
     }
 }
 

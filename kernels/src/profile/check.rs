@@ -183,7 +183,8 @@ impl Profile {
             let got = f64::from(part.code as u8);
             return Err(ProfileError::number("part code", got, "1 (k) or 2 (v)"));
         }
-        if let Some(rope) = &self.rope {
+        // V never turns, and its heads may be narrower.
+        if let Some(rope) = self.rope.as_ref().filter(|_| part.code == PartCode::K) {
             let most = part.dim as usize / 2;
             at_most("rope frequencies", rope.frequencies.len(), most)?;
         }

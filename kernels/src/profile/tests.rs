@@ -178,6 +178,20 @@ fn tables_that_do_not_fit_are_refused_by_name() {
     }
 }
 
+// Goal: K turns by as many channels as it has, whatever V is like.
+#[test]
+fn heads_of_v_may_be_narrower_than_what_turns() {
+    let mut profile = tiny();
+    let rope = Rope::plain(10_000.0, 8, true);
+    profile.rope = Some(rope);
+    let refused = profile.check().unwrap_err().to_string();
+    assert_eq!(refused, "rope frequencies has 4 entries; accepted: 2");
+    profile.parts.retain(|part| part.code == PartCode::V);
+    profile.parts.truncate(1);
+    profile.parts[0].crosses.clear();
+    assert_eq!(profile.check(), Ok(()));
+}
+
 #[test]
 fn matrix_is_within_half_a_step_of_what_it_was_made_of() {
     let value = |at: usize| ((at * 7919) % 1000) as f64 / 500.0 - 1.0;

@@ -105,7 +105,8 @@ fn load_takes_files_and_the_tables_of_a_directory_and_names_what_it_cannot_use()
 fn tables_fit_the_model_that_they_are_of_and_no_other() {
     let tables = profile(2, 0.1);
     assert!(fits(&tables, &model()));
-    let others: [fn(&mut ModelDescriptor); 5] = [
+    let others: [fn(&mut ModelDescriptor); 6] = [
+        |model| (model.shard.pp_rank, model.shard.pp_size) = (1, 2),
         |model| model.model = "another".into(),
         |model| model.element = Element::F16,
         |model| model.k_after_rope = false,

@@ -195,10 +195,12 @@ fn bound(inverse: &Matrix16, step: f32) -> f32 {
         squares as f64 * f64::from(*scale) * f64::from(*scale)
     };
     let most = rows.zip(inverse.scale()).map(variance).fold(0.0, f64::max);
+    // Finite, so that no infinite error is ever small enough.
+    let bound = (DEVIATIONS * f64::from(step) * (most / 12.0).sqrt()).min(f32::MAX.into());
     #[expect(
         clippy::cast_possible_truncation,
         reason = "rounding to single precision is meant"
     )]
-    let bound = (DEVIATIONS * f64::from(step) * (most / 12.0).sqrt()) as f32;
+    let bound = bound as f32;
     bound
 }

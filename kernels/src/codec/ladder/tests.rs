@@ -19,6 +19,8 @@ use crate::Registry;
 use crate::codec::header::HEADER_BYTES;
 use crate::fuzzing::profile::fixture;
 
+mod random;
+
 const FLOATS: [Element; 3] = [Element::Bf16, Element::F16, Element::F32];
 const ORDERS: [PartOrder; 2] = [PartOrder::TokenMajor, PartOrder::HeadMajor];
 
@@ -280,6 +282,10 @@ fn level_across_layers_asks_for_what_it_needs_and_refuses_without() {
         .unwrap()
         .of_layer(3, k);
     assert!(!across.applies(&other) && !plain.applies(&other));
+    // What no level made is not exact, it is refused.
+    let stored = encoded(&**plain, &all[0], &raw, &Block::default());
+    assert!(plain.error_in(&all[0], &stored).is_ok());
+    assert!(plain.error_in(&other, &stored).is_err());
 }
 
 #[test]

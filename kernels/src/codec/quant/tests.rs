@@ -180,6 +180,42 @@ fn what_is_not_finite_or_too_large_is_stored_as_it_is() {
     }
 }
 
+// Q1, Q2: nothing finite becomes infinite, though scales are rounded up.
+#[test]
+fn the_largest_values_come_back_within_the_declared_error() {
+    for (element, most) in [
+        (Element::F16, 65504.0),
+        (Element::Bf16, f32::from_bits(0x7f7f_0000)),
+        (Element::F32, f32::MAX),
+        (Element::F32, 1e38),
+    ] {
+        let shape = PartShape::new(element, 64, 64).unwrap();
+        let signs = |at: usize| !at.is_multiple_of(7) || at.is_multiple_of(3);
+        let sides: [&dyn Fn(usize) -> f32; 4] = [
+            &|_| most,
+            &|at| if at.is_multiple_of(5) { most } else { 0.0 },
+            &|at| if signs(at) { most } else { -most },
+            &|at| if at % 64 < 32 { most } else { -most / 2.0 },
+        ];
+        for side in sides {
+            let values: Vec<f32> = (0..64 * 64).map(side).collect();
+            let mut raw = vec![0; shape.raw_bytes()];
+            floats::write(element, &values, &mut raw);
+            for codec in lossy().iter() {
+                let stored = encoded(codec, &shape, &raw);
+                let back = floats::read(element, &decoded(codec, &shape, &stored).unwrap());
+                let bound = f64::from(codec.error_in(&shape, &stored).unwrap());
+                let values = floats::read(element, &raw);
+                for (value, other) in values.into_iter().zip(back) {
+                    let error = (f64::from(value) - f64::from(other)).abs();
+                    let allowed = bound * 1.001 + f64::from(rounding(element, value));
+                    assert!(error <= allowed, "{}: {value} became {other}", codec.name());
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn equal_values_come_back_about_equal() {
     let shape = PartShape::new(Element::Bf16, 16, 64).unwrap();
