@@ -185,6 +185,7 @@ fn any_profile(seed: u64, layers: u32, sizes: [(u32, u32); 2]) -> Profile {
         sinks: random.random_range(0..9),
         parts,
         measured: vec![],
+        exact: Vec::new(),
     }
 }
 
