@@ -26,9 +26,10 @@ use crate::mux::{Feed, RESTORE};
 use crate::release::LeaseGuard;
 use crate::session::Session;
 use crate::shm::LeasedView;
-use crate::two_ended::{ComputeEnd, Meeting};
+use crate::two_ended::Meeting;
 use crate::values::{BlockStatus, Tier, level_from_wire, miss_from_wire};
 
+mod end;
 mod source;
 
 pub(crate) use source::Source;
@@ -171,24 +172,6 @@ impl Restore {
         }
     }
 
-    /// Waits for something new: an event, or a block that [`ComputeEnd::next`] gives out now. At
-    /// once when the restore has ended. An example is at [`ComputeEnd`].
-    ///
-    /// Errors and cancel safety: as [`next`](Self::next).
-    pub async fn wait(&mut self) -> Result<(), Error> {
-        match self.ready.is_empty() && !self.ended {
-            true => self.advance().await,
-            false => Ok(()),
-        }
-    }
-
-    /// The engine's end: it says which block to compute next. For every restore: where nothing can
-    /// be computed while blocks load, it gives out what did not come when the restore has ended.
-    pub fn compute_end(&self) -> ComputeEnd {
-        let reports = Arc::clone(&self.link.reports);
-        ComputeEnd::new(Arc::clone(&self.meeting), reports)
-    }
-
     /// Waits for one message and takes it in.
     async fn advance(&mut self) -> Result<(), Error> {
         let limit = self.patience();
@@ -213,7 +196,12 @@ impl Restore {
     fn pop(&mut self) -> Option<RestoreEvent> {
         let event = self.ready.pop_front()?;
         match &event {
-            RestoreEvent::Ready(block) => self.meeting.came(block.index()),
+            RestoreEvent::Ready(block) => {
+                if block.tier() != Tier::Host {
+                    self.meeting.loaded();
+                }
+                self.meeting.came(block.index());
+            }
             RestoreEvent::Done(_) => self.meeting.end(),
             RestoreEvent::Plan(_) => {}
         }

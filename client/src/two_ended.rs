@@ -7,17 +7,21 @@
 //! Invariants kept here
 //!   W1  A block is given out to compute once, and only when every block before it was handed to
 //!       the engine or computed by it.
-//!   W2  A block is given out only if nobody else brings it: claimed in the map, or the restore
-//!       has ended.
+//!   W2  A block is given out only if nobody else brings it: claimed in the map, where it may be
+//!       taken over from a load that is too slow, or the restore has ended.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use kvtier_proto::claims::{Claim, Gate, HEAD};
+use tokio::time::Instant;
 
 use crate::maps::Place;
 use crate::reports::Reports;
+use pace::Pace;
+
+mod pace;
 
 /// What an engine that computes while blocks load says of itself.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -80,6 +84,7 @@ pub(crate) struct Meeting {
     blocks: Vec<AtomicU8>,
     /// Nothing comes from the daemon any more.
     ended: AtomicBool,
+    pace: Mutex<Pace>,
 }
 
 /// The engine's end of a restore. Cheap to clone; use it from any thread.
@@ -120,6 +125,7 @@ impl Meeting {
             place,
             blocks: (0..blocks).map(|_| AtomicU8::new(WAITED_FOR)).collect(),
             ended: AtomicBool::new(false),
+            pace: Mutex::new(Pace::new(Instant::now())),
         })
     }
 
@@ -128,6 +134,25 @@ impl Meeting {
         if let Some(block) = self.blocks.get(index) {
             block.store(HERE, Ordering::Release);
         }
+    }
+
+    /// A block came from a device.
+    pub(crate) fn loaded(&self) {
+        self.pace(|pace| pace.came(Instant::now()));
+    }
+
+    fn pace<T>(&self, with: impl FnOnce(&mut Pace) -> T) -> T {
+        with(&mut self.pace.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// When the block that [`next`](Self::next) waits for is to be taken over from its load.
+    pub(crate) fn overdue_at(&self) -> Option<Instant> {
+        let waited = |block: &AtomicU8| block.load(Ordering::Acquire) == WAITED_FOR;
+        let index = self.blocks.iter().position(waited)?;
+        let place = self.place.as_ref()?;
+        let loading = Claim::from_byte(place.get(HEAD + index)) == Claim::Loading;
+        let open = Gate::from_byte(place.get(0)) == Gate::Open;
+        loading.then(|| self.pace(|pace| pace.overdue_at(open)))?
     }
 
     /// The restore has ended: what is not here is for the engine to compute.
@@ -155,7 +180,10 @@ impl Meeting {
                         Ordering::Acquire,
                     );
                     return match given {
-                        Ok(_) => NextCompute::Block(index),
+                        Ok(_) => {
+                            self.pace(|pace| pace.given(Instant::now()));
+                            NextCompute::Block(index)
+                        }
                         Err(_) => NextCompute::Wait,
                     };
                 }
@@ -175,7 +203,20 @@ impl Meeting {
         };
         let swap = |from: Claim| place.swap(HEAD + index, from as u8, Claim::Computing as u8);
         let open = Gate::from_byte(place.get(0)) == Gate::Open;
-        swap(Claim::Missed) || (open && swap(Claim::Empty))
+        swap(Claim::Missed)
+            || (open && swap(Claim::Empty))
+            || (self.is_slow(place, index, open) && swap(Claim::Loading))
+    }
+
+    /// True when a block that is loading is better computed.
+    fn is_slow(&self, place: &Place, index: usize, open: bool) -> bool {
+        let is_loading =
+            |index: &usize| Claim::from_byte(place.get(HEAD + index)) == Claim::Loading;
+        if !is_loading(&index) {
+            return false;
+        }
+        let loading = (index..self.blocks.len()).filter(is_loading).count();
+        self.pace(|pace| pace.is_slow(loading, open, Instant::now()))
     }
 
     fn computed(&self, index: usize) {
@@ -183,6 +224,7 @@ impl Meeting {
             let (from, to) = (Claim::Computing as u8, Claim::Computed as u8);
             place.swap(HEAD + index, from, to);
         }
+        self.pace(|pace| pace.computed(Instant::now()));
         self.came(index);
     }
 }

@@ -3,7 +3,7 @@
 //! Upstairs:   `restore`.
 //! Downstairs: `mux`, or the task that reads an inline stream.
 
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TryRecvError};
 
 use crate::link::Task;
 use crate::mux::{Feed, RESTORE, Running};
@@ -24,13 +24,19 @@ impl Source {
         }
     }
 
-    /// `None` when nothing is there yet.
+    /// `None` when nothing is there yet. An end is one only when the channel itself says so: asked
+    /// apart, it may close right behind a last message that was not seen.
     pub(super) fn try_next(&mut self) -> Option<Feed> {
-        let (feed, gone) = match self {
-            Self::Mux(running) => (running.events.try_recv().ok(), running.events.is_closed()),
-            Self::Inline(feed, _) => (feed.try_recv().ok(), feed.is_closed()),
+        let feed = match self {
+            Self::Mux(running) => running.events.try_recv(),
+            Self::Inline(feed, _) => feed.try_recv(),
         };
-        let lost = || Feed::Failed(RESTORE.lost("the restore stream ended"));
-        feed.or_else(|| gone.then(lost))
+        match feed {
+            Ok(feed) => Some(feed),
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Disconnected) => {
+                Some(Feed::Failed(RESTORE.lost("the restore stream ended")))
+            }
+        }
     }
 }

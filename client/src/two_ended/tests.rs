@@ -12,6 +12,8 @@ struct Both {
 fn both(blocks: usize, gate: Gate) -> Both {
     let place = maps(4096).place(blocks).unwrap();
     let meeting = Meeting::new(Some(Arc::clone(&place)), blocks);
+    // No load is late in these tests, however slowly they run.
+    meeting.pace(|pace| *pace = Pace::new(Instant::now() + Duration::from_secs(3600)));
     assert!(place.swap(0, 0, gate as u8));
     let engine = ComputeEnd {
         meeting: Arc::clone(&meeting),
@@ -52,6 +54,26 @@ fn next_computes_from_the_front_until_it_meets_what_is_loaded() {
     assert_eq!(both.engine.next(), NextCompute::Wait);
     both.meeting.came(3);
     assert_eq!(both.engine.next(), NextCompute::Finished);
+}
+
+// Goal: an engine does not wait for a device that is slower than it, and what it takes over comes
+// from nobody else.
+#[test]
+fn next_takes_a_block_over_from_a_load_that_is_late_unless_it_has_come() {
+    let both = both(2, Gate::Open);
+    let long_ago = Instant::now().checked_sub(Duration::from_secs(60)).unwrap();
+    assert!(both.daemon(0, Claim::Empty, Claim::Loading));
+    assert!(both.daemon(1, Claim::Empty, Claim::Loading));
+    assert_eq!(both.engine.next(), NextCompute::Wait);
+    assert!(both.meeting.overdue_at().unwrap() > Instant::now());
+    both.meeting.pace(|pace| *pace = Pace::new(long_ago));
+    assert!(both.meeting.overdue_at().unwrap() <= Instant::now());
+    assert_eq!(both.engine.next(), NextCompute::Block(0));
+    assert!(!both.daemon(0, Claim::Loading, Claim::Ready));
+    both.engine.computed(0, None);
+    assert!(both.daemon(1, Claim::Loading, Claim::Ready));
+    assert_eq!(both.engine.next(), NextCompute::Wait, "it has come");
+    assert_eq!(both.meeting.overdue_at(), None);
 }
 
 // Goal: one loop serves every restore: without a map the engine computes what did not come.

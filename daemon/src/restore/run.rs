@@ -237,7 +237,8 @@ impl Restore {
                 None => self.miss(state, *index, Miss::Evicted),
             }
         }
-        self.announce(ready, state, begin).await
+        // What turned out not to be there may be what the engine waits for.
+        self.announce(ready, state, begin).await && self.hint(state).await
     }
 
     async fn load(

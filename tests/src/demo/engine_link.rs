@@ -32,12 +32,13 @@
 //!
 //! Not here on purpose
 //!   No fallback code: an engine that gets an error or a miss computes, as it would have anyway.
-//!   No overlap of loading and computing: a driver of [`crate::engine::Driver`] does that, with
-//!   [`place`] for what arrives. Hidden states have a file of their own.
+//!   No overlap of loading and computing, and no hidden states: they have files of their own.
 
 mod hidden;
+mod two_ended;
 
 pub use hidden::{place, reader};
+pub use two_ended::{Met, Way};
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -12,6 +12,7 @@
 )]
 
 mod clients;
+mod driven;
 mod hidden;
 mod identity;
 mod model;
