@@ -102,7 +102,7 @@ fn calibrate_writes_a_profile_and_says_what_its_levels_cost() {
     let out = text(&made.stdout);
     for part in [
         "tiny.kvtables: ",
-        "from 152 tokens of 2 documents",
+        "from 158 tokens of 2 documents",
         "transparent_x",
         "bits a value of the first sample, which was learnt from, every byte counted",
         "Without --fisher no KL is predicted",

@@ -262,23 +262,10 @@ fn answer(
     }
     let of_exact = |stored: &&Stored| stored.level == Level::LOSSLESS_X;
     if let Some(stored) = written.stored.iter().find(of_exact) {
-        let ratio = stored.raw_bytes as f64 / stored.stored_bytes.max(1) as f64;
         let bits = bits(stored.stored_bytes, stored.raw_bytes);
-        let (bits_shown, ratio_shown) = (format!("{bits:.3}"), format!("{ratio:.2}"));
-        let none = || String::from("-");
-        let name = String::from("lossless_x");
-        rows.add_row([
-            name,
-            bits_shown,
-            ratio_shown,
-            none(),
-            String::from("0"),
-            none(),
-        ]);
-        levels.push(json!({
-            "level": stored.level.0, "name": "lossless_x", "bits": bits, "ratio": ratio,
-            "raw_bytes": stored.raw_bytes, "stored_bytes": stored.stored_bytes,
-        }));
+        let (row, json) = exact_row(stored, bits);
+        rows.add_row(row);
+        levels.push(json);
     }
     let judged = match args.held_out.is_empty() {
         true => "the first sample, which was learnt from",
@@ -301,6 +288,19 @@ fn answer(
         "seconds": took.as_secs_f64(), "levels": levels,
     });
     Answer::new(json, text)
+}
+
+/// What the bit-exact level across layers takes.
+fn exact_row(stored: &Stored, bits: f64) -> ([String; 6], Value) {
+    let ratio = stored.raw_bytes as f64 / stored.stored_bytes.max(1) as f64;
+    let none = || String::from("-");
+    let (name, exact) = (String::from("lossless_x"), String::from("0"));
+    let (shown, times) = (format!("{bits:.3}"), format!("{ratio:.2}"));
+    let json = json!({
+        "level": stored.level.0, "name": "lossless_x", "bits": bits, "ratio": ratio,
+        "raw_bytes": stored.raw_bytes, "stored_bytes": stored.stored_bytes,
+    });
+    ([name, shown, times, none(), exact, none()], json)
 }
 
 /// A kind of predictor: its name, and what is one.

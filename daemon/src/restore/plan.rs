@@ -11,8 +11,8 @@
 //! `docs/PLANNER.md` has the formulas and what was measured.
 //!
 //! Invariants kept here
-//!   Q6  Every cell has exactly one action, and stands in exactly one of the two orders unless it is
-//!       resident or of the tail.
+//!   Q6  Every cell has exactly one action, and stands in exactly one of the two orders unless it
+//!       is resident or of the tail.
 //!   Q7  The sum of damage is at most what the request accepts.
 //!   Q8  A plan is predicted to end no later than loading everything exactly, and no later than
 //!       computing everything: both are among the candidates.
@@ -65,7 +65,8 @@ pub enum Action {
 /// What no plan is faster than. Unit: seconds.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Bounds {
-    /// Cells may be split and nothing waits for anything: the most loaded resource still takes this.
+    /// Cells may be split and nothing waits for anything: the most loaded resource still takes
+    /// this.
     pub fluid_s: f64,
     /// The slowest single cell, and the suffix.
     pub chain_s: f64,
@@ -219,8 +220,8 @@ fn stored(request: &PlanRequest) -> Table {
     }
 }
 
-/// Seconds that no way to run this request is faster than, whatever is loaded or computed in whatever
-/// parts: [`Bounds::fluid_s`] of its plan, for less work.
+/// Seconds that no way to run this request is faster than, whatever is loaded or computed in
+/// whatever parts: [`Bounds::fluid_s`] of its plan, for less work.
 pub fn fluid_bound_s(request: &PlanRequest) -> Result<f64, Invalid> {
     request.check()?;
     let table = Table::new(request, request.chunks.len(), true);

@@ -5,9 +5,9 @@
 //!
 //! Cells are sorted by seconds of recompute per second of loading. Where along this order the cost
 //! of recompute never falls and that of loading never rises, the first m cells are the cheapest to
-//! recompute and leave the cheapest to load, whatever m is: so one of these front parts is best, and
-//! the best is where the two ends meet. Columns of a model with equal layers, and Cake's chunks, are
-//! like that. Anything else goes to the general solver.
+//! recompute and leave the cheapest to load, whatever m is: so one of these front parts is best,
+//! and the best is where the two ends meet. Columns of a model with equal layers, and Cake's
+//! chunks, are like that. Anything else goes to the general solver.
 
 use super::draft::Draft;
 use super::request::GPU;
@@ -69,8 +69,8 @@ fn link(table: &Table) -> Option<usize> {
     link
 }
 
-/// Whether every front part of the order is a staircase: no cell comes before the layer below it, or
-/// the same layer of the chunk before.
+/// Whether every front part of the order is a staircase: no cell comes before the layer below it,
+/// or the same layer of the chunk before.
 fn fronts_are_stairs(order: &[usize], layers: usize) -> bool {
     let mut depths: Vec<usize> = Vec::new();
     order.iter().all(|cell| {

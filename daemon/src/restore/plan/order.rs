@@ -3,10 +3,10 @@
 //! Upstairs:   `plan` takes the order that is predicted to be faster.
 //! Downstairs: `table`, `draft`.
 //!
-//! Recompute goes chunk after chunk, inside a chunk from layer 0 up. Loads go one of two ways. Layer
-//! by layer, the suffix starts on layer 0 while the others still come: best when the reader listens
-//! for layers. From the last chunk backwards, whatever the rates turn out to be, what is computed
-//! and what is loaded meet: best when the rates are a guess.
+//! Recompute goes chunk after chunk, inside a chunk from layer 0 up. Loads go one of two ways.
+//! Layer by layer, the suffix starts on layer 0 while the others still come: best when the reader
+//! listens for layers. From the last chunk backwards, whatever the rates turn out to be, what is
+//! computed and what is loaded meet: best when the rates are a guess.
 
 use super::draft::Draft;
 use super::request::{GPU, RESOURCES_MAX};

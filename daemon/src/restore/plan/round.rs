@@ -3,8 +3,8 @@
 //! Upstairs:   `plan` asks for the best draft of a table.
 //! Downstairs: `solve` brings the mix, `draft` is what is changed.
 //!
-//! 1. Fractions of recompute are levelled so that they fall along chunks and layers: in the order of
-//!    falling fractions every front part is a staircase. The best one is taken.
+//! 1. Fractions of recompute are levelled so that they fall along chunks and layers: in the order
+//!    of falling fractions every front part is a staircase. The best one is taken.
 //! 2. The other cells take the choices of the mix, each so that work and damage stay near to what
 //!    the fractions say (the error of a cell is carried to the next).
 //! 3. While too much damage is done, the change that costs least for it is made; then, as long as

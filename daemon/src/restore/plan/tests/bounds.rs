@@ -77,7 +77,8 @@ fn best(table: &Table) -> Draft {
         .unwrap()
 }
 
-// Goal: our bound is the linear program's optimum: below it, and within the gap that ends the rounds.
+// Goal: our bound is the linear program's optimum: below it, and within the gap that ends the
+// rounds.
 #[test]
 fn bound_is_the_optimum_of_the_linear_program_and_never_above_it() {
     for seed in 0..60 {
@@ -97,11 +98,11 @@ fn bound_is_the_optimum_of_the_linear_program_and_never_above_it() {
 }
 
 // Goal: plans are within 2 % of what no plan beats.
-// Method: the fluid bound forgets what the engine needs before it can recompute. Where chunks behind
-// lie further away than chunks in front it promises what no reader can do; there the bound over
-// staircases counts, whose optimum the test above compares with a linear program. Even that takes a
-// twentieth of a row of the stairs, where to recompute one layer of a far chunk takes that layer of
-// every chunk in front: a few such requests stay further away.
+// Method: the fluid bound forgets what the engine needs before it can recompute. Where chunks
+// behind lie further away than chunks in front it promises what no reader can do; there the bound
+// over staircases counts, whose optimum the test above compares with a linear program. Even that
+// takes a twentieth of a row of the stairs, where to recompute one layer of a far chunk takes that
+// layer of every chunk in front: a few such requests stay further away.
 #[test]
 fn plans_of_500_random_requests_end_within_2_percent_of_the_bound() {
     let (mut fluid, mut ends) = (0, Vec::new());

@@ -51,7 +51,8 @@ pub(super) enum Lie {
     Scattered,
 }
 
-/// A random request of 2 to 4 resources with mixed tiers, levels and, of some models, hidden states.
+/// A random request of 2 to 4 resources with mixed tiers, levels and, of some models, hidden
+/// states.
 pub(super) fn random(
     seed: u64,
     chunks: (usize, usize),

@@ -116,7 +116,8 @@ fn tokens_are_split_where_kvpr_does() {
 
 // Cake's table 3: Llama-2-13B (MHA, 819,200 bytes a token), 16K tokens, A100 at full share. Both
 // columns of each row together say what it took to compute everything (3.3 s down to 2.9 s; 3.25 s
-// here) and what a load took beside its bytes (about 0.1 s; 3 ms a chunk here). 26 GFLOP a token and
+// here) and what a load took beside its bytes (about 0.1 s; 3 ms a chunk here). 26 GFLOP a token
+// and
 // 0.82 MFLOP more for each token before it: the last of 32 chunks takes 1.5 times the first.
 #[test]
 fn speedups_are_those_of_cakes_table_within_10_percent() {

@@ -90,7 +90,8 @@ proptest! {
 
     #[test]
     fn plans_keep_their_promises_of_any_request(
-        seed in any::<u64>(), reader in any_reader(), gone in proptest::collection::vec(any::<u16>(), 0..4),
+        seed in any::<u64>(), reader in any_reader(),
+        gone in proptest::collection::vec(any::<u16>(), 0..4),
         fixed_s in 0.0..0.01, poor in any::<bool>(),
     ) {
         let (mut request, _) = random(seed, (1, 12), (1, 6));
@@ -121,7 +122,10 @@ proptest! {
             4 => request.cells[0][0].uses[0].as_mut().unwrap().amount = values[0],
             5 => request.cells[0][0].damage = values[0],
             6 => request.layer_weights = values[..request.layers].to_vec(),
-            _ => request.resources.iter_mut().zip(&values).for_each(|(one, value)| one.rate = *value),
+            _ => {
+                let all = request.resources.iter_mut().zip(&values);
+                all.for_each(|(one, value)| one.rate = *value);
+            }
         }
         if let Ok(plan) = plan(&request) {
             assert!(plan.ttft_s >= 0.0 && !plan.ttft_s.is_nan());
@@ -211,7 +215,8 @@ fn chunks_of_host_memory_in_front_are_loaded_first_and_do_not_end_the_stairs() {
     check(&request, &plan);
 }
 
-// Two-ended readers compute the front: what is stored of it saves little. Readers of a prefix need it.
+// Two-ended readers compute the front: what is stored of it saves little. Readers of a prefix need
+// it.
 #[test]
 fn the_front_is_worth_little_to_two_ended_readers_and_most_to_the_others() {
     let mut request = simple(16, 1, vec![raw(Tier::Device).through(1, 5e-3)]);

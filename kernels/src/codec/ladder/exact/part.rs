@@ -183,14 +183,19 @@ impl Part<'_> {
             self.write_values(&memory.values, out, from, &mut memory.row);
         }
         decoder.end().map_err(wrong)?;
+        Self::ended(reader, body.len())
+    }
+
+    /// Whether a stream ends where its last bit does.
+    fn ended(reader: BitReader<'_>, len: usize) -> Result<(), DecodeError> {
         match reader.end() {
             Some(0) => Ok(()),
             Some(extra) if extra > 0 => Err(DecodeError::Trailing {
                 extra: extra.unsigned_abs(),
             }),
             Some(lacking) => Err(DecodeError::Truncated {
-                need: body.len() + lacking.unsigned_abs(),
-                have: body.len(),
+                need: len + lacking.unsigned_abs(),
+                have: len,
             }),
             None => Err(DecodeError::Header {
                 field: "bits after the last",

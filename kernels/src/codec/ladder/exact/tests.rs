@@ -110,7 +110,9 @@ proptest! {
     fn every_bit_comes_back_whatever_the_bits_are(
         element in prop::sample::select(&HALVES[..]),
         order in prop::sample::select(&ORDERS[..]),
-        (heads, dim) in prop::sample::select(vec![(1_u32, 8_u32), (2, 16), (3, 6), (3, 12), (1, 64)]),
+        (heads, dim) in prop::sample::select(
+            vec![(1_u32, 8_u32), (2, 16), (3, 6), (3, 12), (1, 64)],
+        ),
         position in prop::sample::select(vec![0_u32, 2, 100, 100_000]),
         tokens in 1_u32..80,
         one_in in prop::sample::select(vec![0_u32, 1, 3, 200, 1_000_000]),

@@ -286,7 +286,8 @@ proptest! {
         let profile = Profile::from_bytes(&file).unwrap();
         let (sinks, identity) = (profile.sinks, profile.identity());
         let codes = [PartCode::K, PartCode::V];
-        let all = (0..layers).flat_map(|layer| codes.into_iter().zip(sizes).map(move |one| (layer, one)));
+        let of = |layer| codes.into_iter().zip(sizes).map(move |one| (layer, one));
+        let all = (0..layers).flat_map(of);
         let parts: Vec<_> = all.map(|(layer, (code, (heads, dim)))| {
             let shape = PartShape::new(element, tokens, heads * dim).unwrap();
             let shape = shape.of_layer(layer, code).at_position(position);
