@@ -152,7 +152,7 @@ impl<'a> Coder<'a> {
     /// A level of the registry, by the fastest path or, named after it, by another.
     fn level(codec: &'a dyn Codec, input: &'a Input, path: Option<Path>) -> Self {
         let room = codec.stored_bytes_max(&input.shape);
-        let most = path.unwrap_or(Path::Avx512);
+        let most = path.unwrap_or(Path::Amx);
         let encode = move |shape: &PartShape, raw: &[u8], out: &mut [u8]| {
             most.at_most(|| codec.encode(shape, raw, out).map_err(|e| e.to_string()))
         };

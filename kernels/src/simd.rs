@@ -1,8 +1,8 @@
 //! Choice of the fastest path that this processor has; every path makes the same bits.
 //!
 //! Upstairs:   [`crate::rans`] and the coded levels.
-//! Downstairs: the scalar references, and `avx2` and `avx512`, which are this package's rooms of
-//!             unsafe code.
+//! Downstairs: the scalar references, and the modules for sets of instructions, which are this
+//!             package's rooms of unsafe code.
 //!
 //! Invariants kept here
 //!   V1  A path is taken only where the processor was found to have its instructions.
@@ -26,6 +26,9 @@ pub(crate) mod avx2;
 #[allow(unsafe_code, reason = "a room of unsafe code")]
 pub(crate) mod avx512;
 pub(crate) mod ladder;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[allow(unsafe_code, reason = "a room of unsafe code")]
+mod ladder_amx;
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code, reason = "a room of unsafe code")]
 mod ladder_avx2;
@@ -55,17 +58,19 @@ pub enum Path {
     Avx2,
     /// AVX-512 F, BW and VL beside those.
     Avx512,
+    /// Tiles of bytes beside those, which the operating system lends this process.
+    Amx,
 }
 
 thread_local! {
     /// The most that this thread may use.
-    static LIMIT: Cell<Path> = const { Cell::new(Path::Avx512) };
+    static LIMIT: Cell<Path> = const { Cell::new(Path::Amx) };
 }
 
 impl Path {
     /// Those that this processor has, the fewest instructions first.
     pub fn available() -> impl Iterator<Item = Self> {
-        let all = [Self::Scalar, Self::Avx2, Self::Avx512];
+        let all = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Amx];
         all.into_iter().filter(|path| path.is_there())
     }
 
@@ -75,6 +80,7 @@ impl Path {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Amx => "amx",
         }
     }
 
@@ -91,6 +97,10 @@ impl Path {
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512vl")
             }
+            #[cfg(target_os = "linux")]
+            Self::Amx => Self::Avx512.is_there() && ladder_amx::is_lent(),
+            #[cfg(not(target_os = "linux"))]
+            Self::Amx => false,
         }
     }
 
@@ -145,6 +155,17 @@ pub(crate) fn fast512() -> Option<Fast512> {
 
 /// Most bytes of words that a step takes.
 const STEP_BYTES_MAX: usize = 2 * LANES;
+
+/// Proof that this processor has the instructions of [`Path::Amx`] (V1).
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Amx(());
+
+/// The proof of AMX, where it may be used.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn amx() -> Option<Amx> {
+    Path::Amx.is_open().then_some(Amx(()))
+}
 
 /// [`Decoder::run`].
 pub(crate) fn rans_decode(

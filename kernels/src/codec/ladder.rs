@@ -239,6 +239,7 @@ impl Ladder {
         restored.resize(raw.len(), 0);
         given.resize(view.tables.channels(), 0.0);
         let (bound, most) = (view.level.bound, elements::most(shape.element()));
+        let base = base.known(&forward.known);
         let stage = Stage {
             turn,
             ..stage(shape, &view, (&memory.words, pairs), base)

@@ -11,11 +11,11 @@
 
 use super::elements::Rows;
 use super::input::whole;
-use super::product::{Column, PANEL, TILE};
+use super::product::{self, Column, PANEL, TILE};
 use super::rotary::Turn;
-use super::rows::Base;
-use super::stream::{padded, set};
-use crate::simd::ladder::{Work, product_real, vectorised};
+use super::rows::{Base, Predicted};
+use super::stream::padded;
+use crate::simd::ladder::{self, SIDE, Side, Work, product_real, vectorised};
 
 /// Largest coefficient. Unit: steps.
 const MOST: f32 = 32_767.0;
@@ -36,10 +36,13 @@ pub(super) struct Forward<'a> {
 /// Memory of a tile.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
-    predicted: Vec<[Column; TILE]>,
+    predicted: Predicted,
+    /// The integers of all predictions, tile after tile: decoding the part takes them again.
+    pub(super) known: Vec<[Column; TILE]>,
     /// Of each channel, what is left of a tile's tokens.
     left: Vec<[f32; TILE]>,
-    row: Vec<f32>,
+    /// The rows of a tile's tokens.
+    rows: Vec<f32>,
     base: Vec<f32>,
 }
 
@@ -47,12 +50,15 @@ impl Forward<'_> {
     /// Sets the words of all coefficients, and adds to `bad` each token that has one out of range.
     pub(super) fn run(&self, memory: &mut Memory, words: &mut [i32], bad: &mut Vec<usize>) {
         memory.left.resize(self.channels, [0.0; TILE]);
-        for row in [&mut memory.row, &mut memory.base] {
-            row.clear();
-            row.resize(self.channels, 0.0);
-        }
+        memory.rows.resize(self.channels * TILE, 0.0);
+        memory.base.resize(self.channels, 0.0);
+        memory.known.clear();
         for first in (0..self.tokens).step_by(TILE) {
             self.base.predict(first / TILE, &mut memory.predicted);
+            let Memory {
+                known, predicted, ..
+            } = &mut *memory;
+            known.extend_from_slice(self.base.sums(first / TILE, predicted));
             let of_tile = Tile {
                 forward: self,
                 memory,
@@ -89,40 +95,78 @@ impl Work for Tile<'_, '_> {
             in_scale,
         } = self.forward;
         let memory = self.memory;
-        for token in 0..TILE.min(tokens - self.first) {
-            rows.read(raw, self.first + token, &mut memory.row);
+        let mut all = memory.rows.chunks_exact_mut(*channels);
+        for (token, row) in (0..TILE.min(tokens - self.first)).zip(&mut all) {
+            rows.read(raw, self.first + token, row);
             if let Some(turn) = turn {
-                turn.back(self.first + token, &mut memory.row);
+                turn.back(self.first + token, row);
             }
-            base.row(&memory.predicted, token, &mut memory.base);
-            let values = memory.row.iter().zip(&memory.base);
-            for (left, (value, base)) in memory.left.iter_mut().zip(values) {
-                if let Some(left) = left.get_mut(token) {
-                    *left = value - base;
-                }
+            base.row(&memory.predicted.sums, token, &mut memory.base);
+            for (value, base) in row.iter_mut().zip(&memory.base) {
+                *value -= base;
             }
         }
+        transpose(&memory.rows, &mut memory.left);
         let mut good = [true; TILE];
         let padded = padded(*tokens);
         let panels = matrix.chunks_exact(*channels).zip(in_scale.chunks(PANEL));
-        for (panel, (matrix, scales)) in panels.enumerate() {
+        let words = self.words.chunks_mut(padded * (PANEL / 2));
+        for ((matrix, scales), words) in panels.zip(words) {
             let mut sums = [[0.0_f32; PANEL]; TILE];
             product_real(matrix, &memory.left, &mut sums);
-            for (token, (sums, good)) in sums.iter().zip(&mut good).enumerate() {
-                if self.first + token >= *tokens {
-                    break;
-                }
-                for (lane, (sum, scale)) in sums.iter().zip(scales).enumerate() {
+            let mut numbers = [[[0_i16; 2]; PANEL / 2]; TILE];
+            let of_token = numbers.iter_mut().zip(&sums).zip(&mut good);
+            for ((numbers, sums), good) in of_token.take(tokens - self.first) {
+                let lanes = numbers.as_flattened_mut().iter_mut().zip(sums);
+                for ((number, sum), scale) in lanes.zip(scales) {
                     let steps = sum * scale;
                     let fits = steps.abs() <= MOST;
                     *good &= fits;
                     #[expect(clippy::cast_possible_truncation, reason = "it was checked to fit")]
-                    let number = whole(if fits { steps } else { 0.0 }) as i16;
-                    let place = (panel * PANEL + lane, self.first + token);
-                    set(self.words, padded, place, number);
+                    let whole = whole(if fits { steps } else { 0.0 }) as i16;
+                    *number = whole;
+                }
+            }
+            for (group, tokens) in numbers.as_chunks::<SIDE>().0.iter().enumerate() {
+                let mut side: Side = [[0; SIDE]; SIDE];
+                for (side, token) in side.iter_mut().zip(tokens) {
+                    for (word, [low, high]) in side.iter_mut().zip(token) {
+                        *word = product::word(*low, *high);
+                    }
+                }
+                let mut turned = side;
+                ladder::turn(&side, &mut turned);
+                let first = self.first + group * SIDE;
+                for (row, turned) in words.chunks_exact_mut(padded).zip(&turned) {
+                    let place = row.get_mut(first..).and_then(<[i32]>::first_chunk_mut);
+                    place.into_iter().for_each(|place| *place = *turned);
                 }
             }
         }
         good
+    }
+}
+
+/// Of a tile's rows, channel after channel the values of all tokens.
+#[inline(always)]
+fn transpose(rows: &[f32], left: &mut [[f32; TILE]]) {
+    let channels = left.len();
+    let (mut side, mut turned): (Side, Side) = ([[0; SIDE]; SIDE], [[0; SIDE]; SIDE]);
+    for group in 0..TILE / SIDE {
+        let rows = rows.chunks_exact(channels).skip(group * SIDE);
+        for (at, left) in left.chunks_mut(SIDE).enumerate() {
+            for (side, row) in side.iter_mut().zip(rows.clone()) {
+                let values = row.get(at * SIDE..).unwrap_or_default();
+                for (word, value) in side.iter_mut().zip(values) {
+                    *word = value.to_bits().cast_signed();
+                }
+            }
+            ladder::turn(&side, &mut turned);
+            for (left, turned) in left.iter_mut().zip(&turned) {
+                if let Some(left) = left.as_chunks_mut::<SIDE>().0.get_mut(group) {
+                    *left = turned.map(|word| f32::from_bits(word.cast_unsigned()));
+                }
+            }
+        }
     }
 }

@@ -12,7 +12,7 @@ use kvtier_proto::layout::PartCode;
 
 use super::elements::Rows;
 use super::kit::Shared;
-use super::product::{Operand, TILE, word};
+use super::product::{Bytes, HALF, SQUARE_COLUMNS, Square, TILE};
 use super::rotary::Turn;
 use crate::codec::Restored;
 use crate::profile::{Cross, Input};
@@ -34,9 +34,9 @@ pub(super) fn whole(number: f32) -> i32 {
 /// Memory for the integers of a block's tokens.
 #[derive(Debug, Default)]
 pub(super) struct Inputs {
-    words: Vec<i32>,
+    squares: Vec<Square>,
     row: Vec<f32>,
-    numbers: Vec<i16>,
+    numbers: Vec<u8>,
     reciprocals: Vec<f32>,
 }
 
@@ -51,13 +51,13 @@ impl Inputs {
         (shared, shape): (&Shared, &PartShape),
         cross: &Cross,
         restored: &dyn Restored,
-    ) -> Result<Operand<'a>, Missing> {
+    ) -> Result<Bytes<'a>, Missing> {
         let tokens = shape.tokens() as usize;
         let columns = cross.weights.columns();
-        let pairs = columns.div_ceil(2);
-        self.numbers.clear();
-        self.numbers
-            .resize(2 * pairs * tokens.next_multiple_of(TILE), 0);
+        let across = columns.div_ceil(SQUARE_COLUMNS);
+        // What is not written was written for another part: it is beyond columns or tokens.
+        let count = tokens.div_ceil(TILE) * across;
+        self.squares.resize(count, Square([0; 2 * HALF]));
         let mut from = 0;
         for (layer, code) in &cross.needs {
             let missing = || Missing(*layer, *code);
@@ -78,6 +78,7 @@ impl Inputs {
             self.reciprocals.extend(scales.map(|scale| 1.0 / scale));
             self.row.clear();
             self.row.resize(part.channels(), 0.0);
+            self.numbers.resize(part.channels(), 0);
             let angles = shared.angles(&own, *code);
             vectorised(Quantise {
                 raw,
@@ -89,61 +90,70 @@ impl Inputs {
                 }),
                 row: &mut self.row,
                 reciprocals: &self.reciprocals,
-                numbers: self.numbers.chunks_exact_mut(2 * pairs).take(tokens),
+                numbers: &mut self.numbers,
+                squares: &mut self.squares,
+                tokens,
+                across,
                 from,
             });
             from += part.channels();
         }
-        self.words.resize(self.numbers.len() / 2, 0);
-        let tiles = self.numbers.chunks_exact(2 * pairs * TILE);
-        for (words, tile) in self.words.chunks_exact_mut(pairs * TILE).zip(tiles) {
-            for (token, row) in tile.chunks_exact(2 * pairs).enumerate() {
-                let places = words.iter_mut().skip(token).step_by(TILE);
-                for (place, [low, high]) in places.zip(row.as_chunks::<2>().0) {
-                    *place = word(*low, *high);
-                }
-            }
-        }
-        Ok(Operand {
-            words: &self.words,
-            pair_stride: TILE,
-            tile_stride: pairs * TILE,
-            pairs,
+        Ok(Bytes {
+            squares: &self.squares,
+            columns,
         })
     }
 }
 
 /// Reads one part into its columns of the tokens' rows.
-struct Quantise<'a, I> {
+struct Quantise<'a> {
     raw: &'a [u8],
     rows: Rows,
     input: &'a Input,
     turn: Option<Turn<'a>>,
     row: &'a mut [f32],
     reciprocals: &'a [f32],
-    numbers: I,
+    numbers: &'a mut [u8],
+    squares: &'a mut [Square],
+    tokens: usize,
+    /// Squares of a tile.
+    across: usize,
+    /// The part's first column.
     from: usize,
 }
 
-impl<'a, I: Iterator<Item = &'a mut [i16]>> Work for Quantise<'_, I> {
+impl Work for Quantise<'_> {
     type Out = ();
 
     #[inline(always)]
     fn run(self) {
-        for (token, numbers) in self.numbers.enumerate() {
+        for token in 0..self.tokens {
             self.rows.read(self.raw, token, self.row);
             if let Some(turn) = &self.turn {
                 turn.back(token, self.row);
             }
-            let own = numbers.get_mut(self.from..).unwrap_or_default();
             let how = self.input.centre.iter().zip(self.reciprocals);
-            for ((number, value), (centre, reciprocal)) in own.iter_mut().zip(&*self.row).zip(how) {
+            let values = self.numbers.iter_mut().zip(&*self.row);
+            for ((number, value), (centre, reciprocal)) in values.zip(how) {
                 let steps = (value - centre) * reciprocal;
                 let steps = if steps > -127.0 { steps } else { -127.0 };
                 let steps = if steps < 127.0 { steps } else { 127.0 };
                 #[expect(clippy::cast_possible_truncation, reason = "held within 127")]
-                let whole = whole(steps) as i16;
-                *number = whole;
+                let whole = whole(steps) as i8;
+                *number = whole.cast_unsigned();
+            }
+            let (mut left, mut column) = (&*self.numbers, self.from);
+            while !left.is_empty() {
+                let inside = column % SQUARE_COLUMNS;
+                let count = left.len().min(SQUARE_COLUMNS - inside);
+                let own = left.split_off(..count).unwrap_or_default();
+                let square = token / TILE * self.across + column / SQUARE_COLUMNS;
+                let place = token % TILE * SQUARE_COLUMNS + inside;
+                let square = self.squares.get_mut(square);
+                if let Some(to) = square.and_then(|to| to.0.get_mut(place..place + count)) {
+                    to.copy_from_slice(own);
+                }
+                column += count;
             }
         }
     }

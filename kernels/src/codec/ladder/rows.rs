@@ -9,7 +9,7 @@
 //!
 //! Not here on purpose: no check of a value. Only an encoder knows what is right.
 
-use super::product::{Column, Operand, PANEL, Panels, TILE};
+use super::product::{Bytes, Column, Operand, PANEL, Panels, TILE};
 use super::rotary::Turn;
 use crate::simd;
 
@@ -23,7 +23,13 @@ pub(super) enum Base<'a> {
         weights: &'a Panels,
         scale: &'a [f32],
         bias: &'a [f32],
-        inputs: Operand<'a>,
+        inputs: Bytes<'a>,
+    },
+    /// The same where the integers are there already, tile after tile.
+    Known {
+        sums: &'a [[Column; TILE]],
+        scale: &'a [f32],
+        bias: &'a [f32],
     },
 }
 
@@ -49,9 +55,19 @@ pub(super) trait Take {
 /// Memory of a tile.
 #[derive(Debug, Default)]
 pub(super) struct Tile {
+    /// The coefficients of the tile's tokens, pair after pair: where they come from, pairs lie
+    /// powers of two apart, and few such places fit a cache.
+    words: Vec<i32>,
     sums: Vec<[Column; TILE]>,
-    predicted: Vec<[Column; TILE]>,
+    predicted: Predicted,
     values: Vec<f32>,
+}
+
+/// The integers of predictions.
+#[derive(Debug, Default)]
+pub(super) struct Predicted {
+    pub(super) sums: Vec<[Column; TILE]>,
+    words: Vec<i32>,
 }
 
 impl Stage<'_> {
@@ -60,7 +76,16 @@ impl Stage<'_> {
         tile.values.clear();
         tile.values.resize(self.channels, 0.0);
         for at in 0..self.tokens.div_ceil(TILE) {
-            simd::ladder::product(self.inverse, &self.coefficients, at, &mut tile.sums);
+            tile.words.clear();
+            let pairs = self.coefficients.tile(at);
+            pairs.for_each(|words| tile.words.extend_from_slice(words));
+            let coefficients = Operand {
+                words: &tile.words,
+                pair_stride: TILE,
+                tile_stride: 0,
+                pairs: self.coefficients.pairs,
+            };
+            simd::ladder::product(self.inverse, &coefficients, 0, &mut tile.sums);
             self.base.predict(at, &mut tile.predicted);
             simd::ladder::vectorised(Finish {
                 stage: self,
@@ -72,14 +97,43 @@ impl Stage<'_> {
     }
 }
 
-impl Base<'_> {
-    /// The integers of a tile's predictions, where there are some.
-    pub(super) fn predict(&self, tile: usize, predicted: &mut Vec<[Column; TILE]>) {
+impl<'a> Base<'a> {
+    /// The integers of a tile's predictions, where there are some and they are not known.
+    pub(super) fn predict(&self, tile: usize, into: &mut Predicted) {
         if let Base::Predicted {
             weights, inputs, ..
         } = self
         {
-            simd::ladder::product(weights, inputs, tile, predicted);
+            let Predicted { sums, words } = into;
+            simd::ladder::product_bytes(weights, inputs, tile, words, sums);
+        }
+    }
+
+    /// The same with integers that were predicted already.
+    pub(super) fn known<'b>(self, sums: &'b [[Column; TILE]]) -> Base<'b>
+    where
+        'a: 'b,
+    {
+        match self {
+            Base::Predicted { scale, bias, .. } => Base::Known { sums, scale, bias },
+            other => other,
+        }
+    }
+
+    /// The integers of a tile's predictions, which are in `predicted` if they were not known.
+    pub(super) fn sums<'b>(
+        &'b self,
+        tile: usize,
+        predicted: &'b Predicted,
+    ) -> &'b [[Column; TILE]] {
+        match self {
+            Base::Mean(_) => &[],
+            Base::Predicted { .. } => &predicted.sums,
+            Base::Known { sums, scale, .. } => {
+                let panels = scale.len().div_ceil(PANEL);
+                let own = tile * panels..(tile + 1) * panels;
+                sums.get(own).unwrap_or_default()
+            }
         }
     }
 
@@ -92,7 +146,7 @@ impl Base<'_> {
                     *value = *mean;
                 }
             }
-            Base::Predicted { scale, bias, .. } => {
+            Base::Predicted { scale, bias, .. } | Base::Known { scale, bias, .. } => {
                 let affine = scale.chunks(PANEL).zip(bias.chunks(PANEL));
                 let panels = row.chunks_mut(PANEL).zip(predicted);
                 for ((row, panel), (scale, bias)) in panels.zip(affine) {
@@ -120,8 +174,9 @@ impl<F: Take> simd::ladder::Work for Finish<'_, '_, F> {
     #[inline(always)]
     fn run(self) {
         let (stage, row) = (self.stage, &mut self.tile.values);
+        let predicted = stage.base.sums(self.first / TILE, &self.tile.predicted);
         for token in 0..TILE.min(stage.tokens - self.first) {
-            stage.base.row(&self.tile.predicted, token, row);
+            stage.base.row(predicted, token, row);
             let panels = row.chunks_mut(PANEL).zip(&self.tile.sums);
             for ((row, panel), scales) in panels.zip(stage.out_scale.chunks(PANEL)) {
                 let sums = panel.get(token).map_or(&[][..], |sums| &sums[..]);
