@@ -117,7 +117,8 @@ settings! {
             if |hours| (1..=8760).contains(hours);
         /// Codec of stored blocks. Bit-exact are "raw", which costs no CPU, and "lossless",
         /// "lossless_c" and "zstd", which take about two thirds of the space;
-        /// "lossless" is the fastest of them. All others lose something: blocks of a namespace are
+        /// "lossless" is the fastest of them. So is "lossless_x", which takes half, is slow, and needs
+        /// tables of the model. All others lose something: blocks of a namespace are
         /// stored so only where its `lowest_quality` allows it, and as "lossless" elsewhere; a
         /// request gets them only when it says that it accepts that. "transparent", "balanced" and
         /// "small", with "_x" predicted across layers, need tables of the model. The same for every
