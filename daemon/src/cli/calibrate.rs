@@ -213,6 +213,16 @@ fn bar() -> ProgressBar {
     }
 }
 
+/// What is said of each level.
+const COLUMNS: [&str; 6] = [
+    "level",
+    ">bits",
+    ">ratio",
+    ">learnt",
+    ">expected KL",
+    "predictors",
+];
+
 fn answer(
     args: &Args,
     (report, shape): (&Report, Shape),
@@ -232,15 +242,7 @@ fn answer(
         args.samples.len(),
         duration(took.as_secs())
     );
-    let columns = [
-        "level",
-        ">bits",
-        ">ratio",
-        ">learnt",
-        ">expected KL",
-        "predictors",
-    ];
-    let (mut rows, mut levels) = (table(&columns), Vec::new());
+    let (mut rows, mut levels) = (table(&COLUMNS), Vec::new());
     for level in &report.levels {
         let of = |stored: &&Stored| stored.level == level.target.level;
         let Some(stored) = written.stored.iter().find(of) else {
