@@ -1,7 +1,7 @@
 //! Tables of the bit-exact level across layers.
 //!
 //! Upstairs:   [`super::calibrate`]; whoever adds them to a profile that has none.
-//! Downstairs: [`super::algebra`]; [`crate::codec::ladder::cells`] says what a value costs.
+//! Downstairs: `super::algebra`; `crate::codec::ladder::cells` says what a value costs.
 //!
 //! Nothing is lost, so there is no loop to close: what decoding will have is what the samples are.
 //! For every part:
