@@ -116,7 +116,7 @@ pub(crate) struct Meeting {
 #[derive(Clone)]
 pub struct ComputeEnd {
     meeting: Arc<Meeting>,
-    reports: Option<Arc<Reports>>,
+    reports: Arc<Reports>,
 }
 
 impl Meeting {
@@ -231,7 +231,6 @@ impl Meeting {
 
 impl ComputeEnd {
     pub(crate) fn new(meeting: Arc<Meeting>, reports: Arc<Reports>) -> Self {
-        let reports = Some(reports);
         Self { meeting, reports }
     }
 
@@ -245,8 +244,8 @@ impl ComputeEnd {
     /// are planned better. Never waits.
     pub fn computed(&self, index: usize, step: Option<PrefillStep>) {
         self.meeting.computed(index);
-        if let (Some(reports), Some(step)) = (&self.reports, step) {
-            reports.put(step);
+        if let Some(step) = step {
+            self.reports.put(step);
         }
     }
 }

@@ -15,10 +15,7 @@ fn both(blocks: usize, gate: Gate) -> Both {
     // No load is late in these tests, however slowly they run.
     meeting.pace(|pace| *pace = Pace::new(Instant::now() + Duration::from_secs(3600)));
     assert!(place.swap(0, 0, gate as u8));
-    let engine = ComputeEnd {
-        meeting: Arc::clone(&meeting),
-        reports: None,
-    };
+    let engine = ComputeEnd::new(Arc::clone(&meeting), Arc::default());
     Both {
         place,
         meeting,

@@ -31,8 +31,8 @@ pub fn level_to_store(wanted: Level, lowest: Quality, applies: impl Fn(Level) ->
     if lowest.accepts(wanted) && applies(wanted) {
         return wanted;
     }
-    let lossy = wanted.quality() != Quality::Exact || wanted == Level::LOSSLESS_X;
-    match lossy && applies(Level::LOSSLESS) {
+    let falls_back = wanted.quality() != Quality::Exact || wanted.needs_tables();
+    match falls_back && applies(Level::LOSSLESS) {
         true => Level::LOSSLESS,
         false => Level::RAW,
     }

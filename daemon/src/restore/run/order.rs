@@ -55,27 +55,14 @@ impl Order {
 
     /// The next block of `wanted` to load; it is claimed.
     pub(super) fn next(&mut self, wanted: Range<usize>) -> Option<usize> {
-        loop {
-            let index = match &self.back {
-                None => self.left.pop_front(),
-                Some(_) => self.left.pop_back(),
-            }?;
-            let claimed = self
-                .back
-                .as_ref()
-                .is_none_or(|back| back.claims.take(index));
-            let wanted = claimed && wanted.contains(&index);
-            match &mut self.back {
-                Some(back) if wanted => {
-                    back.flying.insert(index);
-                }
-                Some(back) if claimed => back.claims.give_back(index),
-                Some(_) | None => {}
-            }
-            if wanted {
-                return Some(index);
-            }
-        }
+        let left = &mut self.left;
+        let Some(back) = &mut self.back else {
+            return std::iter::from_fn(|| left.pop_front()).find(|index| wanted.contains(index));
+        };
+        let claimed = |index: &usize| wanted.contains(index) && back.claims.take(*index);
+        let index = std::iter::from_fn(|| left.pop_back()).find(claimed)?;
+        back.flying.insert(index);
+        Some(index)
     }
 
     /// The load of a block has ended, with so many bytes or without.

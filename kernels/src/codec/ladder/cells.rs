@@ -1,7 +1,7 @@
 //! Floats of 16 bits as cells: which one of a row of equal ones, and which number of it.
 //!
 //! Upstairs:   [`super::exact`] codes cells about a prediction; calibration chooses their size.
-//! Downstairs: [`crate::rans`].
+//! Downstairs: [`crate::rans`]; [`super::tables`] has what both kinds of tables share.
 //!
 //! The line of real numbers is cut into cells of a power of two: cell `t` holds the magnitudes
 //! from `t` steps up to `t + 1`, and each sign has its own cells. In every cell but the first of a
@@ -30,7 +30,8 @@ use std::sync::LazyLock;
 
 use kvtier_proto::element::Element;
 
-use crate::rans::{Codes, Frequencies, SCALE, Slots};
+use super::tables::{costs, weight};
+use crate::rans::{Codes, Frequencies, Slots};
 
 /// Tables of probabilities.
 pub(crate) const TABLES: usize = 25;
@@ -70,15 +71,11 @@ fn make(index: usize) -> Table {
     let (weights, reach) = weights(sigma(index));
     let frequencies = Frequencies::in_proportion(&weights)
         .unwrap_or_else(|| unreachable!("0 has weight, and less than 2^52"));
-    let bits = frequencies.get().map(|frequency| match frequency {
-        0 => f32::INFINITY,
-        frequency => (SCALE as f32 / f32::from(frequency)).log2(),
-    });
     Table {
         codes: Codes::new(&frequencies),
         slots: Slots::new(&frequencies),
         reach,
-        bits,
+        bits: costs(&frequencies),
     }
 }
 
@@ -101,24 +98,14 @@ fn weights(sigma: f64) -> ([u64; 256], i32) {
         reach = i32::from(distance);
         for symbol in [distance, -distance] {
             if let Some(place) = weights.get_mut(usize::from(symbol.to_le_bytes()[0])) {
-                *place = part(probability);
+                *place = weight(probability);
             }
         }
     }
     if let Some(place) = weights.get_mut(usize::from(ESCAPE.to_le_bytes()[0])) {
-        *place = part(2_f64.powi(LEAST));
+        *place = weight(2_f64.powi(LEAST));
     }
     (weights, reach)
-}
-
-fn part(probability: f64) -> u64 {
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "a probability times 2^44"
-    )]
-    let part = (probability * 2_f64.powi(44)) as u64;
-    part.max(1)
 }
 
 /// How the 16 bits of an element type lie.

@@ -228,14 +228,6 @@ impl Codec for Exact {
         Level::LOSSLESS_X
     }
 
-    fn name(&self) -> &'static str {
-        "lossless_x"
-    }
-
-    fn exact(&self) -> bool {
-        true
-    }
-
     fn tables(&self) -> u32 {
         self.shared.identity
     }

@@ -62,16 +62,31 @@ fn make(index: usize) -> Table {
     let (weights, reach) = weights(sigma(u8::try_from(index).unwrap_or(DEAD)));
     let frequencies = Frequencies::in_proportion(&weights)
         .unwrap_or_else(|| unreachable!("0 has more than half an ulp of the weight"));
-    let bits = frequencies.get().map(|frequency| match frequency {
-        0 => f32::INFINITY,
-        frequency => (SCALE as f32 / f32::from(frequency)).log2(),
-    });
     Table {
         codes: Codes::new(&frequencies),
         slots: Slots::new(&frequencies),
         reach,
-        bits,
+        bits: costs(&frequencies),
     }
+}
+
+/// What each symbol costs, by byte. Unit: bits.
+pub(super) fn costs(frequencies: &Frequencies) -> [f32; 256] {
+    frequencies.get().map(|frequency| match frequency {
+        0 => f32::INFINITY,
+        frequency => (SCALE as f32 / f32::from(frequency)).log2(),
+    })
+}
+
+/// A probability in parts of 2^44, at least one.
+pub(super) fn weight(probability: f64) -> u64 {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a probability times 2^44"
+    )]
+    let weight = (probability * 2_f64.powi(44)) as u64;
+    weight.max(1)
 }
 
 /// Probabilities of the symbols, in parts of 2^44, and the largest of them.
@@ -89,12 +104,7 @@ fn weights(sigma: f64) -> ([u64; 256], i16) {
             break;
         }
         reach = i16::from(symbol);
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "a probability times 2^44"
-        )]
-        let weight = ((probability * 2_f64.powi(44)) as u64).max(1);
+        let weight = weight(probability);
         for symbol in [symbol, -symbol] {
             if let Some(place) = weights.get_mut(usize::from(symbol.to_le_bytes()[0])) {
                 *place = weight;
