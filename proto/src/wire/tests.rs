@@ -68,7 +68,7 @@ fn quality_accepts_itself_and_what_is_better() {
         .iter()
         .filter(|level| Quality::Exact.accepts(**level));
     let exact: Vec<u8> = exact.map(|level| level.0).collect();
-    assert_eq!(exact, [0, 1, 8, 9]);
+    assert_eq!(exact, [0, 1, 8, 9, 10]);
 }
 
 #[test]
