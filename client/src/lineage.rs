@@ -162,16 +162,14 @@ mod tests {
     fn too_many_keys_make_every_save_as_bad_as_the_worst_of_them() {
         let lineage = Lineage::default();
         let most = u32::try_from(KEYS_MAX).unwrap();
-        lineage.restored(&[key(0)], Quality::Small);
-        for number in 1..most {
+        lineage.restored(&[key(1)], Quality::Small);
+        for number in 2..=most {
             lineage.restored(&[key(number)], Quality::Transparent);
         }
-        assert_eq!(lineage.of_save(key(most), &BlockKey::ROOT), Quality::Exact);
-        lineage.restored(&[key(most)], Quality::Transparent);
-        assert_eq!(
-            lineage.of_save(key(most + 1), &BlockKey::ROOT),
-            Quality::Small
-        );
-        assert_eq!(lineage.of(&key(0)), Quality::Small);
+        let saved = |number| lineage.of_save(key(number), &BlockKey::ROOT);
+        assert_eq!(saved(most + 1), Quality::Exact);
+        lineage.restored(&[key(most + 1)], Quality::Transparent);
+        assert_eq!(saved(most + 2), Quality::Small);
+        assert_eq!(lineage.of(&key(1)), Quality::Small);
     }
 }
