@@ -173,6 +173,8 @@ fn an_exact_save_takes_the_place_of_what_is_stored_worse() {
                 .all(|one| one.1 > 0.0)
         );
         only_quality_misses(&session, &set, Quality::Exact).await;
+        // What was restored is thrown away, and all of it computed anew.
+        session.set_quality(&blocks::keys(&set), Quality::Exact);
         blocks::save_durable(&session, &set).await;
         blocks::restore_all(&session, &set).await;
         drop(session);
