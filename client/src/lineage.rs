@@ -21,6 +21,8 @@ use std::sync::{Mutex, PoisonError};
 
 use kvtier_proto::{BlockKey, Quality};
 
+use crate::restore::Asked;
+
 /// Keys that are remembered: 12 MiB, and at 256 tokens a block 67 million tokens.
 const KEYS_MAX: usize = 1 << 18;
 
@@ -36,12 +38,20 @@ struct Seen {
 }
 
 impl Lineage {
-    /// A block of this quality was handed out, and these are the keys from it on, each following
-    /// the one before: what is computed after them is no better.
-    pub(crate) fn restored(&self, from_it_on: &[BlockKey], quality: Quality) {
+    /// A block of a restore was handed out: what is computed behind it is no better.
+    pub(crate) fn restored(&self, asked: &Asked, index: usize, quality: Quality) {
+        let before = asked.after.map(|key| self.of(&key));
+        let quality = quality.max(before.unwrap_or_default());
+        let reach = if asked.one_prefix { usize::MAX } else { 1 };
+        let from_it_on = asked.keys.iter().skip(index).take(reach);
+        self.raise(from_it_on, quality);
+    }
+
+    /// These keys follow each other: what makes one so bad goes on to the next.
+    fn raise<'a>(&self, keys: impl IntoIterator<Item = &'a BlockKey>, quality: Quality) {
         let mut seen = self.lock();
-        for key in from_it_on {
-            // Those behind it are as bad already: whatever made it so went on to them.
+        for key in keys {
+            // Those behind it are as bad already.
             if seen.quality(key) >= quality {
                 break;
             }
@@ -119,8 +129,8 @@ mod tests {
     #[test]
     fn what_follows_a_lossy_block_is_declared_as_bad_and_what_comes_before_is_not() {
         let (lineage, keys) = (Lineage::default(), chain(4));
-        lineage.restored(&keys[1..], Quality::Balanced);
-        lineage.restored(&keys[2..], Quality::Exact);
+        lineage.raise(&keys[1..], Quality::Balanced);
+        lineage.raise(&keys[2..], Quality::Exact);
         let found: Vec<_> = keys.iter().map(|key| lineage.of(key)).collect();
         let balanced = Quality::Balanced;
         assert_eq!(found, [Quality::Exact, balanced, balanced, balanced]);
@@ -140,7 +150,7 @@ mod tests {
         for first in 0..came.len() {
             let lineage = Lineage::default();
             for at in (0..came.len()).map(|at| (at + first) % came.len()) {
-                lineage.restored(&keys[at..], came[at]);
+                lineage.raise(&keys[at..], came[at]);
             }
             let found: Vec<_> = keys.iter().map(|key| lineage.of(key)).collect();
             assert_eq!(found, expected, "from {first}");
@@ -150,7 +160,7 @@ mod tests {
     #[test]
     fn the_engine_has_the_last_word() {
         let (lineage, keys) = (Lineage::default(), chain(2));
-        lineage.restored(&keys, Quality::Small);
+        lineage.raise(&keys, Quality::Small);
         lineage.set(&keys[..1], Quality::Exact);
         assert_eq!(lineage.of(&keys[0]), Quality::Exact);
         assert_eq!(lineage.of(&keys[1]), Quality::Small);
@@ -162,13 +172,13 @@ mod tests {
     fn too_many_keys_make_every_save_as_bad_as_the_worst_of_them() {
         let lineage = Lineage::default();
         let most = u32::try_from(KEYS_MAX).unwrap();
-        lineage.restored(&[key(1)], Quality::Small);
+        lineage.raise(&[key(1)], Quality::Small);
         for number in 2..=most {
-            lineage.restored(&[key(number)], Quality::Transparent);
+            lineage.raise(&[key(number)], Quality::Transparent);
         }
         let saved = |number| lineage.of_save(key(number), &BlockKey::ROOT);
         assert_eq!(saved(most + 1), Quality::Exact);
-        lineage.restored(&[key(most + 1)], Quality::Transparent);
+        lineage.raise(&[key(most + 1)], Quality::Transparent);
         assert_eq!(saved(most + 2), Quality::Small);
         assert_eq!(lineage.of(&key(1)), Quality::Small);
     }

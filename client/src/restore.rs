@@ -437,21 +437,9 @@ impl Restore {
         if let Some(came) = self.came.get_mut(index) {
             *came = true;
         }
-        self.remember(index, block.quality());
+        self.lineage.restored(&self.asked, index, block.quality());
         self.ready.push_back(RestoreEvent::Ready(block));
         Ok(())
-    }
-
-    /// What is computed behind this block is no better (Q1 of `lineage`).
-    fn remember(&self, index: usize, quality: Quality) {
-        let before = self.asked.after.map(|key| self.lineage.of(&key));
-        let quality = quality.max(before.unwrap_or_default());
-        let from_it_on = self.asked.keys.get(index..).unwrap_or_default();
-        let reach = if self.asked.one_prefix { usize::MAX } else { 1 };
-        let reach = reach.min(from_it_on.len());
-        if let (Some(following), true) = (from_it_on.get(..reach), quality != Quality::Exact) {
-            self.lineage.restored(following, quality);
-        }
     }
 
     fn done(&mut self, done: &v1::RestoreDone) -> Result<(), Error> {

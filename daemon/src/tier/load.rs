@@ -404,7 +404,8 @@ fn same_layout(block: Arc<HostBlock>, layouts: &Layouts) -> Result<Arc<HostBlock
 }
 
 /// What the record says of itself, as far as this model can have written it. Of another level or
-/// origin than the index says, it is not the record that was found: a lossy one would pass as exact.
+/// origin than the index says, it is not the record that was found: a lossy one would pass as
+/// exact.
 fn facts(
     layouts: &Layouts,
     id: BlockId,

@@ -139,8 +139,8 @@ impl Tiers {
     }
 
     /// The worst quality that a save in this namespace is stored at, of bytes that were made of
-    /// ones of the quality `through`: a block that is as good is there already. What is worse, since
-    /// it was cold or since the configuration was another, is replaced.
+    /// ones of the quality `through`: a block that is as good is there already. What is worse,
+    /// since it was cold or since the configuration was another, is replaced.
     pub fn quality_of_saves(&self, host: &HostTier, through: Quality) -> Quality {
         let stored = match self.disk {
             Some(_) => quality_of_saves(self.level, host.lowest()),
@@ -162,8 +162,9 @@ impl Tiers {
         Some(done.is_ok_and(|done| *done == Some(true)))
     }
 
-    /// Which of these blocks are durable now, as good as a save would store them. Host memory remembers that a block reached the
-    /// device; the device may have made room since, and its word is the one that counts.
+    /// Which of these blocks are durable now, as good as a save would store them. Host memory
+    /// remembers that a block reached the device; the device may have made room since, and its
+    /// word is the one that counts.
     pub async fn still_durable(
         &self,
         host: &HostTier,
