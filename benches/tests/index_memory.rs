@@ -8,7 +8,7 @@
     reason = "a panic is the failure report"
 )]
 
-use kvtier_proto::{BlockKey, LayoutFingerprint, Level, NamespaceId, PayloadKind};
+use kvtier_proto::{BlockKey, LayoutFingerprint, Level, NamespaceId, PayloadKind, Quality};
 use kvtier_store::catalog::SledCatalog;
 use kvtier_store::disk::hollow::HollowDisk;
 use kvtier_store::disk::lane::{LaneKind, open_lane};
@@ -46,6 +46,7 @@ fn meta(number: u64) -> RecordMeta {
         layout: LayoutFingerprint([7; 32]),
         kind: PayloadKind::Kv,
         level: Level::RAW,
+        through: Quality::Exact,
         tokens: 16,
         position: 0,
         codec_tables: 0,

@@ -250,6 +250,7 @@ fn slot_seeds() -> Vec<Vec<u8>> {
         tier: 1,
         level: 0,
         tokens: 16,
+        quality: 0,
     };
     let of = |how: u8, blocks: Vec<v1::LeasedBlock>| {
         [vec![how], v1::BlocksReady { blocks }.encode_to_vec()].concat()

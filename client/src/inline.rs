@@ -30,7 +30,7 @@ use crate::restore::{Asked, Restore, Source};
 use crate::save::{CommitOutcome, SaveBlock, results};
 use crate::session::Session;
 use crate::slot::FilledSlot;
-use crate::values::{Acknowledge, BlockStatus, Lookup, Tier, level_from_wire, miss_from_wire};
+use crate::values::{Acknowledge, BlockStatus, Lookup, Tier, grade_from_wire, miss_from_wire};
 
 const GET: Call = Call::reads("GetInline");
 const PUT: Call = Call::changes_by_parts("PutInline");
@@ -42,7 +42,7 @@ const AHEAD: usize = 4;
 pub(crate) struct InlineBlock {
     pub(crate) index: u32,
     pub(crate) tier: Tier,
-    pub(crate) level: Level,
+    pub(crate) grade: (Level, Quality),
     pub(crate) layout: Arc<BlockLayout>,
     pub(crate) bytes: Bytes,
 }
@@ -115,15 +115,14 @@ impl Session {
         blocks: Vec<(SaveBlock, u32, Bytes)>,
         wait: Acknowledge,
     ) -> Result<Vec<CommitOutcome>, Error> {
+        let to_wire = |(block, crc32, bytes)| (self.to_wire(&block), crc32, bytes);
+        let blocks: Vec<_> = blocks.into_iter().map(to_wire).collect();
         let link = self.link().await?;
         let limit = self.timeouts().inline;
         let work = {
             let link = Arc::clone(&link);
             async move {
-                let keys: Vec<_> = blocks
-                    .iter()
-                    .map(|(block, ..)| *block.key.as_bytes())
-                    .collect();
+                let keys: Vec<_> = blocks.iter().map(|(block, ..)| block.key.clone()).collect();
                 let messages = messages(link.session.clone(), blocks, wait);
                 let mut rpc = link.rpc.clone();
                 let answer = rpc.put_inline(tokio_stream::iter(messages));
@@ -202,7 +201,7 @@ impl AsRef<[u8]> for Sent {
 /// The messages of a put: a header a block, then its bytes in chunks, made as they are sent.
 fn messages(
     session: Bytes,
-    blocks: Vec<(SaveBlock, u32, Bytes)>,
+    blocks: Vec<(v1::BlockToSave, u32, Bytes)>,
     wait: Acknowledge,
 ) -> impl Iterator<Item = v1::PutInlineRequest> {
     let mut first = Some(session);
@@ -213,7 +212,7 @@ fn messages(
             let wait_for = if session.is_some() { wait.to_wire() } else { 0 };
             let header = Put::Block(v1::PutInlineBlock {
                 session: session.unwrap_or_default(),
-                block: Some(block.to_wire()),
+                block: Some(block),
                 crc32,
                 wait_for,
             });
@@ -414,7 +413,7 @@ impl Getter {
         let block = InlineBlock {
             index: u32::try_from(index).unwrap_or(u32::MAX),
             tier: Tier::from_wire(GET, header.tier)?,
-            level: level_from_wire(GET, header.level)?,
+            grade: grade_from_wire(GET, header.level, header.quality)?,
             layout,
             bytes: bytes.freeze(),
         };

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kvtier_proto::limits::KEYS_PER_CALL_MAX;
-use kvtier_proto::{BlockKey, BlockLayout, Level, PartCode, v1};
+use kvtier_proto::{BlockKey, BlockLayout, Level, PartCode, Quality, v1};
 
 use crate::error::{Call, Error};
 use crate::link::Link;
@@ -102,16 +102,16 @@ pub struct LeasedBlock {
     key: BlockKey,
     tier: Tier,
     level: Level,
+    quality: Quality,
     layout: Arc<BlockLayout>,
     held: Held,
 }
 
 impl LeasedBlock {
     pub(crate) fn new(
-        index: usize,
-        key: BlockKey,
+        (index, key): (usize, BlockKey),
         tier: Tier,
-        level: Level,
+        (level, quality): (Level, Quality),
         layout: Arc<BlockLayout>,
         held: Held,
     ) -> Self {
@@ -120,6 +120,7 @@ impl LeasedBlock {
             key,
             tier,
             level,
+            quality,
             layout,
             held,
         }
@@ -143,6 +144,12 @@ impl LeasedBlock {
     /// Where the daemon found it.
     pub fn tier(&self) -> Tier {
         self.tier
+    }
+
+    /// How good its bytes are, never worse than what the restore accepts. What is computed from
+    /// them is no better.
+    pub fn quality(&self) -> Quality {
+        self.quality
     }
 
     /// Codec level it was stored with. Blocks served without being asked for a lossy level are

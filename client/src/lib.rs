@@ -61,6 +61,7 @@ mod hints;
 mod inline;
 mod layouts;
 mod lease;
+mod lineage;
 mod link;
 mod maps;
 mod mux;

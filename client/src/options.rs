@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use kvtier_proto::limits::{NAME_BYTES_MAX, REGION_BYTES_MAX, REGION_BYTES_MIN};
-use kvtier_proto::{Bytes, Quality, ReaderSpec};
+use kvtier_proto::{BlockKey, Bytes, Quality, ReaderSpec};
 
 use crate::error::Error;
 use crate::two_ended::TwoEnded;
@@ -214,6 +214,10 @@ pub struct RestoreOptions {
     /// Worst quality that is taken. A block that is stored worse is a miss with reason
     /// [`Miss::Quality`](crate::Miss::Quality). Default [`Quality::Exact`]: every bit.
     pub accept: Quality,
+    /// Name of the block before the first key, where the engine has that block already. A session
+    /// that has restored it with a loss declares what follows accordingly. Default none: the first
+    /// key begins a prefix.
+    pub after: Option<BlockKey>,
     /// The engine computes blocks from the front while others load. Default none: it uses a loaded
     /// prefix only.
     pub two_ended: Option<TwoEnded>,
@@ -234,13 +238,21 @@ impl RestoreOptions {
         self
     }
 
-    /// The same with blocks that are as bad as this, or better. Which level each block went through
-    /// is at [`LeasedBlock::level`](crate::LeasedBlock::level). Bytes that lost something, and what
-    /// is computed from them, must not be saved under the keys of an exact run: give those another
-    /// `extra`.
+    /// The same with blocks that are as bad as this, or better. How good each is says
+    /// [`LeasedBlock::quality`](crate::LeasedBlock::quality). What is saved behind them the session
+    /// declares as no better, by its keys, so that whoever asks for exact bytes does not get it;
+    /// an engine that saves through another session, or restores behind blocks that it has, says
+    /// so ([`Session::set_quality`](crate::Session::set_quality), [`after`](Self::after)).
     #[must_use]
     pub fn accept(mut self, accept: Quality) -> Self {
         self.accept = accept;
+        self
+    }
+
+    /// The same behind a block that the engine has.
+    #[must_use]
+    pub fn after(mut self, parent: BlockKey) -> Self {
+        self.after = Some(parent);
         self
     }
 

@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvtier_proto::{BlockKey, Miss, PayloadKind, v1};
+use kvtier_proto::{BlockKey, Miss, PayloadKind, Quality, v1};
 use tokio::time::Instant;
 
 use crate::check;
@@ -20,6 +20,7 @@ use crate::error::Error;
 use crate::inline::InlineBlock;
 use crate::layouts::Layouts;
 use crate::lease::{Held, LeasedBlock};
+use crate::lineage::Lineage;
 use crate::link::Link;
 use crate::maps::Place;
 use crate::mux::{Feed, RESTORE};
@@ -27,7 +28,7 @@ use crate::release::LeaseGuard;
 use crate::session::Session;
 use crate::shm::LeasedView;
 use crate::two_ended::Meeting;
-use crate::values::{BlockStatus, Tier, level_from_wire, miss_from_wire};
+use crate::values::{BlockStatus, Tier, grade_from_wire, miss_from_wire};
 
 mod end;
 mod source;
@@ -76,6 +77,11 @@ pub struct Restored {
 pub(crate) struct Asked {
     pub(crate) keys: Vec<BlockKey>,
     pub(crate) kind: PayloadKind,
+    pub(crate) accept: Quality,
+    /// The block before the first, where the engine has that already.
+    pub(crate) after: Option<BlockKey>,
+    /// Each key follows the one before it.
+    pub(crate) one_prefix: bool,
     pub(crate) idle: Duration,
     /// The daemon ends it by then, and this side a little later.
     pub(crate) until: Option<Instant>,
@@ -87,6 +93,7 @@ pub struct Restore {
     source: Source,
     link: Arc<Link>,
     layouts: Arc<Layouts>,
+    lineage: Arc<Lineage>,
     ready: VecDeque<RestoreEvent>,
     /// Blocks handed out, one a key.
     came: Vec<bool>,
@@ -111,6 +118,7 @@ impl Restore {
             source,
             link,
             layouts: Arc::clone(&session.inner.layouts),
+            lineage: Arc::clone(&session.inner.lineage),
             ready: VecDeque::new(),
             reported: 0,
             ended: false,
@@ -393,21 +401,19 @@ impl Restore {
         let range = check::slot_range(block.slot.as_ref(), arena.number, len, &layout)
             .map_err(|problem| RESTORE.bad_reply(problem))?;
         let tier = Tier::from_wire(RESTORE, block.tier)?;
-        let level = level_from_wire(RESTORE, block.level)?;
+        let grade = grade_from_wire(RESTORE, block.level, block.quality)?;
         let view = LeasedView::new(Arc::clone(&arena.map), range, lease)
             .ok_or_else(|| RESTORE.bad_reply("a slot outside the arena"))?;
         let held = Held::Arena(view, Arc::clone(&self.link));
-        let block = LeasedBlock::new(index, key, tier, level, layout, held);
-        self.hand_out(index, block);
-        Ok(())
+        let block = LeasedBlock::new((index, key), tier, grade, layout, held);
+        self.hand_out(index, block)
     }
 
     fn arrived(&mut self, block: InlineBlock) -> Result<(), Error> {
         let (index, key) = self.expected(block.index)?;
         let held = Held::Owned(block.bytes);
-        let leased = LeasedBlock::new(index, key, block.tier, block.level, block.layout, held);
-        self.hand_out(index, leased);
-        Ok(())
+        let leased = LeasedBlock::new((index, key), block.tier, block.grade, block.layout, held);
+        self.hand_out(index, leased)
     }
 
     fn expected(&self, index: u32) -> Result<(usize, BlockKey), Error> {
@@ -423,11 +429,17 @@ impl Restore {
         Ok((at, key))
     }
 
-    fn hand_out(&mut self, index: usize, block: LeasedBlock) {
+    fn hand_out(&mut self, index: usize, block: LeasedBlock) -> Result<(), Error> {
+        if !self.asked.accept.accepts(block.quality()) {
+            let (got, accept) = (block.quality().as_str(), self.asked.accept.as_str());
+            return Err(RESTORE.bad_reply(format!("a block is {got}; accepted: {accept}")));
+        }
         if let Some(came) = self.came.get_mut(index) {
             *came = true;
         }
+        self.lineage.restored(&self.asked, index, block.quality());
         self.ready.push_back(RestoreEvent::Ready(block));
+        Ok(())
     }
 
     fn done(&mut self, done: &v1::RestoreDone) -> Result<(), Error> {

@@ -13,15 +13,16 @@
 //!   No second attempt of a commit whose outcome is unknown: saving again answers `Already` when
 //!   it did happen.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use kvtier_proto::limits::BLOCK_BYTES_MAX;
-use kvtier_proto::{BlockKey, BlockLayout, PayloadKind, v1};
+use kvtier_proto::{BlockKey, BlockLayout, PayloadKind, Quality, v1};
 use tokio::sync::Semaphore;
 
 use crate::check;
 use crate::error::{Call, Error, Happened};
+use crate::lineage::Lineage;
 use crate::link::{Link, Region};
 use crate::session::Session;
 use crate::shm::Staging;
@@ -77,7 +78,8 @@ impl SaveBlock {
         blocks
     }
 
-    pub(crate) fn to_wire(self) -> v1::BlockToSave {
+    pub(crate) fn to_wire(self, lineage: &Lineage) -> v1::BlockToSave {
+        let through = lineage.of_save(self.key, &self.parent);
         v1::BlockToSave {
             key: check::key_to_wire(&self.key),
             parent: check::key_to_wire(&self.parent),
@@ -85,6 +87,7 @@ impl SaveBlock {
             tokens: self.tokens,
             kind: v1::PayloadKind::from(self.kind).into(),
             opaque_bytes: self.opaque_bytes,
+            through: v1::Quality::from(through).into(),
         }
     }
 }
@@ -164,11 +167,17 @@ impl Session {
         if link.staging.is_none() {
             return self.reserve_owned(blocks).await;
         }
+        let wire = blocks.iter().map(|(block, _)| self.to_wire(block));
+        let wire = wire.collect();
         let work = {
             let link = Arc::clone(&link);
-            async move { reserve_staged(&link, blocks, checksum).await }
+            async move { reserve_staged(&link, blocks, wire, checksum).await }
         };
         link.see_through(SAVE, limit, work).await
+    }
+
+    pub(crate) fn to_wire(&self, block: &SaveBlock) -> v1::BlockToSave {
+        block.to_wire(&self.inner.lineage)
     }
 
     fn save_layouts(&self, blocks: &[SaveBlock]) -> Result<Vec<Arc<BlockLayout>>, Error> {
@@ -187,10 +196,17 @@ impl Session {
         blocks: Vec<(SaveBlock, Arc<BlockLayout>)>,
     ) -> Result<Vec<Reservation>, Error> {
         let mut found: HashMap<(PayloadKind, BlockKey), BlockStatus> = HashMap::new();
-        for kind in kinds(&blocks) {
-            let of_kind = blocks.iter().filter(|(block, _)| block.kind == kind);
-            let keys: Vec<_> = of_kind.map(|(block, _)| block.key).collect();
-            let lookup = self.lookup_each(&keys, kind).await?;
+        let lineage = &self.inner.lineage;
+        let alike = |(block, _): &(SaveBlock, _)| {
+            let through = lineage.of_save(block.key, &block.parent);
+            ((block.kind, through), block.key)
+        };
+        let mut groups: BTreeMap<(PayloadKind, Quality), Vec<BlockKey>> = BTreeMap::new();
+        for (of, key) in blocks.iter().map(alike) {
+            groups.entry(of).or_default().push(key);
+        }
+        for ((kind, through), keys) in groups {
+            let lookup = self.look(&keys, kind, false, through).await?;
             let keyed = keys.into_iter().zip(lookup.blocks);
             found.extend(keyed.map(|(key, status)| ((kind, key), status)));
         }
@@ -267,7 +283,12 @@ impl Session {
                     let key = check::key_to_wire(&key);
                     let slot = Some(place.hand_over());
                     batch.1.push(index);
-                    batch.2.push(v1::FilledSlot { key, slot, crc32 });
+                    batch.2.push(v1::FilledSlot {
+                        key,
+                        slot,
+                        crc32,
+                        through: 0,
+                    });
                 }
             }
         }
@@ -305,6 +326,7 @@ impl Session {
             key: check::key_to_wire(key),
             slot: None,
             crc32: None,
+            through: v1::Quality::from(self.quality_of(key)).into(),
         };
         let blocks = keys.iter().map(name).collect();
         commit_staged(&link, blocks, Acknowledge::Durable, self.timeouts().commit).await
@@ -317,13 +339,6 @@ fn place(outcomes: &mut [CommitOutcome], indices: Vec<usize>, results: Vec<Commi
             *outcome = result;
         }
     }
-}
-
-fn kinds(blocks: &[(SaveBlock, Arc<BlockLayout>)]) -> Vec<PayloadKind> {
-    let mut kinds: Vec<_> = blocks.iter().map(|(block, _)| block.kind).collect();
-    kinds.sort_unstable();
-    kinds.dedup();
-    kinds
 }
 
 /// Room for one payload in this process, counted in KiB; `None` when it is used up.
@@ -340,6 +355,7 @@ fn own(room: &Arc<Semaphore>, len: usize) -> Option<OwnedSlot> {
 async fn reserve_staged(
     link: &Arc<Link>,
     blocks: Vec<(SaveBlock, Arc<BlockLayout>)>,
+    wire: Vec<v1::BlockToSave>,
     checksum: bool,
 ) -> Result<Vec<Reservation>, Error> {
     let region = link.staging.as_ref();
@@ -347,7 +363,7 @@ async fn reserve_staged(
     let request = v1::SaveRequest {
         session: link.session.clone(),
         region: region.number,
-        blocks: blocks.iter().map(|(block, _)| block.to_wire()).collect(),
+        blocks: wire,
     };
     let mut rpc = link.rpc.clone();
     let reply = link.answer(SAVE, rpc.save(request)).await?;

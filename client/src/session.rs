@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use crate::check;
 use crate::error::{Call, Error};
 use crate::layouts::Layouts;
+use crate::lineage::Lineage;
 use crate::link::{Identity, Link, Recipe};
 use crate::maps::Place;
 use crate::options::{RestoreOptions, Timeouts};
@@ -51,6 +52,8 @@ pub(crate) struct Inner {
     pub(crate) layouts: Arc<Layouts>,
     /// Room for slots in this process, in KiB, where no region can be shared.
     pub(crate) own_room: Arc<Semaphore>,
+    /// What the engine's blocks were made of.
+    pub(crate) lineage: Arc<Lineage>,
     identity: Identity,
     keys: KeyDeriver,
     link: RwLock<Arc<Link>>,
@@ -88,6 +91,7 @@ impl Session {
             recipe,
             layouts: Arc::new(Layouts::new(model)),
             own_room: Arc::new(Semaphore::new(room)),
+            lineage: Arc::default(),
             identity,
             keys,
             link: RwLock::new(link),
@@ -213,7 +217,7 @@ impl Session {
         self.look(keys, kind, false, Quality::Exact).await
     }
 
-    async fn look(
+    pub(crate) async fn look(
         &self,
         keys: &[BlockKey],
         kind: PayloadKind,
@@ -300,6 +304,26 @@ impl Session {
         steps.iter().for_each(|step| link.reports.put(*step));
     }
 
+    /// What the engine's bytes of a block are, as far as this session knows: what it restored lost
+    /// nothing, or something, and what it saved behind that is no better. A save declares it.
+    pub fn quality_of(&self, key: &BlockKey) -> Quality {
+        self.inner.lineage.of(key)
+    }
+
+    /// Says what the engine's bytes of these blocks are, where it knows better than the session:
+    /// exact when it has computed all of a prefix anew and holds no other copy of it; worse when
+    /// another session restored them.
+    ///
+    /// ```no_run
+    /// # use kvtier_client::{BlockKey, Quality, Session};
+    /// # fn recomputed(session: &Session, prefix: &[BlockKey]) {
+    /// session.set_quality(prefix, Quality::Exact);
+    /// # }
+    /// ```
+    pub fn set_quality(&self, keys: &[BlockKey], quality: Quality) {
+        self.inner.lineage.set(keys, quality);
+    }
+
     pub(crate) fn asked(
         &self,
         keys: &[BlockKey],
@@ -314,6 +338,10 @@ impl Session {
         Asked {
             keys: keys.to_vec(),
             kind,
+            accept: options.accept,
+            after: options.after,
+            // Both ends of a two-ended restore are of one prefix.
+            one_prefix: !options.scattered || options.two_ended.is_some(),
             idle: timeouts.restore_idle,
             until: until.and_then(|until| Instant::now().checked_add(until)),
         }

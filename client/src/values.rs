@@ -5,7 +5,7 @@
 
 use kvtier_proto::limits::BLOCK_BYTES_MAX;
 use kvtier_proto::v1;
-use kvtier_proto::{BlockKey, Level, Miss, PayloadKind, key_from_wire};
+use kvtier_proto::{BlockKey, Level, Miss, PayloadKind, Quality, key_from_wire, quality_from_wire};
 
 use crate::error::{Call, Error};
 
@@ -289,6 +289,19 @@ pub(crate) fn level_from_wire(call: Call, number: u32) -> Result<Level, Error> {
     let level = u8::try_from(number);
     let level = level.map_err(|_| call.bad_reply(format!("level {number} is above 255")));
     level.map(Level)
+}
+
+/// The level of a block, and how good it is: the worse of its level and of what the daemon says
+/// that it was made of.
+pub(crate) fn grade_from_wire(
+    call: Call,
+    level: u32,
+    quality: i32,
+) -> Result<(Level, Quality), Error> {
+    let level = level_from_wire(call, level)?;
+    let made_of = quality_from_wire("quality", quality);
+    let made_of = made_of.map_err(|problem| call.bad_reply(problem.to_string()))?;
+    Ok((level, level.quality().max(made_of)))
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use kvtier_proto::layout::LayoutError;
 use kvtier_proto::limits::BLOCK_TOKENS_MAX;
 use kvtier_proto::{
     BlockKey, BlockLayout, LayoutFingerprint, Level, ModelDescriptor, NamespaceId, PayloadKind,
+    Quality,
 };
 use kvtier_store::mem::IoBuf;
 
@@ -56,6 +57,8 @@ pub struct BlockFacts {
     pub layout: Arc<BlockLayout>,
     /// Order of the elements of a part.
     pub order: PartOrder,
+    /// What its bytes were made of before they were saved: no better than that are they.
+    pub through: Quality,
 }
 
 /// A block that is to come.
@@ -148,9 +151,14 @@ impl RawBlock {
         &self.facts
     }
 
-    /// The level that its bytes went through: they are as good as that, and no better.
+    /// The level that its bytes went through in this daemon: they are no better than that.
     pub fn level(&self) -> Level {
         self.level
+    }
+
+    /// How good its bytes are.
+    pub fn quality(&self) -> Quality {
+        self.level.quality().max(self.facts.through)
     }
 
     /// The raw payload.

@@ -16,7 +16,7 @@ mod labels;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use kvtier_proto::Miss;
+use kvtier_proto::{Miss, Quality};
 use prometheus::proto::{LabelPair, MetricFamily};
 use prometheus::{Counter, Gauge, Histogram, IntCounter, IntGauge, Registry, TextEncoder};
 use strum::IntoEnumIterator;
@@ -81,6 +81,8 @@ metrics! {
         corrupt: Damage, IntCounter = "kvtier_corrupt_total";
         /// Blocks that engines wanted to save, by what became of them.
         save_blocks: Saved, IntCounter = "kvtier_save_blocks_total";
+        /// Blocks taken into host memory, by the quality of what they were computed from.
+        saved_through: Quality, IntCounter = "kvtier_saved_through_blocks_total";
         /// Bytes of saved blocks before and after the codec.
         saved_bytes: Stage, IntCounter = "kvtier_saved_bytes_total";
         /// Blocks handed to engines, by the tier they came from.

@@ -186,7 +186,7 @@ impl Tiers {
 
     /// Why a stored block is a miss for whoever accepts this, as far as is known.
     pub fn why_unfit(&self, id: &BlockId, stored: &OnDisk, accept: Quality) -> Option<Miss> {
-        if !accept.accepts(stored.level) {
+        if !accept.accepts(stored.quality()) {
             return Some(Miss::Quality);
         }
         if !stored.level.needs_tables() {
@@ -212,7 +212,7 @@ impl Tiers {
         let mut found = host.each(&names, |directory, name| {
             let block = directory.get(name).ok_or(Miss::Absent)?;
             // The disk may have a better one.
-            let fit = accept.accepts(block.level());
+            let fit = accept.accepts(block.quality());
             fit.then_some(Located::Host).ok_or(Miss::Quality)
         });
         let missing: Vec<usize> = (0..found.len())

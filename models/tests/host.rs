@@ -19,7 +19,7 @@ use kvtier_models::tier::host::{HostTier, Life};
 use kvtier_models::tier::scratch::{Line, Scratch};
 use kvtier_models::{finds, holds};
 use kvtier_proto::descriptor::PartOrder;
-use kvtier_proto::{BlockKey, BlockLayout, LayoutFingerprint, NamespaceId, PayloadKind};
+use kvtier_proto::{BlockKey, BlockLayout, LayoutFingerprint, NamespaceId, PayloadKind, Quality};
 use kvtier_store::mem::{IoBuf, Pages};
 use shuttle::future::block_on;
 use shuttle::sync::mpsc::{Receiver, Sender, channel};
@@ -47,6 +47,7 @@ fn block(tier: &HostTier, key: u8, mut image: IoBuf, fill: u8) -> HostBlock {
     let facts = BlockFacts {
         parent: BlockKey::ROOT,
         position: 0,
+        through: Quality::Exact,
         fingerprint: LayoutFingerprint([0; 32]),
         layout: Arc::new(BlockLayout::opaque(16, BLOCK as u64).unwrap()),
         order: PartOrder::TokenMajor,

@@ -11,7 +11,7 @@ use kvtier_models::planted::Bug;
 use kvtier_models::region::Staging;
 use kvtier_models::{finds, holds};
 use kvtier_proto::descriptor::PartOrder;
-use kvtier_proto::{BlockKey, BlockLayout, LayoutFingerprint, NamespaceId, PayloadKind};
+use kvtier_proto::{BlockKey, BlockLayout, LayoutFingerprint, NamespaceId, PayloadKind, Quality};
 use shuttle::thread;
 
 const SLOT: u64 = 4096;
@@ -25,6 +25,7 @@ fn planned(key: u8) -> PlannedBlock {
     let facts = BlockFacts {
         parent: BlockKey::ROOT,
         position: 0,
+        through: Quality::Exact,
         fingerprint: LayoutFingerprint([0; 32]),
         layout: Arc::new(BlockLayout::opaque(16, SLOT).unwrap()),
         order: PartOrder::TokenMajor,

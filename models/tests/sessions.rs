@@ -15,7 +15,7 @@ use kvtier_models::tenant::{Peer, Tenant, TenantOptions, TenantSpec, Tenants};
 use kvtier_models::tier::directory::Name;
 use kvtier_models::{finds, holds};
 use kvtier_proto::descriptor::PartOrder;
-use kvtier_proto::{BlockKey, BlockLayout, Bytes, LayoutFingerprint, PayloadKind};
+use kvtier_proto::{BlockKey, BlockLayout, Bytes, LayoutFingerprint, PayloadKind, Quality};
 use kvtier_store::mem::Pages;
 use shuttle::thread;
 
@@ -64,6 +64,7 @@ fn add(tenant: &Tenant, key: u8) {
     let facts = BlockFacts {
         parent: BlockKey::ROOT,
         position: 0,
+        through: Quality::Exact,
         fingerprint: LayoutFingerprint([0; 32]),
         layout: Arc::new(BlockLayout::opaque(16, BLOCK as u64).unwrap()),
         order: PartOrder::TokenMajor,

@@ -215,11 +215,12 @@ impl Level {
 }
 
 /// How good the bytes of a block are, best first: what is stored at one quality serves whoever
-/// accepts this or a greater one.
+/// accepts this or a greater one. The number is the one in records and on the wire.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, EnumIter, IntoStaticStr,
 )]
 #[strum(serialize_all = "snake_case")]
+#[repr(u8)]
 pub enum Quality {
     /// Every bit is the one that was saved.
     #[default]
@@ -235,16 +236,28 @@ pub enum Quality {
 }
 
 impl Quality {
-    /// True when what is stored at `level` is good enough for whoever accepts this.
+    /// True when what is of this other quality is good enough for whoever accepts this one.
     ///
     /// ```
-    /// use kvtier_proto::{Level, Quality};
+    /// use kvtier_proto::Quality;
     ///
-    /// assert!(Quality::Balanced.accepts(Level::TRANSPARENT));
-    /// assert!(!Quality::Balanced.accepts(Level::SMALL));
+    /// assert!(Quality::Balanced.accepts(Quality::Transparent));
+    /// assert!(!Quality::Balanced.accepts(Quality::Small));
     /// ```
-    pub const fn accepts(self, level: Level) -> bool {
-        level.quality() as u8 <= self as u8
+    pub const fn accepts(self, other: Quality) -> bool {
+        other as u8 <= self as u8
+    }
+
+    /// Reads the number of a record.
+    pub const fn from_number(number: u8) -> Option<Self> {
+        Some(match number {
+            0 => Self::Exact,
+            1 => Self::Transparent,
+            2 => Self::Balanced,
+            3 => Self::Small,
+            4 => Self::Any,
+            _ => return None,
+        })
     }
 
     /// Name as configuration files, tables and the command line show it.

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use kvtier_benches::report::Problem;
 use kvtier_proto::units::MIB;
-use kvtier_proto::{BlockKey, LayoutFingerprint, Level, NamespaceId, PayloadKind};
+use kvtier_proto::{BlockKey, LayoutFingerprint, Level, NamespaceId, PayloadKind, Quality};
 use kvtier_store::disk::lane::{LaneKind, open_lane};
 use kvtier_store::disk::{Disk, Wait};
 use kvtier_store::mem::{Arena, IoBuf};
@@ -201,6 +201,7 @@ pub(crate) fn raw_record(key: BlockKey) -> RecordMeta {
         layout: LAYOUT,
         kind: PayloadKind::Kv,
         level: Level::RAW,
+        through: Quality::Exact,
         tokens: 256,
         position: 0,
         codec_tables: 0,

@@ -6,7 +6,7 @@
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use kvtier_proto::{BlockKey, LayoutFingerprint, Level, NamespaceId, PayloadKind};
+use kvtier_proto::{BlockKey, LayoutFingerprint, Level, NamespaceId, PayloadKind, Quality};
 use kvtier_store::disk::Wait;
 use kvtier_store::disk::lane::{LaneKind, open_lane};
 use kvtier_store::format::segment::segment_name;
@@ -51,6 +51,7 @@ pub(super) fn with_blocks(dir: &Path, blocks: u8) {
             layout: LayoutFingerprint([9; 32]),
             kind: PayloadKind::Kv,
             level: Level::RAW,
+            through: Quality::Exact,
             tokens: 16,
             position: 16 * u32::from(number),
             codec_tables: 0,

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kvtier_proto::descriptor::PartOrder;
-use kvtier_proto::{BlockKey, BlockLayout, LayoutFingerprint, NamespaceId, PayloadKind};
+use kvtier_proto::{BlockKey, BlockLayout, LayoutFingerprint, NamespaceId, PayloadKind, Quality};
 
 use crate::block::{BlockFacts, BlockId, PlannedBlock};
 use crate::region::{SlotName, Staging, TakenSlot};
@@ -28,6 +28,7 @@ fn planned(key: u8, bytes: u64) -> Option<PlannedBlock> {
     let facts = BlockFacts {
         parent: BlockKey::ROOT,
         position: 0,
+        through: Quality::Exact,
         fingerprint: LayoutFingerprint([0; 32]),
         layout: Arc::new(BlockLayout::opaque(16, bytes).ok()?),
         order: PartOrder::TokenMajor,

@@ -6,7 +6,7 @@
 //! Not here on purpose: no namespace, session or model as a label; their number has no bound
 //! that a metrics database would like, and names of tenants are nobody else's business.
 
-use kvtier_proto::{Level, Miss};
+use kvtier_proto::{Level, Miss, Quality};
 use strum::{EnumIter, IntoEnumIterator, IntoStaticStr};
 
 use super::family::Label;
@@ -141,6 +141,22 @@ impl Label for Rung {
     fn text(self) -> &'static str {
         let level = Level::ALL.get(self.0);
         level.and_then(|one| one.name()).unwrap_or("other")
+    }
+}
+
+impl Label for Quality {
+    const NAME: &'static str = "quality";
+    fn all() -> Vec<Self> {
+        Self::iter().collect()
+    }
+    fn count() -> usize {
+        Self::Any as usize + 1
+    }
+    fn index(self) -> usize {
+        self as usize
+    }
+    fn text(self) -> &'static str {
+        self.as_str()
     }
 }
 

@@ -131,6 +131,7 @@ fn to_save(number: usize, len: usize) -> v1::BlockToSave {
         tokens: 16,
         kind: KIND,
         opaque_bytes: len as u64,
+        through: 0,
     }
 }
 
@@ -401,6 +402,7 @@ fn a_commit_with_one_bad_key_takes_none_of_its_blocks() {
             key,
             slot,
             crc32: None,
+            through: 0,
         };
         let commit = |blocks| v1::CommitRequest {
             session: session.token.clone(),

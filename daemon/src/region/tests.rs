@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kvtier_proto::descriptor::PartOrder;
-use kvtier_proto::{BlockKey, BlockLayout, LayoutFingerprint, NamespaceId, PayloadKind};
+use kvtier_proto::{BlockKey, BlockLayout, LayoutFingerprint, NamespaceId, PayloadKind, Quality};
 use proptest::prelude::*;
 
 use super::*;
@@ -22,6 +22,7 @@ fn planned(key: u8, bytes: u64) -> PlannedBlock {
         facts: BlockFacts {
             parent: BlockKey::ROOT,
             position: 0,
+            through: Quality::Exact,
             fingerprint,
             layout,
             order: PartOrder::TokenMajor,

@@ -227,7 +227,7 @@ impl Restore {
             let block = self.reader.host().get(&(id.kind, id.key));
             let same = |block: &HostBlock| block.facts().fingerprint == self.fingerprint();
             match block {
-                Some(block) if !self.request.accept.accepts(block.level()) => {
+                Some(block) if !self.request.accept.accepts(block.quality()) => {
                     self.miss(state, *index, Miss::Quality);
                 }
                 Some(block) if same(&block) => {

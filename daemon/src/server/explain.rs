@@ -64,7 +64,7 @@ fn explain_unfit(best: Option<Quality>, reply: &mut v1::ExplainReply) {
             reply.miss = convert::miss(Miss::Quality);
             let best = best.as_str();
             reply.notes.push(format!(
-                "what is stored lost something: a request gets it when it accepts {best} or worse"
+                "what is stored lost something, or was made of what had: a request gets it when it accepts {best} or worse"
             ));
         }
     }
@@ -134,7 +134,7 @@ fn explain_host(
 ) -> Option<Quality> {
     let wire_kind = v1::PayloadKind::from(id.kind) as i32;
     let info = tenant.host.info(&(id.kind, id.key))?;
-    let quality = info.block.level().quality();
+    let quality = info.block.quality();
     let block = &info.block;
     let bytes = block.payload().len() as u64;
     reply.variants.push(v1::VariantInfo {
@@ -152,7 +152,7 @@ fn explain_host(
             .is_some_and(|until| until > std::time::Instant::now()),
         place: format!("arena offset {}", block.arena_offset()),
         device: None,
-        quality: v1::Quality::from(block.level().quality()) as i32,
+        quality: v1::Quality::from(quality) as i32,
         tables: 0,
     });
     if shared.tiers.is_writing(&tenant.host, id) {
@@ -175,7 +175,7 @@ async fn explain_disk(
     let wire_kind = v1::PayloadKind::from(id.kind) as i32;
     let disk = shared.tiers.disk()?;
     let stored = disk.find(vec![id]).await.into_iter().next().flatten()?;
-    let quality = stored.level.quality();
+    let quality = stored.quality();
     let missing = shared.tiers.missing_tables(id, &stored).await;
     reply.variants.push(v1::VariantInfo {
         kind: wire_kind,
@@ -193,7 +193,7 @@ async fn explain_disk(
             stored.place.segment, stored.place.offset
         ),
         device: Some(stored.device.number()),
-        quality: v1::Quality::from(stored.level.quality()) as i32,
+        quality: v1::Quality::from(quality) as i32,
         tables: missing.unwrap_or(0),
     });
     if let Some(tables) = missing {

@@ -13,12 +13,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use kvtier_proto::limits::{INLINE_CHUNK_MAX, KEYS_PER_CALL_MAX};
-use kvtier_proto::{BlockKey, keys_from_wire, v1};
+use kvtier_proto::{keys_from_wire, v1};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tonic::{Request, Status, Streaming};
 
-use super::{Replies, Shared, convert, kind, peer, save};
-use crate::block::{BlockId, PlannedBlock};
+use super::save::{self, Accepted};
+use super::{Replies, Shared, convert, kind, peer};
+use crate::block::PlannedBlock;
 use crate::restore::run::{self, Control, Restore};
 use crate::session::Session;
 
@@ -36,8 +37,6 @@ struct Incoming {
     /// Room in the namespace for `payload`.
     _room: OwnedSemaphorePermit,
 }
-
-type Accepted = Vec<(BlockKey, Result<Vec<BlockId>, v1::CommitFailure>)>;
 
 /// Saves the blocks of a stream.
 pub async fn put(
@@ -279,6 +278,7 @@ async fn send_block(out: &Out, leased: &run::Leased) -> Result<(), ()> {
         tokens: leased.block.facts().layout.tokens(),
         tier: convert::tier(leased.tier) as i32,
         level: leased.block.level().0.into(),
+        quality: v1::Quality::from(leased.block.quality()) as i32,
     };
     send_part(out, Part::Block(block)).await?;
     for chunk in payload.chunks(usize::try_from(INLINE_CHUNK_MAX.get()).unwrap_or(1 << 20)) {

@@ -311,6 +311,7 @@ fn leased(leased: &run::Leased) -> v1::LeasedBlock {
         tier: convert::tier(leased.tier) as i32,
         level: block.level().0.into(),
         tokens: block.facts().layout.tokens(),
+        quality: v1::Quality::from(block.quality()) as i32,
     }
 }
 

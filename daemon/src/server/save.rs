@@ -6,7 +6,7 @@
 use std::time::Instant;
 
 use kvtier_proto::limits::KEYS_PER_CALL_MAX;
-use kvtier_proto::{BlockKey, key_from_wire, v1};
+use kvtier_proto::{BlockKey, Quality, key_from_wire, quality_from_wire, v1};
 use tonic::{Request, Status};
 
 use super::{Shared, convert, kind};
@@ -15,6 +15,11 @@ use crate::metrics::{Acknowledge, Saved};
 use crate::session::Session;
 use crate::tier::Located;
 use crate::tier::save::{Payload, SaveFailed};
+
+/// A block that is here, and the quality of what it was made of.
+pub type Kept = (BlockId, Quality);
+/// How each block of a commit was accepted: what is here of it now.
+pub type Accepted = Vec<(BlockKey, Result<Vec<Kept>, v1::CommitFailure>)>;
 
 /// Reserves staging slots for blocks that are not stored yet.
 pub async fn save(
@@ -71,17 +76,18 @@ async fn present(
 ) -> Vec<Option<v1::Acknowledge>> {
     let host = &session.tenant.host;
     let mut present = vec![None; planned.len()];
-    // Blocks of one request are of one kind as a rule; ask for each run of a kind together.
+    // Blocks of one request are alike as a rule; ask for each run of a kind and quality together.
     let mut at = 0;
-    for run in planned.chunk_by(|a, b| a.id.kind == b.id.kind) {
+    let of = |block: &PlannedBlock| (block.id.kind, block.facts.through);
+    for run in planned.chunk_by(|a, b| of(a) == of(b)) {
         let keys: Vec<BlockKey> = run.iter().map(|block| block.id.key).collect();
-        let Some(kind) = run.first().map(|block| block.id.kind) else {
+        let Some((kind, through)) = run.first().map(of) else {
             continue;
         };
         // What is stored worse than a save would store it is not there yet.
-        let accept = shared.tiers.quality_of_saves(host);
-        let found = shared.tiers.locate(host, kind, &keys, false, accept).await;
-        let durable = shared.tiers.still_durable(host, kind, &keys).await;
+        let (tiers, accept) = (&shared.tiers, shared.tiers.quality_of_saves(host, through));
+        let found = tiers.locate(host, kind, &keys, false, accept).await;
+        let durable = tiers.still_durable(host, kind, &keys, through).await;
         for (place, durable) in found.into_iter().zip(durable) {
             let durable = match place {
                 Err(_) => None,
@@ -117,6 +123,7 @@ pub fn plan(
         ));
     }
     let kind = kind(block.kind)?;
+    let through = quality_from_wire(&at("through"), block.through).map_err(convert::invalid)?;
     let layouts = &session.layouts;
     let layout = layouts
         .get(kind, block.tokens, block.opaque_bytes)
@@ -134,6 +141,7 @@ pub fn plan(
         fingerprint: layouts.fingerprint(),
         layout,
         order: layouts.model().order,
+        through,
     };
     Ok(PlannedBlock { id, facts })
 }
@@ -150,13 +158,16 @@ pub async fn commit(
     let begin = Instant::now();
     // All of them first: a call that is refused has done nothing.
     let keys = asked.blocks.iter().enumerate().map(|(at, block)| {
-        key_from_wire(&format!("blocks[{at}].key"), &block.key).map_err(convert::invalid)
+        let key = key_from_wire(&format!("blocks[{at}].key"), &block.key);
+        let through = quality_from_wire(&format!("blocks[{at}].through"), block.through);
+        key.and_then(|key| Ok((key, through?)))
+            .map_err(convert::invalid)
     });
     let keys = keys.collect::<Result<Vec<_>, _>>()?;
     let gate = shared.saving().await?;
     let mut accepted = Vec::with_capacity(asked.blocks.len());
-    for (key, block) in keys.into_iter().zip(&asked.blocks) {
-        let outcome = accept(shared, &session, key, block).await;
+    for ((key, through), block) in keys.into_iter().zip(&asked.blocks) {
+        let outcome = accept(shared, &session, (key, through), block).await;
         if outcome == Err(v1::CommitFailure::StaleSlot) {
             shared.metrics.save_blocks.of(Saved::StaleSlot).inc();
         }
@@ -169,12 +180,13 @@ pub async fn commit(
 async fn accept(
     shared: &Shared,
     session: &Session,
-    key: BlockKey,
+    (key, through): (BlockKey, Quality),
     block: &v1::FilledSlot,
-) -> Result<Vec<BlockId>, v1::CommitFailure> {
+) -> Result<Vec<Kept>, v1::CommitFailure> {
     let stale = v1::CommitFailure::StaleSlot;
     let Some(slot) = &block.slot else {
-        return waiting(shared, session, key).await.ok_or(stale);
+        let here = waiting(shared, session, key).await.ok_or(stale)?;
+        return Ok(here.into_iter().map(|id| (id, through)).collect());
     };
     let taken = session
         .take(&convert::slot_name(slot), key.as_bytes())
@@ -211,14 +223,14 @@ pub async fn store(
     planned: PlannedBlock,
     payload: impl Payload,
     crc32: Option<u32>,
-) -> Result<Vec<BlockId>, v1::CommitFailure> {
-    let id = planned.id;
+) -> Result<Vec<Kept>, v1::CommitFailure> {
+    let kept = (planned.id, planned.facts.through);
     match shared
         .tiers
         .save(&session.tenant.host, planned, payload, crc32)
         .await
     {
-        Ok(_) => Ok(vec![id]),
+        Ok(_) => Ok(vec![kept]),
         Err(SaveFailed::NoSpace | SaveFailed::Wiped) => Err(v1::CommitFailure::NoSpace),
         Err(SaveFailed::Checksum) => Err(v1::CommitFailure::Checksum),
     }
@@ -228,7 +240,7 @@ pub async fn store(
 pub async fn settle(
     shared: &Shared,
     session: &Session,
-    accepted: Vec<(BlockKey, Result<Vec<BlockId>, v1::CommitFailure>)>,
+    accepted: Accepted,
     wait_for: v1::Acknowledge,
     begin: Instant,
 ) -> v1::CommitReply {
@@ -243,7 +255,7 @@ pub async fn settle(
         let result = match outcome {
             Err(failure) => Wire::Failed(failure as i32),
             Ok(_) if wait_for == v1::Acknowledge::Accepted => Wire::Acknowledged(wait_for as i32),
-            Ok(ids) => match all_durable(shared, session, ids).await {
+            Ok(kept) => match all_durable(shared, session, kept).await {
                 true => Wire::Acknowledged(v1::Acknowledge::Durable as i32),
                 false => Wire::Failed(v1::CommitFailure::NotDurable as i32),
             },
@@ -263,10 +275,10 @@ pub async fn settle(
     v1::CommitReply { results }
 }
 
-async fn all_durable(shared: &Shared, session: &Session, ids: Vec<BlockId>) -> bool {
-    let mut all = true;
-    for id in ids {
-        all &= shared.tiers.durable(&session.tenant.host, id).await;
+async fn all_durable(shared: &Shared, session: &Session, kept: Vec<Kept>) -> bool {
+    let (mut all, host) = (true, &session.tenant.host);
+    for (id, through) in kept {
+        all &= shared.tiers.durable(host, id, through).await;
     }
     all
 }

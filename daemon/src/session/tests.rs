@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use kvtier_proto::descriptor::{LayerSpec, PartOrder, Shard};
-use kvtier_proto::{BlockKey, Bytes, Element, PayloadKind};
+use kvtier_proto::{BlockKey, Bytes, Element, PayloadKind, Quality};
 use kvtier_store::mem::Pages;
 
 use super::*;
@@ -86,6 +86,7 @@ pub(crate) fn block(session: &Session, number: u8) -> HostBlock {
     let facts = BlockFacts {
         parent: BlockKey::ROOT,
         position: 0,
+        through: Quality::Exact,
         fingerprint,
         layout,
         order,

@@ -245,6 +245,7 @@ fn meta(id: BlockId, facts: &BlockFacts, codec: &dyn Codec) -> RecordMeta {
         layout: facts.fingerprint,
         kind: id.kind,
         level: codec.level(),
+        through: facts.through,
         tokens: facts.layout.tokens(),
         position: facts.position,
         codec_tables: codec.tables(),

@@ -115,7 +115,7 @@ impl Directory {
     pub fn insert(&mut self, block: Arc<RawBlock>, durable: bool) -> Option<Arc<RawBlock>> {
         let name = (block.id().kind, block.id().key);
         let before = self.blocks.get(&name);
-        let worse = |one: &Resident| one.block.level().quality() > block.level().quality();
+        let worse = |one: &Resident| one.block.quality() > block.quality();
         if before.is_some_and(|one| !worse(one)) {
             return None;
         }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use kvtier_kernels::Registry;
 use kvtier_proto::{BlockLayout, Level, Miss, Quality};
 use kvtier_store::mem::IoBuf;
-use kvtier_store::{Record, Unverified};
+use kvtier_store::{Record, Stored, Unverified};
 use tokio::sync::{AcquireError, watch};
 use tokio::task::{JoinError, JoinSet};
 
@@ -40,7 +40,7 @@ impl Tiers {
     ) -> Result<(Arc<HostBlock>, Tier), Miss> {
         let here = host.get(&(id.kind, id.key));
         let (fit, unfit) = match here {
-            Some(block) if accept.accepts(block.level()) => (Some(block), false),
+            Some(block) if accept.accepts(block.quality()) => (Some(block), false),
             here => (None, here.is_some()),
         };
         if let Some(block) = fit {
@@ -60,7 +60,7 @@ impl Tiers {
             .map_err(|_| Miss::Device)?
             .clone();
         let block = loaded.unwrap_or(Err(Miss::Device)).map_err(absent)?;
-        if !accept.accepts(block.level()) {
+        if !accept.accepts(block.quality()) {
             return Err(Miss::Quality);
         }
         same_layout(block, layouts).map(|block| (block, Tier::Disk))
@@ -80,7 +80,7 @@ impl Tiers {
         };
         let absent = |id: &BlockId| {
             let here = host.info(&(id.kind, id.key));
-            here.is_none_or(|here| !accept.accepts(here.block.level()))
+            here.is_none_or(|here| !accept.accepts(here.block.quality()))
         };
         let wanted: Vec<BlockId> = ids.into_iter().filter(absent).collect();
         if self.disk.is_none() || wanted.is_empty() {
@@ -255,10 +255,10 @@ impl Tiers {
         let buf = room.ok_or(Miss::NoSpace)?;
         let unverified = get_found(disk, id, layouts, stored, buf, None).await?;
         let _permit = self.cpu.acquire().await.map_err(stopping)?;
-        let layouts = Arc::clone(layouts);
+        let (layouts, stored) = (Arc::clone(layouts), **stored);
         let work = tokio::task::spawn_blocking(move || {
             let record = unverified.verify().map_err(|(_, miss)| miss)?;
-            let facts = facts(&layouts, id, Level::RAW, &record)?;
+            let facts = facts(&layouts, id, &stored, &record)?;
             let payload_at = record.head().header.summary.place.head_len as usize;
             let mut image = record.into_buf();
             // Clients map the arena: what the store writes for itself is not for them.
@@ -286,7 +286,7 @@ impl Tiers {
             let scratch = self.scratch.take(stored.place.len as usize, Line::Load);
             let buf = scratch.await.ok_or(Miss::NoSpace)?;
             let unverified = get_found(disk, id, layouts, stored, buf, Some(held)).await?;
-            let verified = self.verify(layouts, id, stored.level, unverified);
+            let verified = self.verify(layouts, id, stored, unverified);
             let (record, facts) = verified.await?;
             let len = facts.layout.payload_len();
             // How large the block is, only the record says.
@@ -341,14 +341,14 @@ impl Tiers {
         self: &Arc<Self>,
         layouts: &Arc<Layouts>,
         id: BlockId,
-        level: Level,
+        stored: &OnDisk,
         unverified: Unverified,
     ) -> Result<(Record, BlockFacts), Miss> {
         let _permit = self.cpu.acquire().await.map_err(stopping)?;
-        let layouts = Arc::clone(layouts);
+        let (layouts, stored) = (Arc::clone(layouts), **stored);
         let work = tokio::task::spawn_blocking(move || {
             let record = unverified.verify().map_err(|(_, miss)| miss)?;
-            let facts = facts(&layouts, id, level, &record)?;
+            let facts = facts(&layouts, id, &stored, &record)?;
             Ok((record, facts))
         });
         ended(work.await)
@@ -403,16 +403,18 @@ fn same_layout(block: Arc<HostBlock>, layouts: &Layouts) -> Result<Arc<HostBlock
     }
 }
 
-/// What the record says of itself, as far as this model can have written it. Of another level than
-/// the index says, it is not the record that was found: a lossy one would pass as exact.
+/// What the record says of itself, as far as this model can have written it. Of another level or
+/// origin than the index says, it is not the record that was found: a lossy one would pass as
+/// exact.
 fn facts(
     layouts: &Layouts,
     id: BlockId,
-    level: Level,
+    stored: &Stored,
     record: &Record,
 ) -> Result<BlockFacts, Miss> {
     let header = &record.head().header.summary;
-    if (header.kind, header.level) != (id.kind, level) {
+    let found = (stored.level, stored.through);
+    if header.kind != id.kind || (header.level, header.through) != found {
         return Err(Miss::WrongKey);
     }
     // The descriptor's layout where the parts are those of it; else it is a payload that the
@@ -435,5 +437,6 @@ fn facts(
         fingerprint: header.layout,
         layout,
         order: layouts.model().order,
+        through: header.through,
     })
 }

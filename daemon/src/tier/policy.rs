@@ -28,7 +28,7 @@ pub struct Cold {
 /// does not tolerate that, or the level is not for such blocks, it is bit-exact: what costs more
 /// room is no surprise to anybody.
 pub fn level_to_store(wanted: Level, lowest: Quality, applies: impl Fn(Level) -> bool) -> Level {
-    if lowest.accepts(wanted) && applies(wanted) {
+    if lowest.accepts(wanted.quality()) && applies(wanted) {
         return wanted;
     }
     let falls_back = wanted.quality() != Quality::Exact || wanted.needs_tables();
@@ -41,17 +41,18 @@ pub fn level_to_store(wanted: Level, lowest: Quality, applies: impl Fn(Level) ->
 /// The quality of what a save stores at worst. A block that is stored this good or better is there
 /// already: to save it again would change nothing.
 pub fn quality_of_saves(wanted: Level, lowest: Quality) -> Quality {
-    match lowest.accepts(wanted) {
+    match lowest.accepts(wanted.quality()) {
         true => wanted.quality(),
         false => Quality::Exact,
     }
 }
 
-/// True when a block that is stored at `now` may go down to the level of cold blocks: it is exact,
-/// and the namespace tolerates that level. What went through a lossy level once is not sent
+/// True when a block of the level and quality `now` may go down to the level of cold blocks: it is
+/// exact, and the namespace tolerates that level. What went through a lossy level once is not sent
 /// through another: errors add up, and what a level promises holds for bytes as they were saved.
-pub fn may_go_down(now: Level, cold: Level, lowest: Quality) -> bool {
-    now != cold && now.quality() == Quality::Exact && lowest.accepts(cold)
+pub fn may_go_down(now: (Level, Quality), cold: Level, lowest: Quality) -> bool {
+    let (level, quality) = now;
+    level != cold && quality == Quality::Exact && lowest.accepts(cold.quality())
 }
 
 #[cfg(test)]
@@ -70,9 +71,12 @@ mod tests {
             for lowest in Quality::iter() {
                 for applies in [|_| true, |_| false, |level| level == Level::LOSSLESS] {
                     let level = level_to_store(wanted, lowest, applies);
-                    assert!(lowest.accepts(level), "{wanted} {lowest:?}: {level}");
+                    assert!(
+                        lowest.accepts(level.quality()),
+                        "{wanted} {lowest:?}: {level}"
+                    );
                     assert!(level == Level::RAW || applies(level));
-                    assert!(quality_of_saves(wanted, lowest).accepts(level));
+                    assert!(quality_of_saves(wanted, lowest).accepts(level.quality()));
                 }
             }
         }
@@ -94,26 +98,24 @@ mod tests {
 
     #[test]
     fn a_block_goes_down_once_and_only_as_far_as_its_namespace_tolerates() {
+        let plain = |level: Level| (level, level.quality());
         for (now, cold) in levels().flat_map(|now| levels().map(move |cold| (now, cold))) {
             for lowest in Quality::iter() {
-                if may_go_down(now, cold, lowest) {
-                    assert!(lowest.accepts(cold) && now != cold, "{now} to {cold}");
+                if may_go_down(plain(now), cold, lowest) {
+                    assert!(lowest.accepts(cold.quality()), "{now} to {cold}");
+                    assert_ne!(now, cold);
                     assert_eq!(now.quality(), Quality::Exact, "{now} to {cold}");
                 }
             }
         }
-        assert!(may_go_down(Level::RAW, Level::LOSSLESS_C, Quality::Exact));
-        assert!(may_go_down(Level::LOSSLESS, Level::SMALL, Quality::Small));
-        assert!(!may_go_down(
-            Level::LOSSLESS,
-            Level::SMALL,
-            Quality::Balanced
-        ));
-        assert!(!may_go_down(Level::INT8, Level::LOSSLESS, Quality::Any));
-        assert!(!may_go_down(
-            Level::TRANSPARENT,
-            Level::SMALL,
-            Quality::Small
-        ));
+        let goes = |now, cold, lowest| may_go_down(plain(now), cold, lowest);
+        assert!(goes(Level::RAW, Level::LOSSLESS_C, Quality::Exact));
+        assert!(goes(Level::LOSSLESS, Level::SMALL, Quality::Small));
+        assert!(!goes(Level::LOSSLESS, Level::SMALL, Quality::Balanced));
+        assert!(!goes(Level::INT8, Level::LOSSLESS, Quality::Any));
+        assert!(!goes(Level::TRANSPARENT, Level::SMALL, Quality::Small));
+        // Made of what had gone through another.
+        let made_of = (Level::LOSSLESS, Quality::Balanced);
+        assert!(!may_go_down(made_of, Level::SMALL, Quality::Small));
     }
 }

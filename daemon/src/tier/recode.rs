@@ -175,7 +175,7 @@ impl Tiers {
         if unverified.place() != found.place {
             return Err(Miss::Evicted);
         }
-        let verified = self.verify(layouts, id, found.level, unverified);
+        let verified = self.verify(layouts, id, found, unverified);
         let (record, facts) = verified.await?;
         let _core = self.cpu.acquire().await.map_err(|_| Miss::Deadline)?;
         let (tiers, codecs) = (Arc::clone(self), Arc::clone(&known.codecs));
@@ -239,6 +239,6 @@ impl Tiers {
 
 /// True when a cold block is to go to the level of cold blocks.
 fn is_wanted(stored: &Stored, cold: &Cold, host: &HostTier) -> bool {
-    let allowed = may_go_down(stored.level, cold.level, host.lowest());
+    let allowed = may_go_down((stored.level, stored.quality()), cold.level, host.lowest());
     stored.kind == PayloadKind::Kv && !stored.pinned && allowed
 }

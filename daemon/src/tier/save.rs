@@ -92,10 +92,11 @@ impl Tiers {
         let image = outcome
             .await
             .inspect_err(|failed| self.count_failed(*failed))?;
-        let id = block.id;
+        let (id, through) = (block.id, block.facts.through);
         let fresh = HostBlock::new(id, block.facts, image, 0).ok_or(SaveFailed::NoSpace)?;
         let kept = host.insert(fresh, false, life).ok_or(SaveFailed::Wiped)?;
         self.metrics.save_blocks.of(Saved::Accepted).inc();
+        self.metrics.saved_through.of(through).inc();
         self.metrics.saved_bytes.of(Stage::Raw).inc_by(len as u64);
         host.announce(BlockEvent {
             key: id.key,
@@ -106,40 +107,51 @@ impl Tiers {
         Ok(kept)
     }
 
-    /// Waits until a block is durable, or is known not to become so. A block that left the device
-    /// to make room, or never got there, is written again from host memory.
-    pub async fn durable(self: &Arc<Self>, host: &Arc<HostTier>, id: BlockId) -> bool {
+    /// Waits until a block that was made of bytes of this quality is durable, or is known not to
+    /// become so. A block that left the device to make room, or never got there, is written again
+    /// from host memory.
+    pub async fn durable(
+        self: &Arc<Self>,
+        host: &Arc<HostTier>,
+        id: BlockId,
+        through: Quality,
+    ) -> bool {
         let Some(disk) = &self.disk else { return false };
         let (life, name) = (host.life(), (id.kind, id.key));
         if let Some(done) = self.written(id, life).await {
             return done;
         }
         let stored = disk.find(vec![id]).await.into_iter().next().flatten();
-        if stored.is_some_and(|stored| self.is_saved(host, &id, &stored)) {
+        if stored.is_some_and(|stored| self.is_saved(host, &id, &stored, through)) {
             return true;
         }
         host.set_durable(&name, false, life);
-        let block = host.hold(&name);
-        let Some(block) = block.filter(|one| Quality::Exact.accepts(one.level())) else {
+        // Not what a lossy level restored, nor what somebody else saved that was made of worse.
+        let accept = self.quality_of_saves(host, through);
+        let fit = |one: &Arc<HostBlock>| {
+            Quality::Exact.accepts(one.level().quality()) && accept.accepts(one.quality())
+        };
+        let Some(block) = host.hold(&name).filter(fit) else {
             return false;
         };
         self.start_write(host, &block, life);
         self.written(id, life).await.unwrap_or(false)
     }
 
-    /// The worst quality that a save in this namespace is stored at: a block that is as good is
-    /// there already. What is worse, since it was cold or since the configuration was another, is
-    /// replaced.
-    pub fn quality_of_saves(&self, host: &HostTier) -> Quality {
-        match self.disk {
+    /// The worst quality that a save in this namespace is stored at, of bytes that were made of
+    /// ones of the quality `through`: a block that is as good is there already. What is worse,
+    /// since it was cold or since the configuration was another, is replaced.
+    pub fn quality_of_saves(&self, host: &HostTier, through: Quality) -> Quality {
+        let stored = match self.disk {
             Some(_) => quality_of_saves(self.level, host.lowest()),
             None => Quality::Exact,
-        }
+        };
+        stored.max(through)
     }
 
     /// True when a save of the block would change nothing of what is stored.
-    fn is_saved(&self, host: &HostTier, id: &BlockId, stored: &OnDisk) -> bool {
-        let accept = self.quality_of_saves(host);
+    fn is_saved(&self, host: &HostTier, id: &BlockId, stored: &OnDisk, through: Quality) -> bool {
+        let accept = self.quality_of_saves(host, through);
         self.why_unfit(id, stored, accept).is_none()
     }
 
@@ -150,13 +162,15 @@ impl Tiers {
         Some(done.is_ok_and(|done| *done == Some(true)))
     }
 
-    /// Which of these blocks are durable now. Host memory remembers that a block reached the
-    /// device; the device may have made room since, and its word is the one that counts.
+    /// Which of these blocks are durable now, as good as a save would store them. Host memory
+    /// remembers that a block reached the device; the device may have made room since, and its
+    /// word is the one that counts.
     pub async fn still_durable(
         &self,
         host: &HostTier,
         kind: PayloadKind,
         keys: &[BlockKey],
+        through: Quality,
     ) -> Vec<bool> {
         let names: Vec<_> = keys.iter().map(|key| (kind, *key)).collect();
         let said = host.each(&names, |directory, name| {
@@ -178,7 +192,7 @@ impl Tiers {
         for (durable, _) in durable.iter_mut().zip(said).filter(|(_, said)| *said) {
             let here = stored.next();
             *durable = here.is_some_and(|(id, stored)| {
-                stored.is_some_and(|stored| self.is_saved(host, id, &stored))
+                stored.is_some_and(|stored| self.is_saved(host, id, &stored, through))
             });
         }
         durable
@@ -250,14 +264,14 @@ impl Tiers {
     /// True when the disk has the block better than this save would store it: whoever saves without
     /// having asked takes nothing from others. It counts as a use.
     async fn is_stored_better(&self, host: &HostTier, disk: &DiskTier, block: &HostBlock) -> bool {
-        let worst = self.quality_of_saves(host);
+        let worst = self.quality_of_saves(host, block.facts().through);
         if worst == Quality::Exact {
             return false;
         }
         let stored = disk.find(vec![block.id()]).await.into_iter().next();
         let better = |stored: &OnDisk| {
             let alike = stored.has_layout(&block.facts().fingerprint);
-            alike && stored.level.quality() < worst
+            alike && stored.quality() < worst
         };
         let Some(stored) = stored.flatten().filter(better) else {
             return false;

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use kvtier_proto::descriptor::{LayerSpec, PartOrder, Shard};
-use kvtier_proto::{Bytes, Element, ModelDescriptor, NamespaceId};
+use kvtier_proto::{Bytes, Element, ModelDescriptor, NamespaceId, Quality};
 use kvtier_store::disk::lane::LaneKind;
 use kvtier_store::mem::Pages;
 use tokio::time::timeout;
@@ -122,6 +122,7 @@ impl Fixture {
         let facts = BlockFacts {
             parent: BlockKey::ROOT,
             position: 0,
+            through: Quality::Exact,
             fingerprint: self.layouts.fingerprint(),
             layout,
             order: PartOrder::TokenMajor,
@@ -132,7 +133,7 @@ impl Fixture {
 
     async fn save_durable(&self, host: &Arc<HostTier>, id: BlockId) {
         drop(self.save(host, id, 0).await);
-        assert!(self.tiers.durable(host, id).await, "{id:?}");
+        assert!(self.tiers.durable(host, id, Quality::Exact).await, "{id:?}");
     }
 
     /// The block, compared byte by byte.
@@ -193,7 +194,12 @@ async fn an_opaque_payload_as_long_as_the_descriptors_own_comes_back() {
     // As long as the descriptor says, but of one part at layer 0; its own; and of another length.
     for (number, opaque) in [(1, 128), (2, 0), (3, 129)] {
         drop(fixture.save(&warm, of(number), opaque).await);
-        assert!(fixture.tiers.durable(&warm, of(number)).await);
+        assert!(
+            fixture
+                .tiers
+                .durable(&warm, of(number), Quality::Exact)
+                .await
+        );
         let block = fixture.fetch(&cold, of(number)).await;
         assert!(block.is_ok(), "{number}: {block:?}");
     }
@@ -222,7 +228,7 @@ async fn a_block_saved_again_after_a_wipe_becomes_durable_while_its_first_write_
     drop(fixture.save(&warm, id(1, 1), 0).await);
     assert_eq!(fixture.tiers.pending_writes(), 2);
     drop(busy);
-    assert!(fixture.tiers.durable(&warm, id(1, 1)).await);
+    assert!(fixture.tiers.durable(&warm, id(1, 1), Quality::Exact).await);
     assert_eq!(fixture.tiers.flush().await, 0, "the first is refused");
     let fixture = fixture.restart(Level::ZSTD).await;
     fixture.fetch(&host(1, 8), id(1, 1)).await.unwrap();

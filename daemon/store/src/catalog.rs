@@ -24,7 +24,7 @@ mod sled;
 
 use std::collections::BTreeSet;
 
-use kvtier_proto::{BlockKey, Level, NamespaceId, PayloadKind};
+use kvtier_proto::{BlockKey, Level, NamespaceId, PayloadKind, Quality};
 
 use crate::format::fields::{array, put, u8_at, u32_at, u64_at};
 use crate::format::{BLOCK, CleanClose, Place, StoreId, Superblock};
@@ -180,7 +180,12 @@ pub(crate) fn row_of(stored: &Stored) -> [u8; ROW_LEN] {
     put(
         &mut row,
         60,
-        &[stored.kind as u8, stored.level.0, head_blocks],
+        &[
+            stored.kind as u8,
+            stored.level.0,
+            head_blocks,
+            stored.through as u8,
+        ],
     );
     row
 }
@@ -196,6 +201,7 @@ pub(crate) fn read_row(row: &[u8]) -> Option<Stored> {
         key: BlockKey(array(row, 8)?),
         kind: PayloadKind::from_number(u8_at(row, 60)?)?,
         level: Level(u8_at(row, 61)?),
+        through: Quality::from_number(u8_at(row, 63)?)?,
         layout_tag: u32_at(row, 56)?,
         pinned: false,
         place: Place {

@@ -19,7 +19,7 @@ pub use record::{Head, Header, Part, PartCode, Stamp};
 pub use segment::{Footer, SegmentHeader, Trailer};
 pub use superblock::{CleanClose, Superblock, Wiped};
 
-use kvtier_proto::{BlockKey, LayoutFingerprint, Level, NamespaceId, PayloadKind};
+use kvtier_proto::{BlockKey, LayoutFingerprint, Level, NamespaceId, PayloadKind, Quality};
 
 /// Everything on the device is aligned to this. Unit: bytes.
 pub const BLOCK: u64 = 4096;
@@ -71,6 +71,8 @@ pub struct Summary {
     pub kind: PayloadKind,
     /// Codec level of its parts.
     pub level: Level,
+    /// What its bytes had gone through before they were stored.
+    pub through: Quality,
     /// Tokens it holds.
     pub tokens: u32,
     /// Index of its first token in the prefix.

@@ -18,7 +18,7 @@ mod walk;
 use std::sync::{Arc, OnceLock};
 
 use kvtier_proto::fuzzing::Target;
-use kvtier_proto::{BlockKey, LayoutFingerprint, Level, NamespaceId, PayloadKind};
+use kvtier_proto::{BlockKey, LayoutFingerprint, Level, NamespaceId, PayloadKind, Quality};
 
 use crate::format::record::{SPAN, Stamp};
 use crate::format::{Place, StoreId, Summary, fields};
@@ -122,6 +122,7 @@ fn summary(number: u8) -> Summary {
         layout: LayoutFingerprint([0x11; 32]),
         kind: PayloadKind::Kv,
         level: Level::RAW,
+        through: Quality::Exact,
         tokens: 16,
         position: 16 * u32::from(number),
         place,
@@ -137,6 +138,7 @@ fn record(number: u8, lens: &[u32], offset: u64) -> Option<Vec<u8>> {
         layout,
         kind,
         level,
+        through,
         tokens,
         position,
         ..
@@ -148,6 +150,7 @@ fn record(number: u8, lens: &[u32], offset: u64) -> Option<Vec<u8>> {
         layout,
         kind,
         level,
+        through,
         tokens,
         position,
         codec_tables: 0,

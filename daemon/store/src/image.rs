@@ -11,7 +11,7 @@
 //! checked against the buffer.
 
 use kvtier_proto::limits::{BLOCK_BYTES_MAX, BLOCK_TOKENS_MAX, PART_BYTES_MAX, PARTS_MAX};
-use kvtier_proto::{BlockKey, LayoutFingerprint, Level, NamespaceId, PayloadKind};
+use kvtier_proto::{BlockKey, LayoutFingerprint, Level, NamespaceId, PayloadKind, Quality};
 
 use crate::format::record::{
     HEAD_LEN_MAX, HEADER_LEN, PART_LEN, SPAN, STORED_LEN_MAX, Stamp, encode_head, stamp,
@@ -49,6 +49,8 @@ pub struct RecordMeta {
     pub kind: PayloadKind,
     /// Codec level of the parts.
     pub level: Level,
+    /// What the bytes had gone through before: exact as a rule.
+    pub through: Quality,
     /// Tokens in the block: 1 ..= `BLOCK_TOKENS_MAX`.
     pub tokens: u32,
     /// Index of the block's first token in its prefix.
@@ -281,6 +283,7 @@ impl<'a> RecordBuilder<'a> {
             layout: meta.layout,
             kind: meta.kind,
             level: meta.level,
+            through: meta.through,
             tokens: meta.tokens,
             position: meta.position,
             place,

@@ -13,7 +13,7 @@ mod table;
 
 use std::hash::{DefaultHasher, Hasher};
 
-use kvtier_proto::{BlockKey, LayoutFingerprint, Level, NamespaceId, PayloadKind};
+use kvtier_proto::{BlockKey, LayoutFingerprint, Level, NamespaceId, PayloadKind, Quality};
 
 use crate::format::{BLOCK, Place, StoreId, Summary};
 
@@ -34,6 +34,8 @@ pub struct Stored {
     pub kind: PayloadKind,
     /// Codec level of its parts.
     pub level: Level,
+    /// What its bytes had gone through before they were stored.
+    pub through: Quality,
     /// First bytes of the layout fingerprint; the record has all of it.
     pub layout_tag: u32,
     /// Copied forward when its segment is reclaimed.
@@ -49,10 +51,16 @@ impl Stored {
             key: summary.key,
             kind: summary.kind,
             level: summary.level,
+            through: summary.through,
             layout_tag: layout_tag(&summary.layout),
             pinned: false,
             place: summary.place,
         }
+    }
+
+    /// How good its bytes are: no better than its level, nor than what they were made of.
+    pub fn quality(&self) -> Quality {
+        self.level.quality().max(self.through)
     }
 
     /// True when the record may be of this layout; the record itself says so for certain.
@@ -80,7 +88,28 @@ struct Entry {
     kind: PayloadKind,
     level: Level,
     head_blocks: u8,
-    pinned: bool,
+    marks: Marks,
+}
+
+/// A pin, and the quality of what a block was made of, in one byte: an entry has no second one.
+#[derive(Debug, Clone, Copy)]
+struct Marks(u8);
+
+impl Marks {
+    const PINNED: u8 = 0x80;
+
+    fn new(pinned: bool, through: Quality) -> Self {
+        Self(through as u8 | if pinned { Self::PINNED } else { 0 })
+    }
+
+    fn pinned(self) -> bool {
+        self.0 & Self::PINNED != 0
+    }
+
+    fn through(self) -> Quality {
+        // The number of a quality, as `new` has it.
+        Quality::from_number(self.0 & !Self::PINNED).unwrap_or(Quality::Any)
+    }
 }
 
 const _: () = assert!(size_of::<Entry>() <= 72);
@@ -229,14 +258,18 @@ impl Index {
         // Not counted while it changes.
         self.count_pinned(number, false);
         if let Some(entry) = self.entries.get_mut(number as usize) {
-            entry.pinned = pinned;
+            entry.marks = Marks::new(pinned, entry.marks.through());
         }
         self.count_pinned(number, true);
     }
 
     /// Entry `number` is in the list of its segment from now on, or is not any more.
     fn count_pinned(&mut self, number: u32, listed: bool) {
-        let Some(entry) = self.entries.get(number as usize).filter(|one| one.pinned) else {
+        let Some(entry) = self
+            .entries
+            .get(number as usize)
+            .filter(|one| one.marks.pinned())
+        else {
             return;
         };
         let bytes = u64::from(entry.blocks) * BLOCK;
@@ -358,8 +391,9 @@ impl Index {
             key: entry.key,
             kind: entry.kind,
             level: entry.level,
+            through: entry.marks.through(),
             layout_tag: entry.layout_tag,
-            pinned: entry.pinned,
+            pinned: entry.marks.pinned(),
             place,
         }
     }
@@ -380,7 +414,7 @@ impl Index {
             kind: stored.kind,
             level: stored.level,
             head_blocks: u8::try_from(u64::from(place.head_len) / BLOCK).unwrap_or(u8::MAX),
-            pinned: stored.pinned,
+            marks: Marks::new(stored.pinned, stored.through),
         };
         if let Some(free) = self.entries.get_mut(self.free as usize) {
             let number = self.free;

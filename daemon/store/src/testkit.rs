@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use kvtier_proto::{BlockKey, LayoutFingerprint, Level, Miss, NamespaceId, PayloadKind};
+use kvtier_proto::{BlockKey, LayoutFingerprint, Level, Miss, NamespaceId, PayloadKind, Quality};
 
 use crate::catalog::Catalog;
 use crate::disk::Wait;
@@ -52,6 +52,7 @@ pub(crate) fn meta(namespace: NamespaceId, number: u64) -> RecordMeta {
         layout: layout(1),
         kind: PayloadKind::Kv,
         level: Level::RAW,
+        through: Quality::Exact,
         tokens: 256,
         position: 256 * (number as u32 % 1000),
         codec_tables: 0,
@@ -128,6 +129,7 @@ pub(crate) fn image(
         arena,
         &RecordMeta {
             level,
+            through: Quality::from_number((number / 2 % 5) as u8).unwrap(),
             ..meta(namespace, number)
         },
         &parts(number),

@@ -375,6 +375,11 @@ pub struct BlockToSave {
     /// Payload bytes of an opaque block; 0 for kinds whose size the descriptor gives.
     #[prost(uint64, tag = "6")]
     pub opaque_bytes: u64,
+    /// The worst quality among the bytes that this block was computed from, or restored from itself:
+    /// of a block that follows one that was restored at BALANCED, BALANCED. Whoever accepts less does
+    /// not get it.
+    #[prost(enumeration = "Quality", tag = "7")]
+    pub through: i32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SaveRequest {
@@ -422,6 +427,9 @@ pub struct FilledSlot {
     /// CRC-32 (IEEE) of the payload, when the client computed it; refused when it differs.
     #[prost(uint32, optional, tag = "3")]
     pub crc32: ::core::option::Option<u32>,
+    /// As in `BlockToSave`, of a block without a slot. Of one with a slot, Save was told.
+    #[prost(enumeration = "Quality", tag = "4")]
+    pub through: i32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CommitRequest {
@@ -620,6 +628,10 @@ pub struct LeasedBlock {
     pub level: u32,
     #[prost(uint32, tag = "6")]
     pub tokens: u32,
+    /// What it is good for: the worse of its level and of what it was computed from before it was
+    /// saved. What is computed after it is no better.
+    #[prost(enumeration = "Quality", tag = "7")]
+    pub quality: i32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RestoreDone {
@@ -776,6 +788,9 @@ pub struct GetInlineBlock {
     /// As in `LeasedBlock`.
     #[prost(uint32, tag = "6")]
     pub level: u32,
+    /// As in `LeasedBlock`.
+    #[prost(enumeration = "Quality", tag = "7")]
+    pub quality: i32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WatchEventsRequest {

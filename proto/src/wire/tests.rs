@@ -59,14 +59,14 @@ fn quality_that_is_not_given_is_exact_and_one_that_is_not_known_is_refused() {
 fn quality_accepts_itself_and_what_is_better() {
     let levels: Vec<Level> = (0..=u8::MAX).map(Level).collect();
     for level in &levels {
-        assert!(Quality::Any.accepts(*level));
+        assert!(Quality::Any.accepts(level.quality()));
         for quality in Quality::iter() {
-            assert_eq!(quality.accepts(*level), level.quality() <= quality);
+            assert_eq!(quality.accepts(level.quality()), level.quality() <= quality);
         }
     }
     let exact = levels
         .iter()
-        .filter(|level| Quality::Exact.accepts(**level));
+        .filter(|level| Quality::Exact.accepts(level.quality()));
     let exact: Vec<u8> = exact.map(|level| level.0).collect();
     assert_eq!(exact, [0, 1, 8, 9, 10]);
 }

@@ -149,6 +149,7 @@ pub fn block(block: &SaveBlock) -> v1::BlockToSave {
         tokens: block.tokens,
         kind: v1::PayloadKind::from(block.kind).into(),
         opaque_bytes: block.opaque_bytes,
+        through: 0,
     }
 }
 

@@ -157,6 +157,7 @@ fn a_client_that_writes_during_a_save_gets_one_version_or_a_refusal() {
                 slot: Some(slot),
                 // Every other save says which bytes it means.
                 crc32: (number % 2 == 0).then(|| crc32fast::hash(&[0xaa; 512 << 10])),
+                through: 0,
             };
             let result = hostile.commit(vec![filled], v1::Acknowledge::Durable).await;
             use v1::commit_result::Result as Outcome;

@@ -103,6 +103,56 @@ fn a_namespace_that_did_not_ask_for_it_is_stored_exactly_whatever_the_disk_level
     });
 }
 
+// Goal: what an engine computes on top of lossy KV is never anybody's exact hit, though its keys
+// are those of an exact run and nobody told the session.
+#[test]
+fn what_is_computed_after_a_lossy_restore_is_no_exact_hit() {
+    run(LIMIT, async {
+        let options = Options::default().level("int8").lowest_quality("any");
+        let model = blocks::gqa();
+        let (mut daemon, prompt) = Daemon::cold(options, &model, |session| {
+            blocks::chain(session, 1, 16 * 10, PayloadKind::Kv)
+        })
+        .await;
+        daemon.stop();
+        *daemon.options_mut() = daemon.options().clone().level("lossless");
+        daemon.launch();
+        let session = daemon.session(&model).await;
+        errors(&session, &prompt, Quality::Any).await;
+        // The next turn: the same prompt and three blocks more.
+        let turn = blocks::chain(&session, 1, 16 * 13, PayloadKind::Kv);
+        let (_, new) = turn.split_at(prompt.len());
+        assert_eq!(session.quality_of(&new[0].parent), Quality::Any);
+        blocks::save_durable(&session, new).await;
+        assert_eq!(session.quality_of(&new[2].key), Quality::Any);
+        for other in [&session, &daemon.session(&model).await] {
+            only_quality_misses(other, new, Quality::Exact).await;
+            only_quality_misses(other, new, Quality::Small).await;
+            for (level, error) in errors(other, new, Quality::Any).await {
+                assert!(error == 0.0 && level.quality() == Quality::Exact);
+            }
+        }
+        drop(session);
+        daemon.crash();
+        let session = daemon.session(&model).await;
+        only_quality_misses(&session, new, Quality::Exact).await;
+        // A fresh session restores them, so that it knows what it computes behind them.
+        errors(&session, new, Quality::Any).await;
+        let scrape = |name: &str| daemon.metrics().get(name);
+        let through = "kvtier_saved_through_blocks_total{quality=\"any\"}";
+        let longer = blocks::chain(&session, 1, 16 * 14, PayloadKind::Kv);
+        blocks::save_durable(&session, &longer[13..]).await;
+        assert_eq!(scrape(through), 1.0);
+        // Computed anew from the first token on, they are exact.
+        session.set_quality(&blocks::keys(&longer), Quality::Exact);
+        blocks::save_durable(&session, &longer).await;
+        blocks::restore_all(&session, &longer).await;
+        daemon.crash();
+        let session = daemon.session(&model).await;
+        blocks::restore_all(&session, &longer).await;
+    });
+}
+
 #[test]
 fn an_exact_save_takes_the_place_of_what_is_stored_worse() {
     run(LIMIT, async {
@@ -123,6 +173,8 @@ fn an_exact_save_takes_the_place_of_what_is_stored_worse() {
                 .all(|one| one.1 > 0.0)
         );
         only_quality_misses(&session, &set, Quality::Exact).await;
+        // What was restored is thrown away, and all of it computed anew.
+        session.set_quality(&blocks::keys(&set), Quality::Exact);
         blocks::save_durable(&session, &set).await;
         blocks::restore_all(&session, &set).await;
         drop(session);

@@ -61,6 +61,7 @@ fn blocks_that_cannot_be_saved_are_refused_by_index_and_field() {
             tokens: 16,
             kind: KV,
             opaque_bytes: 0,
+            through: 0,
         };
         let bad = Code::InvalidArgument;
         let with = |change: fn(&mut v1::BlockToSave)| {
@@ -150,6 +151,7 @@ fn slots_that_were_not_granted_are_stale() {
             key: block.key.0.to_vec().into(),
             slot: Some(slot),
             crc32: None,
+            through: 0,
         };
         let mut wrong = vec![name(slots[1], &set[0]), name(good, &set[1])];
         let changes: [fn(&mut v1::Slot); 8] = [

@@ -377,6 +377,7 @@ impl v1::kvtier_server::Kvtier for Service {
                 crc32: crc32fast::hash(&stored.payload) ^ corrupt,
                 tokens: stored.tokens,
                 tier: v1::Tier::Host.into(),
+                quality: 0,
             }));
             let chunks = stored.payload.chunks(1000);
             parts.extend(chunks.map(|chunk| Part::Data(Bytes::copy_from_slice(chunk))));

@@ -106,5 +106,6 @@ fn lease(state: &State, index: u32, stored: &super::Stored) -> v1::LeasedBlock {
         tier: v1::Tier::Host.into(),
         level: 0,
         tokens: stored.tokens,
+        quality: 0,
     }
 }

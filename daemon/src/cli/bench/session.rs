@@ -99,6 +99,7 @@ impl Session {
                 tokens: self.tokens,
                 kind: v1::PayloadKind::Kv as i32,
                 opaque_bytes: 0,
+                through: 0,
             }),
             crc32: block.crc32,
             wait_for: v1::Acknowledge::Accepted as i32,

@@ -45,6 +45,7 @@ fn to_save(number: u8) -> v1::BlockToSave {
         tokens: 16,
         kind: KIND,
         opaque_bytes: 1000,
+        through: 0,
     }
 }
 
@@ -64,6 +65,7 @@ fn saved() -> Vec<u8> {
             generation: number.into(),
         }),
         crc32: None,
+        through: 0,
     };
     let commit = v1::CommitRequest {
         blocks: (1..=2).map(filled).collect(),

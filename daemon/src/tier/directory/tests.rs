@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kvtier_proto::descriptor::PartOrder;
-use kvtier_proto::{BlockLayout, LayoutFingerprint, NamespaceId};
+use kvtier_proto::{BlockLayout, LayoutFingerprint, NamespaceId, Quality};
 use kvtier_store::mem::{Arena, Share};
 use proptest::prelude::*;
 
@@ -40,6 +40,7 @@ fn block_at(arena: &Arc<Arena>, number: u32, parent: u32, depth: u32) -> Arc<Raw
     let facts = BlockFacts {
         parent,
         position: depth * TOKENS,
+        through: Quality::Exact,
         fingerprint,
         layout,
         order: PartOrder::TokenMajor,

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
-use kvtier_proto::{BlockKey, Bytes, Level, NamespaceId, PayloadKind};
+use kvtier_proto::{BlockKey, Bytes, Level, NamespaceId, PayloadKind, Quality};
 use kvtier_store::disk::lane::LaneKind;
 use kvtier_store::mem::{Arena, Pages, Share};
 use kvtier_store::{PartCode, PartSpec, RecordBuilder, RecordMeta};
@@ -104,6 +104,7 @@ impl Fixture {
             layout: LAYOUT,
             kind: id.kind,
             level: Level::RAW,
+            through: Quality::Exact,
             tokens: 16,
             position: 0,
             codec_tables: 0,

@@ -4,7 +4,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Waker};
 
 use kvtier_proto::descriptor::PartOrder;
-use kvtier_proto::{BlockKey, BlockLayout, LayoutFingerprint, Level, PayloadKind};
+use kvtier_proto::{BlockKey, BlockLayout, LayoutFingerprint, Level, PayloadKind, Quality};
 
 use super::*;
 use crate::block::BlockFacts;
@@ -29,6 +29,7 @@ fn add_from(tier: &HostTier, key: u8, level: Level) -> Arc<HostBlock> {
     let facts = BlockFacts {
         parent: BlockKey::ROOT,
         position: 0,
+        through: Quality::Exact,
         fingerprint: LayoutFingerprint([0; 32]),
         layout: Arc::new(BlockLayout::opaque(16, BLOCK as u64).unwrap()),
         order: PartOrder::TokenMajor,

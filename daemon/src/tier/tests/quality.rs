@@ -3,6 +3,7 @@
 #![allow(clippy::cast_possible_truncation, reason = "test numbers are small")]
 
 use kvtier_kernels::profile::Profile;
+use kvtier_proto::Quality;
 
 use super::*;
 use crate::metrics::Recoded;
@@ -43,9 +44,15 @@ fn distance(one: &[u8], other: &[u8]) -> f32 {
 
 impl Fixture {
     async fn save_values(&self, host: &Arc<HostTier>, id: BlockId) {
+        self.save_through(host, id, Quality::Exact).await;
+    }
+
+    /// Saves a block that was computed from bytes of this quality.
+    async fn save_through(&self, host: &Arc<HostTier>, id: BlockId, through: Quality) {
         let facts = BlockFacts {
             parent: BlockKey::ROOT,
             position: 0,
+            through,
             fingerprint: self.layouts.fingerprint(),
             layout: self.layouts.get(id.kind, TOKENS, 0).unwrap(),
             order: PartOrder::TokenMajor,
@@ -53,7 +60,7 @@ impl Fixture {
         let planned = PlannedBlock { id, facts };
         let saved = self.tiers.save(host, planned, values(&id), None).await;
         drop(saved.unwrap());
-        assert!(self.tiers.durable(host, id).await, "{id:?}");
+        assert!(self.tiers.durable(host, id, through).await, "{id:?}");
     }
 
     /// The level of what was served, and how far it is from what was saved.
@@ -65,6 +72,13 @@ impl Fixture {
     ) -> Result<(Level, f32), Miss> {
         let (block, _) = self.tiers.fetch(host, &self.layouts, id, accept).await?;
         Ok((block.level(), distance(block.payload(), &values(&id))))
+    }
+
+    async fn stored(&self, id: BlockId) -> (Level, Quality) {
+        let found = self.tiers.disk().unwrap().find(vec![id]).await;
+        found[0]
+            .map(|stored| (stored.level, stored.through))
+            .unwrap()
     }
 
     async fn stored_level(&self, id: BlockId) -> Option<Level> {
@@ -89,6 +103,7 @@ fn shapes_say_how_many_layers_the_model_has_whether_they_store_anything_or_not()
         let facts = BlockFacts {
             parent: BlockKey::ROOT,
             position: 32,
+            through: Quality::Exact,
             fingerprint: layouts.fingerprint(),
             layout: layouts.get(kind, TOKENS, 0).unwrap(),
             order: PartOrder::TokenMajor,
@@ -142,6 +157,44 @@ async fn an_exact_request_never_gets_what_a_lossy_level_restored() {
     );
 }
 
+// Goal: A1 for what was computed after a lossy block: its level is exact, its bytes are not.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exact_request_never_gets_what_was_computed_from_worse() {
+    let dir = tempfile::tempdir().unwrap();
+    for (number, level) in (1..).zip([Level::RAW, Level::LOSSLESS]) {
+        let (warm, id) = (host(1, 8), id(1, number));
+        let fixture = Fixture::new(dir.path(), level, &[&warm]).await;
+        fixture.save_through(&warm, id, Quality::Balanced).await;
+        // In host memory, on the device, after a restart, and copied to host memory from there.
+        let fixture = fixture.restart(level).await;
+        let cold = host(1, 8);
+        for host in [&warm, &cold, &cold] {
+            for accept in [Quality::Exact, Quality::Transparent] {
+                let served = fixture.served(host, id, accept).await;
+                assert_eq!(served, Err(Miss::Quality));
+                let located = fixture.located(host, id, accept).await;
+                assert_eq!(located, Err(Miss::Quality));
+            }
+            let served = fixture.served(host, id, Quality::Balanced).await.unwrap();
+            assert_eq!(served.1, 0.0);
+        }
+        // Saved again the same way, it is there; saved after an exact prefix, it is replaced.
+        let stored = fixture.stored(id).await;
+        fixture.save_through(&cold, id, Quality::Balanced).await;
+        assert_eq!(fixture.stored(id).await, stored);
+        assert!(!fixture.tiers.durable(&cold, id, Quality::Exact).await);
+        fixture.save_values(&cold, id).await;
+        assert_eq!(fixture.stored(id).await, (level, Quality::Exact));
+        let served = fixture.served(&host(1, 8), id, Quality::Exact).await;
+        assert_eq!(served, Ok((level, 0.0)));
+        // And what is better stays.
+        fixture.save_through(&cold, id, Quality::Balanced).await;
+        fixture.save_through(&host(1, 8), id, Quality::Small).await;
+        assert_eq!(fixture.stored(id).await, (level, Quality::Exact));
+        fixture.tiers.disk().unwrap().close().await;
+    }
+}
+
 // Goal: A3: a lossy level of the disk is nothing to a namespace that did not ask for it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_namespace_that_tolerates_nothing_is_stored_exactly_at_a_lossy_level() {
@@ -167,7 +220,7 @@ async fn a_save_replaces_what_is_stored_worse_than_it_would_be_and_nothing_else(
     let (warm, cold) = (open_host(8), open_host(8));
     let fixture = Fixture::new(dir.path(), Level::INT8, &[&warm]).await;
     fixture.save_values(&warm, id(1, 1)).await;
-    let present = |fixture: &Fixture| fixture.tiers.quality_of_saves(&cold);
+    let present = |fixture: &Fixture| fixture.tiers.quality_of_saves(&cold, Quality::Exact);
     assert_eq!(
         present(&fixture),
         Quality::Any,
@@ -180,7 +233,7 @@ async fn a_save_replaces_what_is_stored_worse_than_it_would_be_and_nothing_else(
         Err(Miss::Quality)
     );
     assert!(
-        !fixture.tiers.durable(&cold, id(1, 1)).await,
+        !fixture.tiers.durable(&cold, id(1, 1), Quality::Exact).await,
         "a worse one is no answer"
     );
     fixture.save_values(&cold, id(1, 1)).await;
@@ -253,7 +306,7 @@ async fn a_record_whose_tables_are_not_loaded_is_a_miss_until_they_are_or_it_is_
     let cold = open_host(8);
     let served = fixture.served(&cold, id(1, 1), Quality::Any).await;
     assert_eq!(served, Err(Miss::NoTables));
-    assert!(!fixture.tiers.durable(&cold, id(1, 1)).await);
+    assert!(!fixture.tiers.durable(&cold, id(1, 1), Quality::Exact).await);
     fixture.save_values(&cold, id(1, 1)).await;
     let served = fixture
         .served(&open_host(8), id(1, 1), Quality::Balanced)
@@ -307,6 +360,7 @@ impl Fixture {
         let facts = BlockFacts {
             parent: BlockKey::ROOT,
             position: 0,
+            through: Quality::Exact,
             fingerprint: self.layouts.fingerprint(),
             layout: self.layouts.get(id.kind, TOKENS, 0).unwrap(),
             order: PartOrder::TokenMajor,

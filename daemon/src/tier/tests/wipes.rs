@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::tier::disk::faulty::{Mood, Switch, switch};
+use kvtier_proto::Quality;
 
 const STUCK: Mood = Mood {
     stuck: true,
@@ -104,7 +105,7 @@ async fn a_wipe_that_only_waited_for_another_says_so_and_takes_nothing() {
     assert_eq!(host.len(), 1, "nothing was wiped");
     switch.set(Mood::GOOD);
     end_of_wipe(&host).await;
-    assert!(fixture.tiers.durable(&host, id(1, 1)).await);
+    assert!(fixture.tiers.durable(&host, id(1, 1), Quality::Exact).await);
     assert_eq!(fixture.tiers.wipe(&host).await.unwrap().blocks, 1);
     fixture.tiers.disk().unwrap().close().await;
 }

@@ -32,7 +32,8 @@
 //! | 160 |   8 | stored_len   | payload bytes without padding, 1 ..= 1 GiB                   |
 //! | 168 |   8 | raw_len      | payload bytes after decoding, 1 ..= 1 GiB                    |
 //! | 176 |  16 | store_id     | identity of the store                                        |
-//! | 192 |  56 | reserved     | zero                                                         |
+//! | 192 |   1 | through      | quality of what it was computed from: 0 exact to 4 any       |
+//! | 193 |  55 | reserved     | zero                                                         |
 //! | 248 |   4 | table_crc    | crc32 of the part table and the span checksums               |
 //! | 252 |   4 | header_crc   | crc32 of bytes 0..252                                        |
 //!
@@ -60,7 +61,7 @@
 
 pub use kvtier_proto::layout::PartCode;
 use kvtier_proto::limits::{BLOCK_BYTES_MAX, BLOCK_TOKENS_MAX, PART_BYTES_MAX, PARTS_MAX};
-use kvtier_proto::{BlockKey, LayoutFingerprint, Level, Miss, NamespaceId, PayloadKind};
+use kvtier_proto::{BlockKey, LayoutFingerprint, Level, Miss, NamespaceId, PayloadKind, Quality};
 
 use super::fields::{array, crc_of, is_sealed, put, u8_at, u16_at, u32_at, u64_at, zero};
 use super::{BLOCK, Place, StoreId, Summary, VERSION, padded};
@@ -98,7 +99,8 @@ const AT_PARTS: usize = 156;
 const AT_STORED_LEN: usize = 160;
 const AT_RAW_LEN: usize = 168;
 const AT_STORE_ID: usize = 176;
-const AT_RESERVED: usize = 192;
+const AT_THROUGH: usize = 192;
+const AT_RESERVED: usize = 193;
 const AT_TABLE_CRC: usize = 248;
 const AT_HEADER_CRC: usize = 252;
 
@@ -107,8 +109,8 @@ const _: () = {
     assert!(AT_PARENT + 32 == AT_LAYOUT);
     assert!(AT_LAYOUT + 32 == AT_TOKENS);
     assert!(AT_PARTS + 4 == AT_STORED_LEN);
-    assert!(AT_STORE_ID + 16 == AT_RESERVED);
-    assert!(AT_RESERVED + 56 == AT_TABLE_CRC);
+    assert!(AT_STORE_ID + 16 == AT_THROUGH);
+    assert!(AT_RESERVED + 55 == AT_TABLE_CRC);
     assert!(AT_TABLE_CRC + 4 == AT_HEADER_CRC);
     assert!(AT_HEADER_CRC + 4 == HEADER_LEN);
     let spans_max = PARTS_MAX as u64 + STORED_LEN_MAX / SPAN as u64;
@@ -194,6 +196,9 @@ impl Header {
             && zero(bytes, AT_RESERVED, AT_TABLE_CRC)
             && u8_at(bytes, AT_KIND)
                 .and_then(PayloadKind::from_number)
+                .is_some()
+            && u8_at(bytes, AT_THROUGH)
+                .and_then(Quality::from_number)
                 .is_some();
         if known {
             Ok(())
@@ -221,6 +226,7 @@ impl Header {
             layout: LayoutFingerprint(array(bytes, AT_LAYOUT)?),
             kind: PayloadKind::from_number(u8_at(bytes, AT_KIND)?)?,
             level: Level(u8_at(bytes, AT_LEVEL)?),
+            through: Quality::from_number(u8_at(bytes, AT_THROUGH)?)?,
             tokens: u32_at(bytes, AT_TOKENS)?,
             position: u32_at(bytes, AT_POSITION)?,
             place,
@@ -370,6 +376,7 @@ pub(crate) fn encode_head(head: &mut [u8], header: &Header, parts: &[Part], span
     put(head, AT_LAYOUT, &summary.layout.0);
     put(head, AT_TOKENS, &summary.tokens.to_le_bytes());
     put(head, AT_POSITION, &summary.position.to_le_bytes());
+    put(head, AT_THROUGH, &[summary.through as u8]);
     put(head, AT_CODEC_TABLES, &header.codec_tables.to_le_bytes());
     put(head, AT_PARTS, &header.parts.to_le_bytes());
     put(

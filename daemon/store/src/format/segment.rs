@@ -53,7 +53,8 @@
 //! |  96 |   4 | namespace   | namespace number                                              |
 //! | 100 |   4 | block       | offset of the record in 4096-byte blocks                      |
 //! | 104 |   4 | blocks      | length of the image in 4096-byte blocks                       |
-//! | 108 |   2 | head_blocks | length of the head room in 4096-byte blocks                   |
+//! | 108 |   1 | head_blocks | length of the head room in 4096-byte blocks                   |
+//! | 109 |   1 | through     | as in the record header                                       |
 //! | 110 |   1 | kind        | as in the record header                                       |
 //! | 111 |   1 | level       | as in the record header                                       |
 //! | 112 |   8 | sequence    | as in the record header                                       |
@@ -62,7 +63,7 @@
 //!
 //! Not here on purpose: nothing that a record does not say itself. A lost footer costs time.
 
-use kvtier_proto::{BlockKey, LayoutFingerprint, Level, NamespaceId, PayloadKind};
+use kvtier_proto::{BlockKey, LayoutFingerprint, Level, NamespaceId, PayloadKind, Quality};
 
 use super::fields::{array, crc_of, is_sealed, put, u8_at, u16_at, u32_at, u64_at, zero};
 use super::record::{HEAD_LEN_MAX, STORED_LEN_MAX};
@@ -322,8 +323,9 @@ fn encode_summary(row: &mut [u8], summary: &Summary) {
     put(row, 96, &summary.namespace.0.to_le_bytes());
     put(row, 100, &blocks_of(place.offset));
     put(row, 104, &blocks_of(u64::from(place.len)));
-    let [low, high, ..] = blocks_of(u64::from(place.head_len));
-    put(row, 108, &[low, high, summary.kind as u8, summary.level.0]);
+    let [head_blocks, ..] = blocks_of(u64::from(place.head_len));
+    let (through, kind) = (summary.through as u8, summary.kind as u8);
+    put(row, 108, &[head_blocks, through, kind, summary.level.0]);
     put(row, 112, &place.sequence.to_le_bytes());
     put(row, 120, &summary.tokens.to_le_bytes());
     put(row, 124, &summary.position.to_le_bytes());
@@ -331,7 +333,7 @@ fn encode_summary(row: &mut [u8], summary: &Summary) {
 
 fn decode_summary(row: &[u8], segment: u32, epoch: u64) -> Option<Summary> {
     let len = u64::from(u32_at(row, 104)?).checked_mul(BLOCK)?;
-    let head_len = u64::from(u16_at(row, 108)?) * BLOCK;
+    let head_len = u64::from(u8_at(row, 108)?) * BLOCK;
     let sound = (BLOCK..=u64::from(HEAD_LEN_MAX)).contains(&head_len)
         && len > head_len
         && len - head_len <= padded(STORED_LEN_MAX);
@@ -345,6 +347,7 @@ fn decode_summary(row: &[u8], segment: u32, epoch: u64) -> Option<Summary> {
         layout: LayoutFingerprint(array(row, 64)?),
         kind: PayloadKind::from_number(u8_at(row, 110)?)?,
         level: Level(u8_at(row, 111)?),
+        through: Quality::from_number(u8_at(row, 109)?)?,
         tokens: u32_at(row, 120)?,
         position: u32_at(row, 124)?,
         place: Place {

@@ -8,7 +8,7 @@
 //! of segment 0), and the bytes of these; what is left is the end of segment 0. Segment 1 is
 //! segment 0 again, as a misdirected copy.
 
-use kvtier_proto::{BlockKey, LayoutFingerprint, NamespaceId};
+use kvtier_proto::{BlockKey, LayoutFingerprint, NamespaceId, Quality};
 
 use super::disk::Memory;
 use super::{EPOCH, STORE, arena, record, seal, seal_image, summary};
@@ -161,6 +161,7 @@ fn put(store: &mut Opened) -> bool {
         parent: BlockKey::ROOT,
         kind: kvtier_proto::PayloadKind::Kv,
         level: kvtier_proto::Level::RAW,
+        through: Quality::Exact,
         tokens: 16,
         position: 0,
         codec_tables: 0,

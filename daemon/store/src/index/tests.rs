@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use kvtier_proto::NamespaceId;
+use kvtier_proto::{NamespaceId, Quality};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -26,6 +26,7 @@ fn stored(number: u64, segment: u32, sequence: u64) -> Stored {
         key: key(number),
         kind: PayloadKind::Kv,
         level: Level(0),
+        through: Quality::Exact,
         layout_tag: 5,
         pinned: false,
         place,

@@ -160,8 +160,13 @@ impl<D: Disk> Store<D> {
         let Some(here) = self.index.get(summary.namespace, &summary.key) else {
             return false;
         };
-        let same = (here.kind, here.level, here.layout_tag)
-            == (summary.kind, summary.level, layout_tag(&summary.layout));
+        let same = (here.kind, here.level, here.through, here.layout_tag)
+            == (
+                summary.kind,
+                summary.level,
+                summary.through,
+                layout_tag(&summary.layout),
+            );
         if !same || over == Some(here.place) {
             return false;
         }

@@ -47,8 +47,12 @@ impl<D: Disk> Store<D> {
     pub fn recode(&mut self, tag: u64, image: RecordImage, from: &Stored) -> Result<(), Refused> {
         let life = self.segments.get(from.place.segment).map(|one| one.life);
         let summary = image.summary();
-        let same =
-            (summary.namespace, summary.key, summary.kind) == (from.namespace, from.key, from.kind);
+        let same = (
+            summary.namespace,
+            summary.key,
+            summary.kind,
+            summary.through,
+        ) == (from.namespace, from.key, from.kind, from.through);
         if life != Some(Life::Sealed) || summary.level == from.level || !same {
             return Err((image, PutError::Superseded));
         }

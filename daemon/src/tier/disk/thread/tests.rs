@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kvtier_proto::{BlockKey, Bytes, LayoutFingerprint, Level, PayloadKind};
+use kvtier_proto::{BlockKey, Bytes, LayoutFingerprint, Level, PayloadKind, Quality};
 use kvtier_store::disk::lane::LaneKind;
 use kvtier_store::mem::{Arena, Share};
 use kvtier_store::{PartCode, PartSpec, RecordBuilder, RecordMeta};
@@ -62,6 +62,7 @@ fn image(arena: &Arc<Arena>, number: u8, len: u32) -> RecordImage {
         layout: LayoutFingerprint([1; 32]),
         kind: PayloadKind::Kv,
         level: Level::RAW,
+        through: Quality::Exact,
         tokens: 16,
         position: 0,
         codec_tables: 0,

@@ -107,13 +107,14 @@ fn table_with_any_bit_flipped_is_refused() {
 // Fields out of bounds under a good checksum: a forged header must not get further.
 #[test]
 fn header_out_of_bounds_is_refused_even_when_its_checksum_is_right() {
-    let cases: [(usize, &[u8], Miss); 16] = [
+    let cases: [(usize, &[u8], Miss); 17] = [
         (AT_VERSION, &[2, 0], Miss::Unsupported),
         (AT_KIND, &[0], Miss::Unsupported),
         (AT_KIND, &[6], Miss::Unsupported),
         (AT_FLAGS, &[1], Miss::Unsupported),
         (AT_RESERVED, &[1], Miss::Unsupported),
-        (AT_RESERVED + 55, &[1], Miss::Unsupported),
+        (AT_RESERVED + 54, &[1], Miss::Unsupported),
+        (AT_THROUGH, &[5], Miss::Unsupported),
         (AT_HEAD_LEN, &[0, 0, 0, 0], Miss::HeaderCrc),
         (AT_HEAD_LEN, &[1, 0x10, 0, 0], Miss::HeaderCrc),
         (AT_HEAD_LEN, &[0, 0, 2, 0], Miss::HeaderCrc),
