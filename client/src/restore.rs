@@ -30,7 +30,10 @@ use crate::two_ended::Meeting;
 use crate::values::{BlockStatus, Tier, level_from_wire, miss_from_wire};
 
 mod end;
+mod placed;
 mod source;
+
+pub use placed::PlacedBlock;
 
 pub(crate) use source::Source;
 
@@ -43,6 +46,8 @@ pub enum RestoreEvent {
     Plan(Vec<BlockStatus>),
     /// A block can be read. Blocks come in any order.
     Ready(LeasedBlock),
+    /// A block is in its slot of an [`EngineRegion`](crate::EngineRegion), of a restore into one.
+    Placed(PlacedBlock),
     /// Nothing more comes. Comes last, once.
     Done(RestoreSummary),
 }
@@ -66,6 +71,8 @@ pub struct RestoreSummary {
 pub struct Restored {
     /// Blocks that arrived, by index. The first `usable_blocks` are the prefix.
     pub blocks: Vec<LeasedBlock>,
+    /// The same of a restore into an [`EngineRegion`](crate::EngineRegion).
+    pub placed: Vec<PlacedBlock>,
     /// Leading blocks that all arrived.
     pub usable_blocks: usize,
     /// Index and reason of the blocks that did not arrive.
@@ -76,6 +83,8 @@ pub struct Restored {
 pub(crate) struct Asked {
     pub(crate) keys: Vec<BlockKey>,
     pub(crate) kind: PayloadKind,
+    /// Region and slots that the blocks go to.
+    pub(crate) into: Option<(u32, Vec<u32>)>,
     pub(crate) idle: Duration,
     /// The daemon ends it by then, and this side a little later.
     pub(crate) until: Option<Instant>,
@@ -196,12 +205,8 @@ impl Restore {
     fn pop(&mut self) -> Option<RestoreEvent> {
         let event = self.ready.pop_front()?;
         match &event {
-            RestoreEvent::Ready(block) => {
-                if block.tier() != Tier::Host {
-                    self.meeting.loaded();
-                }
-                self.meeting.came(block.index());
-            }
+            RestoreEvent::Ready(block) => self.meeting.brought(block.index(), block.tier()),
+            RestoreEvent::Placed(block) => self.meeting.brought(block.index(), block.tier()),
             RestoreEvent::Done(_) => self.meeting.end(),
             RestoreEvent::Plan(_) => {}
         }
@@ -229,16 +234,19 @@ impl Restore {
     /// # }
     /// ```
     pub async fn collect(mut self) -> Result<Restored, Error> {
-        let mut blocks = Vec::new();
+        let (mut blocks, mut placed) = (Vec::new(), Vec::new());
         loop {
             match self.next().await? {
                 Some(RestoreEvent::Ready(block)) => blocks.push(block),
+                Some(RestoreEvent::Placed(block)) => placed.push(block),
                 Some(RestoreEvent::Plan(_)) => {}
                 Some(RestoreEvent::Done(summary)) => {
                     blocks.sort_by_key(LeasedBlock::index);
+                    placed.sort_by_key(PlacedBlock::index);
                     let (usable_blocks, missed) = (summary.usable_blocks, summary.missed);
                     return Ok(Restored {
                         blocks,
+                        placed,
                         usable_blocks,
                         missed,
                     });
@@ -288,7 +296,7 @@ impl Restore {
                     visit(&block, block.payload()?);
                     read.push(block);
                 }
-                Some(RestoreEvent::Plan(_)) => {}
+                Some(RestoreEvent::Plan(_) | RestoreEvent::Placed(_)) => {}
                 Some(RestoreEvent::Done(summary)) => {
                     crate::lease::release(&link, read).await?;
                     return Ok(summary);
@@ -389,6 +397,10 @@ impl Restore {
             .layouts
             .of_length(self.asked.kind, block.tokens, length);
         let layout = layout.map_err(|error| RESTORE.bad_reply(error.to_string()))?;
+        if let Some((region, slots)) = &self.asked.into {
+            let placed = PlacedBlock::from_wire((index, key), block, (*region, slots), layout)?;
+            return Ok(self.hand_out(index, RestoreEvent::Placed(placed)));
+        }
         let len = arena.map.len();
         let range = check::slot_range(block.slot.as_ref(), arena.number, len, &layout)
             .map_err(|problem| RESTORE.bad_reply(problem))?;
@@ -398,7 +410,7 @@ impl Restore {
             .ok_or_else(|| RESTORE.bad_reply("a slot outside the arena"))?;
         let held = Held::Arena(view, Arc::clone(&self.link));
         let block = LeasedBlock::new(index, key, tier, level, layout, held);
-        self.hand_out(index, block);
+        self.hand_out(index, RestoreEvent::Ready(block));
         Ok(())
     }
 
@@ -406,7 +418,7 @@ impl Restore {
         let (index, key) = self.expected(block.index)?;
         let held = Held::Owned(block.bytes);
         let leased = LeasedBlock::new(index, key, block.tier, block.level, block.layout, held);
-        self.hand_out(index, leased);
+        self.hand_out(index, RestoreEvent::Ready(leased));
         Ok(())
     }
 
@@ -423,11 +435,11 @@ impl Restore {
         Ok((at, key))
     }
 
-    fn hand_out(&mut self, index: usize, block: LeasedBlock) {
+    fn hand_out(&mut self, index: usize, event: RestoreEvent) {
         if let Some(came) = self.came.get_mut(index) {
             *came = true;
         }
-        self.ready.push_back(RestoreEvent::Ready(block));
+        self.ready.push_back(event);
     }
 
     fn done(&mut self, done: &v1::RestoreDone) -> Result<(), Error> {

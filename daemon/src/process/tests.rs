@@ -131,6 +131,7 @@ fn to_save(number: usize, len: usize) -> v1::BlockToSave {
         tokens: 16,
         kind: KIND,
         opaque_bytes: len as u64,
+        slot: 0,
     }
 }
 
@@ -176,6 +177,7 @@ impl Session {
             deadline_ms: 0,
             scattered: true,
             two_ended: None,
+            into: None,
         };
         v1::RestoreCommand {
             restore_id: 1,

@@ -182,6 +182,7 @@ pub async fn stats(
             region_bytes: session.region_bytes(),
             open_s: session.opened.elapsed().as_secs(),
             model: session.layouts.model().model.clone(),
+            engine_bytes: session.engine_bytes(),
         }
     };
     shared.gauge();
@@ -286,6 +287,8 @@ impl Shared {
         metrics.leases.of(()).set(signed(leases));
         let bytes = sessions.iter().map(|session| session.region_bytes()).sum();
         metrics.region_bytes.of(()).set(signed(bytes));
+        let bytes = sessions.iter().map(|session| session.engine_bytes()).sum();
+        metrics.engine_region_bytes.of(()).set(signed(bytes));
     }
 
     fn gauge_disks(&self, devices: &[DiskStatus]) {

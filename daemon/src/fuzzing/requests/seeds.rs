@@ -45,6 +45,7 @@ fn to_save(number: u8) -> v1::BlockToSave {
         tokens: 16,
         kind: KIND,
         opaque_bytes: 1000,
+        slot: u32::from(number - 1),
     }
 }
 
@@ -111,6 +112,70 @@ fn restored() -> Vec<u8> {
         (false, command(Command::Cancel(v1::RestoreCancel {}))),
     ];
     call("Restore", &messages)
+}
+
+/// An engine's own region, without memory; two of its slots are saved, two restored into.
+fn engine() -> Vec<u8> {
+    use v1::restore_command::Command;
+    let row = |offset: u64| v1::RegionPiece {
+        offset,
+        slot_stride: 1000,
+        rows: 2,
+        row_bytes: 250,
+        row_stride: 250,
+    };
+    let geometry = v1::RegionGeometry {
+        kind: KIND,
+        slots: 4,
+        pieces: vec![row(0), row(500)],
+    };
+    let register = v1::RegisterRegionRequest {
+        bytes: 4000,
+        purpose: v1::RegionPurpose::Engine as i32,
+        geometry: Some(geometry),
+        ..v1::RegisterRegionRequest::default()
+    };
+    let save = v1::SaveRequest {
+        region: 2,
+        blocks: (1..=2).map(to_save).collect(),
+        ..v1::SaveRequest::default()
+    };
+    let filled = v1::FilledSlot {
+        key: key(1),
+        slot: Some(v1::Slot {
+            region: 2,
+            offset: 0,
+            length: 1000,
+            generation: 1,
+        }),
+        crc32: None,
+    };
+    let commit = v1::CommitRequest {
+        blocks: vec![filled],
+        wait_for: 1,
+        ..v1::CommitRequest::default()
+    };
+    let start = Command::Start(v1::RestoreStart {
+        keys: vec![key(1), key(2)],
+        kind: KIND,
+        scattered: true,
+        into: Some(v1::IntoSlots {
+            region: 2,
+            slots: vec![3, 2],
+        }),
+        ..v1::RestoreStart::default()
+    });
+    let restore = v1::RestoreCommand {
+        restore_id: 6,
+        command: Some(start),
+    };
+    [
+        one("RegisterRegion", &register),
+        one("Save", &save),
+        one("Commit", &commit),
+        call("Restore", &[(true, restore.encode_to_vec())]),
+    ]
+    .concat()
 }
 
 fn inline() -> Vec<u8> {
@@ -195,5 +260,7 @@ pub(in crate::fuzzing) fn seeds() -> Vec<Vec<u8>> {
         [inline(), one("Lookup", &lookup), wipe].concat(),
         [open, one("RegisterRegion", &region), stats].concat(),
         [watch, one("Prefetch", &pin)].concat(),
+        engine(),
+        [inline(), engine()].concat(),
     ]
 }
