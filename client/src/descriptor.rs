@@ -1,12 +1,12 @@
 //! Fetching the descriptor of a region from the daemon's companion socket, and handing one over.
 //!
-//! Upstairs:   `link` maps the arena and the staging region with what comes back, and hands over the
-//!             memory of its engine.
+//! Upstairs:   `link` maps the arena and the staging region with what comes back, and hands over
+//!             the memory of its engine.
 //! Downstairs: a Unix stream socket, `recvmsg` and `sendmsg` with SCM_RIGHTS through rustix.
 //!
 //! Exchange: 16 bytes of ticket go out; one status byte (1 granted, 0 refused) comes back, with
-//! exactly one descriptor when granted. A descriptor of the engine's goes out beside the ticket, and
-//! the byte says what became of it.
+//! exactly one descriptor when granted. A descriptor of the engine's goes out beside the ticket,
+//! and the byte says what became of it.
 //!
 //! Invariants kept here
 //!   D1  A descriptor that comes out of here is a memfd of exactly the granted size that nobody

@@ -226,8 +226,8 @@ impl EngineRegion {
     }
 
     /// Starts restoring blocks into slots, one for each key. They arrive as
-    /// [`RestoreEvent::Placed`](crate::RestoreEvent::Placed): a block is whole in its slot then, and
-    /// nothing has to be released.
+    /// [`RestoreEvent::Placed`](crate::RestoreEvent::Placed): a block is whole in its slot then,
+    /// and nothing has to be released.
     ///
     /// **The slots are the daemon's until the restore's `Done` came**, whatever came of each block:
     /// one that is a miss may have been written in part. When the restore was dropped, or failed,

@@ -225,8 +225,11 @@ impl Shared {
                 }
             }
             Some(Event::Done(done)) => {
-                if let Some(live) = self.lock().live.remove(&id) {
-                    let _ = live.to.send(Feed::Done(done));
+                let live = self.lock().live.remove(&id);
+                if let Some(Live { to, keeps, .. }) = live {
+                    // The next restore may take them as soon as it hears of the end.
+                    drop(keeps);
+                    let _ = to.send(Feed::Done(done));
                 }
             }
             Some(Event::Hint(_)) => {

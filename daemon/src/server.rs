@@ -4,9 +4,9 @@
 //! Downstairs: `session`, `tenant`, `restore`, `tier`.
 //!
 //! Where a call does more than convert, it has a file here: `open` (sessions and regions), `save`,
-//! `restore`, `inline`, `operate`, and `engine` for regions of an engine's own, `landing` for blocks
-//! that go there. `descriptors` is the companion socket that passes memory; `counted` counts calls
-//! as they end.
+//! `restore`, `inline`, `operate`, and `engine` for regions of an engine's own, `landing` for
+//! blocks that go there. `descriptors` is the companion socket that passes memory; `counted` counts
+//! calls as they end.
 //!
 //! Not here on purpose: no policy and no bytes of blocks.
 

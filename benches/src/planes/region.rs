@@ -1,4 +1,5 @@
-//! Rows of regions of an engine's own memory: 2 MiB blocks from host memory into its slots, and back.
+//! Rows of regions of an engine's own memory: 2 MiB blocks from host memory into its slots, and
+//! back.
 //!
 //! Upstairs:   `planes`.
 //! Downstairs: `kvtier_client::EngineRegion`, `memcpy` of as many blocks.

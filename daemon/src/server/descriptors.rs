@@ -1,4 +1,5 @@
-//! The companion socket: a ticket comes in, a descriptor of shared memory goes out, or comes in too.
+//! The companion socket: a ticket comes in, a descriptor of shared memory goes out, or comes in
+//! beside it.
 //!
 //! Upstairs:   OpenSession and RegisterRegion hand out tickets; clients show them here.
 //! Downstairs: `SCM_RIGHTS`; `region::engine` judges what comes in.

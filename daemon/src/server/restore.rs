@@ -1,7 +1,7 @@
 //! The Restore stream: commands of many restores in, their events out.
 //!
 //! Upstairs:   `server`.
-//! Downstairs: `restore::run`, one task a restore; `landing` where the blocks go to an engine's slots.
+//! Downstairs: `restore::run`, one task a restore; `landing` where blocks go to an engine's slots.
 //!
 //! Restores on one stream are told apart by a number the client chose. When the stream ends,
 //! every restore on it is cancelled. Leases whose event tonic had taken for sending stay with the

@@ -417,7 +417,8 @@ fn geometries_and_slots_that_cannot_be_are_refused_by_field() {
     });
 }
 
-// Goal: an engine that truncates its pool, before or during restores and saves, costs itself misses.
+// Goal: an engine that truncates its pool, before or during restores and saves, costs itself
+// misses.
 #[test]
 fn a_pool_that_shrinks_under_the_daemon_is_a_miss_and_the_daemon_lives() {
     run(LIMIT, async {

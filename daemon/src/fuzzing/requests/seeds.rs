@@ -192,6 +192,24 @@ fn inline() -> Vec<u8> {
     call("PutInline", &[(true, part(block)), (false, part(data))])
 }
 
+fn opening() -> v1::OpenSessionRequest {
+    let cost = v1::LayerCost {
+        token_flop: 1 << 20,
+        pair_flop: 1 << 10,
+        projection_flop: 1,
+    };
+    v1::OpenSessionRequest {
+        protocol_version: 1,
+        client: "fuzz".into(),
+        model: Some(v1::ModelDescriptor::from(&model())),
+        reader: Some(v1::ReaderSpec {
+            two_ended: true,
+            layers: vec![cost; model().layers.len()],
+            ..v1::ReaderSpec::default()
+        }),
+    }
+}
+
 pub(in crate::fuzzing) fn seeds() -> Vec<Vec<u8>> {
     let lookup = v1::LookupRequest {
         keys: keys(),
@@ -227,23 +245,7 @@ pub(in crate::fuzzing) fn seeds() -> Vec<Vec<u8>> {
         key: key(1),
         ..v1::ExplainRequest::default()
     };
-    let open = v1::OpenSessionRequest {
-        protocol_version: 1,
-        client: "fuzz".into(),
-        model: Some(v1::ModelDescriptor::from(&model())),
-        reader: Some(v1::ReaderSpec {
-            two_ended: true,
-            layers: vec![
-                v1::LayerCost {
-                    token_flop: 1 << 20,
-                    pair_flop: 1 << 10,
-                    projection_flop: 1
-                };
-                model().layers.len()
-            ],
-            ..v1::ReaderSpec::default()
-        }),
-    };
+    let open = opening();
     let region = v1::RegisterRegionRequest {
         bytes: 64 << 10,
         ..v1::RegisterRegionRequest::default()
