@@ -12,6 +12,8 @@
 //!   X2  At most `RESTORES_PER_SESSION_MAX` restores are known to the daemon at a time.
 //!   X3  A restore's queue holds at most one event a block, one plan, one hint and one end: more is
 //!       a broken protocol and ends the restore. One slow reader never delays another.
+//!   X4  Slots of a restore whose end was not told are not free: the session is given up with them,
+//!       so that the next one fences them.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,6 +25,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use v1::restore_command::Command;
 
+use crate::engine_region::Taken;
 use crate::error::{Call, Error};
 use crate::link::Task;
 use crate::maps::Place;
@@ -42,14 +45,22 @@ pub(crate) enum Feed {
     Failed(Error),
 }
 
+/// What the daemon may write until a restore has ended.
+#[derive(Clone, Default)]
+pub(crate) struct Keeps {
+    /// The map of a two-ended restore.
+    pub(crate) _place: Option<Arc<Place>>,
+    /// Slots of the engine's own.
+    pub(crate) slots: Option<Arc<Taken>>,
+}
+
 struct Live {
     /// Blocks that may still arrive (X3).
     room: usize,
     planned: bool,
     /// One hint that was not heard yet is enough (X3).
     hinted: Arc<AtomicBool>,
-    /// The daemon may write the map of the restore until it has ended.
-    _place: Option<Arc<Place>>,
+    keeps: Keeps,
     to: UnboundedSender<Feed>,
 }
 
@@ -97,11 +108,7 @@ impl Mux {
     }
 
     /// Starts a restore. Never waits.
-    pub(crate) fn start(
-        &self,
-        start: v1::RestoreStart,
-        place: Option<Arc<Place>>,
-    ) -> Result<Running, Error> {
+    pub(crate) fn start(&self, start: v1::RestoreStart, keeps: Keeps) -> Result<Running, Error> {
         let (to, events) = unbounded_channel();
         let room = start.keys.len();
         let mut state = self.shared.lock();
@@ -120,7 +127,7 @@ impl Mux {
             room,
             planned: false,
             hinted: Arc::clone(&hinted),
-            _place: place,
+            keeps,
             to,
         };
         state.live.insert(id, live);
@@ -142,9 +149,7 @@ impl Mux {
         // Restores of a stream that closed a moment ago get its error from its own task, which
         // would see a newer stream: end them here.
         let error = RESTORE.lost("the restore stream ended");
-        for (_, live) in state.live.drain() {
-            let _ = live.to.send(Feed::Failed(error.clone()));
-        }
+        self.shared.end_all(state, &error);
         let run = run(
             Arc::clone(&self.shared),
             self.rpc.clone(),
@@ -220,8 +225,11 @@ impl Shared {
                 }
             }
             Some(Event::Done(done)) => {
-                if let Some(live) = self.lock().live.remove(&id) {
-                    let _ = live.to.send(Feed::Done(done));
+                let live = self.lock().live.remove(&id);
+                if let Some(Live { to, keeps, .. }) = live {
+                    // The next restore may take them as soon as it hears of the end.
+                    drop(keeps);
+                    let _ = to.send(Feed::Done(done));
                 }
             }
             Some(Event::Hint(_)) => {
@@ -256,7 +264,9 @@ impl Shared {
             None => {
                 let problem = "more blocks became ready than were asked for";
                 let _ = live.to.send(Feed::Failed(RESTORE.bad_reply(problem)));
-                state.live.remove(&id);
+                if let Some(live) = state.live.remove(&id) {
+                    self.give_up_slots(&live);
+                }
                 state.send(id, Command::Cancel(v1::RestoreCancel {}));
             }
         }
@@ -272,8 +282,21 @@ impl Shared {
             return;
         }
         state.out = None;
+        self.end_all(&mut state, error);
+    }
+
+    /// Ends the restores of a stream that is gone (X4).
+    fn end_all(&self, state: &mut State, error: &Error) {
         for (_, live) in state.live.drain() {
+            self.give_up_slots(&live);
             let _ = live.to.send(Feed::Failed(error.clone()));
+        }
+    }
+
+    fn give_up_slots(&self, live: &Live) {
+        if live.keeps.slots.is_some() {
+            let reason = "a restore into slots of the engine's own ended without its end";
+            self.life.lose(reason);
         }
     }
 }

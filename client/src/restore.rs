@@ -31,7 +31,10 @@ use crate::two_ended::Meeting;
 use crate::values::{BlockStatus, Tier, grade_from_wire, miss_from_wire};
 
 mod end;
+mod placed;
 mod source;
+
+pub use placed::PlacedBlock;
 
 pub(crate) use source::Source;
 
@@ -44,6 +47,8 @@ pub enum RestoreEvent {
     Plan(Vec<BlockStatus>),
     /// A block can be read. Blocks come in any order.
     Ready(LeasedBlock),
+    /// A block is in its slot of an [`EngineRegion`](crate::EngineRegion), of a restore into one.
+    Placed(PlacedBlock),
     /// Nothing more comes. Comes last, once.
     Done(RestoreSummary),
 }
@@ -67,6 +72,8 @@ pub struct RestoreSummary {
 pub struct Restored {
     /// Blocks that arrived, by index. The first `usable_blocks` are the prefix.
     pub blocks: Vec<LeasedBlock>,
+    /// The same of a restore into an [`EngineRegion`](crate::EngineRegion).
+    pub placed: Vec<PlacedBlock>,
     /// Leading blocks that all arrived.
     pub usable_blocks: usize,
     /// Index and reason of the blocks that did not arrive.
@@ -82,6 +89,8 @@ pub(crate) struct Asked {
     pub(crate) after: Option<BlockKey>,
     /// Each key follows the one before it.
     pub(crate) one_prefix: bool,
+    /// Region and slots that the blocks go to.
+    pub(crate) into: Option<(u32, Vec<u32>)>,
     pub(crate) idle: Duration,
     /// The daemon ends it by then, and this side a little later.
     pub(crate) until: Option<Instant>,
@@ -204,12 +213,8 @@ impl Restore {
     fn pop(&mut self) -> Option<RestoreEvent> {
         let event = self.ready.pop_front()?;
         match &event {
-            RestoreEvent::Ready(block) => {
-                if block.tier() != Tier::Host {
-                    self.meeting.loaded();
-                }
-                self.meeting.came(block.index());
-            }
+            RestoreEvent::Ready(block) => self.meeting.brought(block.index(), block.tier()),
+            RestoreEvent::Placed(block) => self.meeting.brought(block.index(), block.tier()),
             RestoreEvent::Done(_) => self.meeting.end(),
             RestoreEvent::Plan(_) => {}
         }
@@ -237,16 +242,19 @@ impl Restore {
     /// # }
     /// ```
     pub async fn collect(mut self) -> Result<Restored, Error> {
-        let mut blocks = Vec::new();
+        let (mut blocks, mut placed) = (Vec::new(), Vec::new());
         loop {
             match self.next().await? {
                 Some(RestoreEvent::Ready(block)) => blocks.push(block),
+                Some(RestoreEvent::Placed(block)) => placed.push(block),
                 Some(RestoreEvent::Plan(_)) => {}
                 Some(RestoreEvent::Done(summary)) => {
                     blocks.sort_by_key(LeasedBlock::index);
+                    placed.sort_by_key(PlacedBlock::index);
                     let (usable_blocks, missed) = (summary.usable_blocks, summary.missed);
                     return Ok(Restored {
                         blocks,
+                        placed,
                         usable_blocks,
                         missed,
                     });
@@ -296,7 +304,7 @@ impl Restore {
                     visit(&block, block.payload()?);
                     read.push(block);
                 }
-                Some(RestoreEvent::Plan(_)) => {}
+                Some(RestoreEvent::Plan(_) | RestoreEvent::Placed(_)) => {}
                 Some(RestoreEvent::Done(summary)) => {
                     crate::lease::release(&link, read).await?;
                     return Ok(summary);
@@ -397,6 +405,10 @@ impl Restore {
             .layouts
             .of_length(self.asked.kind, block.tokens, length);
         let layout = layout.map_err(|error| RESTORE.bad_reply(error.to_string()))?;
+        if let Some((region, slots)) = &self.asked.into {
+            let placed = PlacedBlock::from_wire((index, key), block, (*region, slots), layout)?;
+            return self.hand_out(index, placed.quality(), RestoreEvent::Placed(placed));
+        }
         let len = arena.map.len();
         let range = check::slot_range(block.slot.as_ref(), arena.number, len, &layout)
             .map_err(|problem| RESTORE.bad_reply(problem))?;
@@ -406,14 +418,14 @@ impl Restore {
             .ok_or_else(|| RESTORE.bad_reply("a slot outside the arena"))?;
         let held = Held::Arena(view, Arc::clone(&self.link));
         let block = LeasedBlock::new((index, key), tier, grade, layout, held);
-        self.hand_out(index, block)
+        self.hand_out(index, block.quality(), RestoreEvent::Ready(block))
     }
 
     fn arrived(&mut self, block: InlineBlock) -> Result<(), Error> {
         let (index, key) = self.expected(block.index)?;
         let held = Held::Owned(block.bytes);
         let leased = LeasedBlock::new((index, key), block.tier, block.grade, block.layout, held);
-        self.hand_out(index, leased)
+        self.hand_out(index, leased.quality(), RestoreEvent::Ready(leased))
     }
 
     fn expected(&self, index: u32) -> Result<(usize, BlockKey), Error> {
@@ -429,16 +441,21 @@ impl Restore {
         Ok((at, key))
     }
 
-    fn hand_out(&mut self, index: usize, block: LeasedBlock) -> Result<(), Error> {
-        if !self.asked.accept.accepts(block.quality()) {
-            let (got, accept) = (block.quality().as_str(), self.asked.accept.as_str());
+    fn hand_out(
+        &mut self,
+        index: usize,
+        quality: Quality,
+        event: RestoreEvent,
+    ) -> Result<(), Error> {
+        if !self.asked.accept.accepts(quality) {
+            let (got, accept) = (quality.as_str(), self.asked.accept.as_str());
             return Err(RESTORE.bad_reply(format!("a block is {got}; accepted: {accept}")));
         }
         if let Some(came) = self.came.get_mut(index) {
             *came = true;
         }
-        self.lineage.restored(&self.asked, index, block.quality());
-        self.ready.push_back(RestoreEvent::Ready(block));
+        self.lineage.restored(&self.asked, index, quality);
+        self.ready.push_back(event);
         Ok(())
     }
 

@@ -19,11 +19,13 @@ use tokio::sync::{Mutex, Semaphore};
 use tokio::time::Instant;
 
 use crate::check;
+use crate::engine_region::Target;
 use crate::error::{Call, Error};
 use crate::layouts::Layouts;
 use crate::lineage::Lineage;
 use crate::link::{Identity, Link, Recipe};
 use crate::maps::Place;
+use crate::mux::Keeps;
 use crate::options::{RestoreOptions, Timeouts};
 use crate::restore::{Asked, Restore, Source};
 use crate::two_ended::PrefillStep;
@@ -256,8 +258,21 @@ impl Session {
         kind: PayloadKind,
         options: RestoreOptions,
     ) -> Result<Restore, Error> {
-        let wire = check::keys_to_wire(keys)?;
+        check::count(keys.len())?;
         let link = self.link().await?;
+        self.restore_over(link, keys, kind, options, None).await
+    }
+
+    /// The same over a link, into slots of the engine's own if any.
+    pub(crate) async fn restore_over(
+        &self,
+        link: Arc<Link>,
+        keys: &[BlockKey],
+        kind: PayloadKind,
+        options: RestoreOptions,
+        target: Option<Target>,
+    ) -> Result<Restore, Error> {
+        let wire = check::keys_to_wire(keys)?;
         if link.arena.is_none() {
             return Ok(self.start_inline(link, keys, kind, &options));
         }
@@ -278,9 +293,15 @@ impl Session {
                 first_token: engine.first_token,
                 suffix_tokens: engine.suffix_tokens,
             }),
+            into: target.as_ref().map(Target::to_wire),
         };
-        let running = link.mux.start(start, place.clone())?;
-        let asked = self.asked(keys, kind, &options);
+        let keeps = Keeps {
+            _place: place.clone(),
+            slots: target.as_ref().map(|target| Arc::clone(&target.taken)),
+        };
+        let running = link.mux.start(start, keeps)?;
+        let mut asked = self.asked(keys, kind, &options);
+        asked.into = target.map(|target| (target.region, target.slots));
         let source = Source::Mux(running);
         Ok(Restore::new(self, link, asked, source, place))
     }
@@ -342,6 +363,7 @@ impl Session {
             after: options.after,
             // Both ends of a two-ended restore are of one prefix.
             one_prefix: !options.scattered || options.two_ended.is_some(),
+            into: None,
             idle: timeouts.restore_idle,
             until: until.and_then(|until| Instant::now().checked_add(until)),
         }

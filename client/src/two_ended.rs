@@ -19,6 +19,7 @@ use tokio::time::Instant;
 
 use crate::maps::Place;
 use crate::reports::Reports;
+use crate::values::Tier;
 use pace::Pace;
 
 mod pace;
@@ -127,6 +128,14 @@ impl Meeting {
             ended: AtomicBool::new(false),
             pace: Mutex::new(Pace::new(Instant::now())),
         })
+    }
+
+    /// A block was handed to the engine, from this tier.
+    pub(crate) fn brought(&self, index: usize, from: Tier) {
+        if from != Tier::Host {
+            self.loaded();
+        }
+        self.came(index);
     }
 
     /// A block was handed to the engine.

@@ -148,6 +148,7 @@ fn meaning(miss: Miss) -> &'static str {
         Miss::NoSpace => "Host memory to restore into is taken by leased blocks.",
         Miss::Deadline => "The request's deadline passed first.",
         Miss::NoTables => "The tables that it was coded with are not loaded (codec.tables).",
+        Miss::Region => "The engine's region did not take it.",
     }
 }
 

@@ -6,6 +6,7 @@
 //! Not here on purpose: no namespace, session or model as a label; their number has no bound
 //! that a metrics database would like, and names of tenants are nobody else's business.
 
+use kvtier_proto::region::Handover;
 use kvtier_proto::{Level, Miss, Quality};
 use strum::{EnumIter, IntoEnumIterator, IntoStaticStr};
 
@@ -113,6 +114,58 @@ label! {
         Accepted,
         /// On the device.
         Durable,
+    }
+}
+
+label! {
+    /// Which way bytes moved between the daemon and an engine's region.
+    Moved is "way" {
+        /// From the engine.
+        Saved,
+        /// To the engine.
+        Restored,
+    }
+}
+
+label! {
+    /// Why an engine's region was refused, or is not used any more.
+    RegionRefused is "reason" {
+        /// Its user is not one of `regions.trusted_uids`.
+        Untrusted,
+        /// Its slots do not lie where they could.
+        Geometry,
+        /// The session has as many regions, or bytes of them, as allowed.
+        TooMany,
+        /// The ticket was not shown, or not as it must be.
+        Ticket,
+        /// No descriptor came.
+        Missing,
+        /// The file is not memory of small pages.
+        NotMemory,
+        /// The file cannot be read and written.
+        NotWritable,
+        /// The file is sealed against writing.
+        Sealed,
+        /// The file is smaller than the region.
+        TooSmall,
+        /// The file could not be mapped.
+        Unmapped,
+        /// The file changed its size, or the kernel did not copy.
+        Lost,
+    }
+}
+
+impl From<Handover> for RegionRefused {
+    fn from(answer: Handover) -> Self {
+        match answer {
+            Handover::Refused | Handover::Taken => Self::Ticket,
+            Handover::Missing => Self::Missing,
+            Handover::NotMemory => Self::NotMemory,
+            Handover::NotWritable => Self::NotWritable,
+            Handover::Sealed => Self::Sealed,
+            Handover::TooSmall => Self::TooSmall,
+            Handover::Unmapped => Self::Unmapped,
+        }
     }
 }
 

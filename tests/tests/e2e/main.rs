@@ -13,6 +13,7 @@
 
 mod clients;
 mod driven;
+mod engine_region;
 mod hidden;
 mod identity;
 mod model;

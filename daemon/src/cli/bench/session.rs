@@ -100,6 +100,7 @@ impl Session {
                 kind: v1::PayloadKind::Kv as i32,
                 opaque_bytes: 0,
                 through: 0,
+                slot: 0,
             }),
             crc32: block.crc32,
             wait_for: v1::Acknowledge::Accepted as i32,
@@ -161,6 +162,7 @@ impl Session {
             scattered: false,
             accept: v1::Quality::Exact as i32,
             two_ended: None,
+            into: None,
         };
         let command = v1::RestoreCommand {
             restore_id,
