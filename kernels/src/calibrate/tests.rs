@@ -407,6 +407,31 @@ fn samples_that_do_not_suit_are_refused_with_what_is_needed() {
     );
 }
 
+// Goal: a Fisher file that is wrong is blamed, and not the samples.
+// Method: matrices that are symmetric and have the eigenvalues that are told, by halves of a head.
+#[test]
+fn matrix_that_is_no_sum_of_outer_products_is_refused_with_its_head() {
+    let (bytes, _) = independent(12);
+    let documents = [Document::parse(&bytes).unwrap()];
+    let options = options(&["small"]);
+    let made = |first: f32, second: f32| {
+        let mut matrix = [0.0; DIM * DIM];
+        for at in 0..DIM {
+            matrix[at * (DIM + 1)] = if at < DIM / 2 { first } else { second };
+        }
+        profile_and_report(&documents, Some(&fisher(&matrix)), &options)
+    };
+    for (first, second) in [(1e-2, -1e-2), (1e-2, -3e-3), (-1e-2, -1e-2), (1e-2, -1.0)] {
+        let text = made(first, second).unwrap_err().to_string();
+        assert!(
+            text.starts_with("the Fisher matrix of head 0 of the k part of layer 0 has a negative"),
+            "{text}"
+        );
+    }
+    // What rounding leaves of a direction that no gradient had.
+    assert!(made(1e-2, -1e-7).is_ok() && made(1e-2, 0.0).is_ok());
+}
+
 /// A matrix of a table, in real numbers.
 fn real(matrix: &crate::profile::Matrix16) -> DMatrix<f64> {
     let (rows, columns) = (matrix.rows(), matrix.columns());
