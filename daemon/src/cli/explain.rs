@@ -131,7 +131,7 @@ fn tier(number: i32) -> String {
 }
 
 /// What a reason means to an operator.
-fn meaning(miss: Miss) -> &'static str {
+pub(super) fn meaning(miss: Miss) -> &'static str {
     match miss {
         Miss::Absent => "Nobody saved it in this namespace, or not under this key.",
         Miss::Evicted => "It was here and made room for others: more capacity would keep it.",

@@ -25,7 +25,7 @@ pub use kvtier_kernels::calibrate::{
 pub use kvtier_kernels::profile::{Rope, TokenPredictor};
 
 /// Largest file that is read. A file is held in memory whole.
-const FILE_BYTES_MAX: Bytes = Bytes::gib(16);
+pub const FILE_BYTES_MAX: Bytes = Bytes::gib(16);
 
 /// Why there is no profile.
 #[derive(Debug, thiserror::Error)]

@@ -899,6 +899,10 @@ pub struct ExplainReply {
     /// What is known, in sentences.
     #[prost(string, repeated, tag = "3")]
     pub notes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The model that the block is of, without its adapter: a session with it has been open since the
+    /// daemon started. Absent when there was none, or the block is nowhere.
+    #[prost(message, optional, tag = "4")]
+    pub model: ::core::option::Option<ModelDescriptor>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct VariantInfo {
@@ -934,6 +938,9 @@ pub struct VariantInfo {
     /// Identity of the tables that it was coded with; 0 when none are needed, or it is not known.
     #[prost(uint32, tag = "14")]
     pub tables: u32,
+    /// Index of its first token in the prefix.
+    #[prost(uint32, tag = "15")]
+    pub position: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WipeRequest {
