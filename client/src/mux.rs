@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use kvtier_proto::limits::RESTORES_PER_SESSION_MAX;
 use kvtier_proto::v1;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::time::Instant;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use v1::restore_command::Command;
 
@@ -34,7 +35,8 @@ pub(crate) const RESTORE: Call = Call::reads("Restore");
 /// One event of one restore.
 pub(crate) enum Feed {
     Plan(v1::RestorePlan),
-    Ready(Vec<(v1::LeasedBlock, LeaseGuard)>),
+    /// Blocks, and when they came.
+    Ready(Vec<(v1::LeasedBlock, LeaseGuard)>, Instant),
     /// The map of a two-ended restore says something new.
     Hint,
     Inline(crate::inline::InlineBlock),
@@ -48,9 +50,19 @@ struct Live {
     planned: bool,
     /// One hint that was not heard yet is enough (X3).
     hinted: Arc<AtomicBool>,
-    /// The daemon may write the map of the restore until it has ended.
-    _place: Option<Arc<Place>>,
+    /// The daemon may write the map of the restore until it has said that this has ended.
+    place: Option<Arc<Place>>,
     to: UnboundedSender<Feed>,
+}
+
+impl Live {
+    /// Nobody will say any more when the daemon has stopped to write the map.
+    fn fail(&self, error: Error) {
+        if let Some(place) = &self.place {
+            place.give_up();
+        }
+        let _ = self.to.send(Feed::Failed(error));
+    }
 }
 
 #[derive(Default)]
@@ -120,7 +132,7 @@ impl Mux {
             room,
             planned: false,
             hinted: Arc::clone(&hinted),
-            _place: place,
+            place,
             to,
         };
         state.live.insert(id, live);
@@ -142,9 +154,7 @@ impl Mux {
         // Restores of a stream that closed a moment ago get its error from its own task, which
         // would see a newer stream: end them here.
         let error = RESTORE.lost("the restore stream ended");
-        for (_, live) in state.live.drain() {
-            let _ = live.to.send(Feed::Failed(error.clone()));
-        }
+        state.fail(&error);
         let run = run(
             Arc::clone(&self.shared),
             self.rpc.clone(),
@@ -157,6 +167,12 @@ impl Mux {
 }
 
 impl State {
+    /// Ends all that runs.
+    fn fail(&mut self, error: &Error) {
+        let ended = self.live.drain();
+        ended.for_each(|(_, live)| live.fail(error.clone()));
+    }
+
     /// Queues a command. The queue is bounded by its callers: one start and one cancel a
     /// restore, and one progress a block of it. A closed stream answers by its end.
     fn send(&self, restore_id: u64, command: Command) {
@@ -251,11 +267,11 @@ impl Shared {
         match live.room.checked_sub(blocks.len()) {
             Some(room) => {
                 live.room = room;
-                let _ = live.to.send(Feed::Ready(blocks));
+                let _ = live.to.send(Feed::Ready(blocks, Instant::now()));
             }
             None => {
                 let problem = "more blocks became ready than were asked for";
-                let _ = live.to.send(Feed::Failed(RESTORE.bad_reply(problem)));
+                live.fail(RESTORE.bad_reply(problem));
                 state.live.remove(&id);
                 state.send(id, Command::Cancel(v1::RestoreCancel {}));
             }
@@ -272,9 +288,7 @@ impl Shared {
             return;
         }
         state.out = None;
-        for (_, live) in state.live.drain() {
-            let _ = live.to.send(Feed::Failed(error.clone()));
-        }
+        state.fail(error);
     }
 }
 

@@ -26,7 +26,7 @@ use crate::mux::{Feed, RESTORE};
 use crate::release::LeaseGuard;
 use crate::session::Session;
 use crate::shm::LeasedView;
-use crate::two_ended::Meeting;
+use crate::two_ended::{Meeting, Outlook, TwoEnded};
 use crate::values::{BlockStatus, Tier, level_from_wire, miss_from_wire};
 
 mod end;
@@ -41,6 +41,9 @@ pub enum RestoreEvent {
     /// What will happen to each block asked for, in order. Comes first, once, unless the deadline
     /// passed before anything was known.
     Plan(Vec<BlockStatus>),
+    /// What a two-ended restore is expected to take. Comes after the plan, once, from a daemon that
+    /// looks ahead.
+    Outlook(Outlook),
     /// A block can be read. Blocks come in any order.
     Ready(LeasedBlock),
     /// Nothing more comes. Comes last, once.
@@ -76,6 +79,7 @@ pub struct Restored {
 pub(crate) struct Asked {
     pub(crate) keys: Vec<BlockKey>,
     pub(crate) kind: PayloadKind,
+    pub(crate) two_ended: Option<TwoEnded>,
     pub(crate) idle: Duration,
     /// The daemon ends it by then, and this side a little later.
     pub(crate) until: Option<Instant>,
@@ -196,14 +200,9 @@ impl Restore {
     fn pop(&mut self) -> Option<RestoreEvent> {
         let event = self.ready.pop_front()?;
         match &event {
-            RestoreEvent::Ready(block) => {
-                if block.tier() != Tier::Host {
-                    self.meeting.loaded();
-                }
-                self.meeting.came(block.index());
-            }
+            RestoreEvent::Ready(block) => self.meeting.came(block.index()),
             RestoreEvent::Done(_) => self.meeting.end(),
-            RestoreEvent::Plan(_) => {}
+            RestoreEvent::Plan(_) | RestoreEvent::Outlook(_) => {}
         }
         Some(event)
     }
@@ -233,7 +232,7 @@ impl Restore {
         loop {
             match self.next().await? {
                 Some(RestoreEvent::Ready(block)) => blocks.push(block),
-                Some(RestoreEvent::Plan(_)) => {}
+                Some(RestoreEvent::Plan(_) | RestoreEvent::Outlook(_)) => {}
                 Some(RestoreEvent::Done(summary)) => {
                     blocks.sort_by_key(LeasedBlock::index);
                     let (usable_blocks, missed) = (summary.usable_blocks, summary.missed);
@@ -288,7 +287,7 @@ impl Restore {
                     visit(&block, block.payload()?);
                     read.push(block);
                 }
-                Some(RestoreEvent::Plan(_)) => {}
+                Some(RestoreEvent::Plan(_) | RestoreEvent::Outlook(_)) => {}
                 Some(RestoreEvent::Done(summary)) => {
                     crate::lease::release(&link, read).await?;
                     return Ok(summary);
@@ -350,9 +349,11 @@ impl Restore {
     fn take(&mut self, feed: Feed) -> Result<(), Error> {
         match feed {
             Feed::Plan(plan) => self.plan(&plan),
-            Feed::Ready(blocks) => {
+            Feed::Ready(blocks, at) => {
                 for (block, lease) in blocks {
-                    self.leased(&block, lease)?;
+                    if self.leased(&block, lease)? != Tier::Host {
+                        self.meeting.loaded(at);
+                    }
                 }
                 Ok(())
             }
@@ -374,13 +375,21 @@ impl Restore {
             return Err(RESTORE.bad_reply(format!("a plan of {planned} blocks for {asked} keys")));
         }
         let read = |status| BlockStatus::from_wire(RESTORE, status);
-        let plan = plan.blocks.iter().map(read).collect::<Result<_, _>>()?;
-        self.ready.push_back(RestoreEvent::Plan(plan));
+        let blocks: Vec<_> = plan.blocks.iter().map(read).collect::<Result<_, _>>()?;
+        let outlook = plan.outlook.as_ref().map(Outlook::from_wire);
+        if let (Some(outlook), Some(two_ended)) = (&outlook, self.asked.two_ended) {
+            let block_tokens = self.layouts.model().block_tokens;
+            let expected = outlook.of_block(&blocks, block_tokens, two_ended.suffix_tokens);
+            self.meeting.expect(expected);
+        }
+        self.ready.push_back(RestoreEvent::Plan(blocks));
+        self.ready.extend(outlook.map(RestoreEvent::Outlook));
         Ok(())
     }
 
-    /// Checks everything the daemon says about a leased block before a view is made (G1).
-    fn leased(&mut self, block: &v1::LeasedBlock, lease: LeaseGuard) -> Result<(), Error> {
+    /// Checks everything the daemon says about a leased block before a view is made (G1). Where it
+    /// came from.
+    fn leased(&mut self, block: &v1::LeasedBlock, lease: LeaseGuard) -> Result<Tier, Error> {
         let (index, key) = self.expected(block.index)?;
         let arena = self.link.arena.as_ref();
         let arena = arena.ok_or_else(|| RESTORE.bad_reply("a lease without an arena"))?;
@@ -399,7 +408,7 @@ impl Restore {
         let held = Held::Arena(view, Arc::clone(&self.link));
         let block = LeasedBlock::new(index, key, tier, level, layout, held);
         self.hand_out(index, block);
-        Ok(())
+        Ok(tier)
     }
 
     fn arrived(&mut self, block: InlineBlock) -> Result<(), Error> {

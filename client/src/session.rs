@@ -281,15 +281,19 @@ impl Session {
         Ok(Restore::new(self, link, asked, source, place))
     }
 
-    /// Where the map of a two-ended restore lies; `None` where no memory can be shared.
+    /// Where the map of a two-ended restore lies; `None` where no memory can be shared, and when
+    /// failed streams have taken all of it: such a restore loads all it can, then computes.
     async fn place(&self, link: &Link, blocks: usize) -> Result<Option<Arc<Place>>, Error> {
         let Some(maps) = link.maps(self.timeouts().control).await? else {
             return Ok(None);
         };
-        let place = maps.place(blocks).ok_or_else(|| Error::Busy {
-            message: "no room for the map of another two-ended restore".into(),
-        })?;
-        Ok(Some(place))
+        let place = maps.place(blocks);
+        if place.is_none() {
+            tracing::warn!(
+                "no room for the map of a two-ended restore: nothing is computed beside"
+            );
+        }
+        Ok(place)
     }
 
     /// Tells the daemon how long prefill steps took, so that it can say when loading is faster:
@@ -314,6 +318,7 @@ impl Session {
         Asked {
             keys: keys.to_vec(),
             kind,
+            two_ended: options.two_ended,
             idle: timeouts.restore_idle,
             until: until.and_then(|until| Instant::now().checked_add(until)),
         }
