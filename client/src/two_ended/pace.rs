@@ -79,25 +79,24 @@ impl Pace {
     /// True when a block that nobody has, the first of so many that are not here, is to be
     /// computed: that ends before all of them are loaded, as far as anything is known of loads.
     pub(super) fn is_worth(&self, blocks: usize, now: Instant) -> bool {
-        let left = self.left(blocks, now);
-        left.is_none_or(|left| left > self.step()) || self.is_overdue(true, now)
+        let load = self.seen().or(self.expected.load);
+        let ends_first = |load| self.left(load, blocks, now) > self.step();
+        load.is_none_or(ends_first) || self.is_overdue(true, now)
     }
 
     /// True when a block that is loading, the first of so many that are not here, is to be taken
-    /// over. It comes last: the daemon loads from the back.
+    /// over. It comes last: the daemon loads from the back. What is only expected of loads does not
+    /// count: a block in the daemon's memory is `LOADING` as well, for a moment.
     pub(super) fn is_slow(&self, blocks: usize, open: bool, now: Instant) -> bool {
         let may = open || self.step.is_some();
-        let slow = || {
-            self.left(blocks, now)
-                .is_some_and(|left| left > self.step())
-        };
-        may && (slow() || self.is_overdue(open, now))
+        let ends_first = |load| self.left(load, blocks, now) > self.step();
+        may && (self.seen().is_some_and(ends_first) || self.is_overdue(open, now))
     }
 
     /// When the next block is not waited for any longer.
     pub(super) fn overdue_at(&self, open: bool) -> Option<Instant> {
         let may = open || self.step.is_some();
-        let load = self.load().unwrap_or_default();
+        let load = self.seen().unwrap_or_default();
         let at = self.last.checked_add(load)?.checked_add(self.step())?;
         may.then_some(at)
     }
@@ -106,17 +105,17 @@ impl Pace {
         self.overdue_at(open).is_some_and(|overdue| now >= overdue)
     }
 
-    /// Time until so many blocks are loaded; `None` while nothing is known of loads.
-    fn left(&self, blocks: usize, now: Instant) -> Option<Duration> {
+    /// Time until so many blocks are loaded, if one takes `load`.
+    fn left(&self, load: Duration, blocks: usize, now: Instant) -> Duration {
         let blocks = u32::try_from(blocks).unwrap_or(u32::MAX);
-        let whole = self.load()?.saturating_mul(blocks);
-        Some(whole.saturating_sub(now.saturating_duration_since(self.last)))
+        let since = now.saturating_duration_since(self.last);
+        load.saturating_mul(blocks).saturating_sub(since)
     }
 
-    /// Time to load one block.
-    fn load(&self) -> Option<Duration> {
+    /// What a block took that came; `None` while none has.
+    fn seen(&self) -> Option<Duration> {
         let spent = self.last.saturating_duration_since(self.begin);
-        spent.checked_div(self.came).or(self.expected.load)
+        spent.checked_div(self.came)
     }
 
     /// Time to compute one block.
@@ -188,12 +187,14 @@ mod tests {
             load: Some(ms(10)),
         });
         assert!(pace.is_worth(6, begin) && !pace.is_worth(5, begin));
-        assert_eq!(pace.overdue_at(true), Some(begin + ms(60)));
+        assert!(!pace.is_slow(6, true, begin), "it may be in memory");
+        assert_eq!(pace.overdue_at(true), Some(begin + ms(50)));
         pace.given(begin);
         pace.computed(begin + ms(20));
-        assert_eq!(pace.overdue_at(true), Some(begin + ms(30)));
+        assert_eq!(pace.overdue_at(true), Some(begin + ms(20)));
         pace.came(begin + ms(40));
         assert_eq!(pace.overdue_at(true), Some(begin + ms(100)));
+        assert!(pace.is_slow(1, true, begin + ms(59)));
     }
 
     #[test]
