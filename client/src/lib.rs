@@ -95,7 +95,7 @@ pub use restore::{PlacedBlock, Restore, RestoreEvent, RestoreSummary, Restored};
 pub use save::{CommitOutcome, Reservation, SaveBlock, SaveOutcome};
 pub use session::{Session, SessionState};
 pub use slot::{FillError, FilledSlot, ReservedSlot, Unfilled};
-pub use two_ended::{ComputeEnd, NextCompute, PrefillStep, TwoEnded};
+pub use two_ended::{ComputeEnd, NextCompute, Outlook, PrefillStep, TwoEnded};
 pub use values::{
     Acknowledge, BlockStatus, CommitFailure, Explanation, Lookup, Prefetched, SaveRefusal, Tier,
     Variant,

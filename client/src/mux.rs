@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use kvtier_proto::limits::RESTORES_PER_SESSION_MAX;
 use kvtier_proto::v1;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::time::Instant;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use v1::restore_command::Command;
 
@@ -37,7 +38,8 @@ pub(crate) const RESTORE: Call = Call::reads("Restore");
 /// One event of one restore.
 pub(crate) enum Feed {
     Plan(v1::RestorePlan),
-    Ready(Vec<(v1::LeasedBlock, LeaseGuard)>),
+    /// Blocks, and when they came.
+    Ready(Vec<(v1::LeasedBlock, LeaseGuard)>, Instant),
     /// The map of a two-ended restore says something new.
     Hint,
     Inline(crate::inline::InlineBlock),
@@ -49,7 +51,7 @@ pub(crate) enum Feed {
 #[derive(Clone, Default)]
 pub(crate) struct Keeps {
     /// The map of a two-ended restore.
-    pub(crate) _place: Option<Arc<Place>>,
+    pub(crate) place: Option<Arc<Place>>,
     /// Slots of the engine's own.
     pub(crate) slots: Option<Arc<Taken>>,
 }
@@ -62,6 +64,19 @@ struct Live {
     hinted: Arc<AtomicBool>,
     keeps: Keeps,
     to: UnboundedSender<Feed>,
+}
+
+impl Live {
+    /// Nobody will say any more when the daemon has stopped to write what this keeps (X4).
+    fn fail(&self, life: &Life, error: Error) {
+        if let Some(place) = &self.keeps.place {
+            place.give_up();
+        }
+        if self.keeps.slots.is_some() {
+            life.lose("a restore into slots of the engine's own ended without its end");
+        }
+        let _ = self.to.send(Feed::Failed(error));
+    }
 }
 
 #[derive(Default)]
@@ -149,7 +164,7 @@ impl Mux {
         // Restores of a stream that closed a moment ago get its error from its own task, which
         // would see a newer stream: end them here.
         let error = RESTORE.lost("the restore stream ended");
-        self.shared.end_all(state, &error);
+        state.fail(&self.shared.life, &error);
         let run = run(
             Arc::clone(&self.shared),
             self.rpc.clone(),
@@ -162,6 +177,12 @@ impl Mux {
 }
 
 impl State {
+    /// Ends all that runs.
+    fn fail(&mut self, life: &Life, error: &Error) {
+        let ended = self.live.drain();
+        ended.for_each(|(_, live)| live.fail(life, error.clone()));
+    }
+
     /// Queues a command. The queue is bounded by its callers: one start and one cancel a
     /// restore, and one progress a block of it. A closed stream answers by its end.
     fn send(&self, restore_id: u64, command: Command) {
@@ -259,14 +280,12 @@ impl Shared {
         match live.room.checked_sub(blocks.len()) {
             Some(room) => {
                 live.room = room;
-                let _ = live.to.send(Feed::Ready(blocks));
+                let _ = live.to.send(Feed::Ready(blocks, Instant::now()));
             }
             None => {
                 let problem = "more blocks became ready than were asked for";
-                let _ = live.to.send(Feed::Failed(RESTORE.bad_reply(problem)));
-                if let Some(live) = state.live.remove(&id) {
-                    self.give_up_slots(&live);
-                }
+                live.fail(&self.life, RESTORE.bad_reply(problem));
+                state.live.remove(&id);
                 state.send(id, Command::Cancel(v1::RestoreCancel {}));
             }
         }
@@ -282,22 +301,7 @@ impl Shared {
             return;
         }
         state.out = None;
-        self.end_all(&mut state, error);
-    }
-
-    /// Ends the restores of a stream that is gone (X4).
-    fn end_all(&self, state: &mut State, error: &Error) {
-        for (_, live) in state.live.drain() {
-            self.give_up_slots(&live);
-            let _ = live.to.send(Feed::Failed(error.clone()));
-        }
-    }
-
-    fn give_up_slots(&self, live: &Live) {
-        if live.keeps.slots.is_some() {
-            let reason = "a restore into slots of the engine's own ended without its end";
-            self.life.lose(reason);
-        }
+        state.fail(&self.life, error);
     }
 }
 

@@ -12,24 +12,21 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvtier_proto::{BlockKey, Miss, PayloadKind, Quality, v1};
+use kvtier_proto::{BlockKey, Miss, PayloadKind, Quality};
 use tokio::time::Instant;
 
-use crate::check;
 use crate::error::Error;
-use crate::inline::InlineBlock;
 use crate::layouts::Layouts;
-use crate::lease::{Held, LeasedBlock};
+use crate::lease::LeasedBlock;
 use crate::lineage::Lineage;
 use crate::link::Link;
 use crate::maps::Place;
 use crate::mux::{Feed, RESTORE};
-use crate::release::LeaseGuard;
 use crate::session::Session;
-use crate::shm::LeasedView;
-use crate::two_ended::Meeting;
-use crate::values::{BlockStatus, Tier, grade_from_wire, miss_from_wire};
+use crate::two_ended::{Meeting, Outlook, TwoEnded};
+use crate::values::BlockStatus;
 
+mod arrivals;
 mod end;
 mod placed;
 mod source;
@@ -45,6 +42,9 @@ pub enum RestoreEvent {
     /// What will happen to each block asked for, in order. Comes first, once, unless the deadline
     /// passed before anything was known.
     Plan(Vec<BlockStatus>),
+    /// What a two-ended restore is expected to take. Comes after the plan, once, from a daemon that
+    /// looks ahead.
+    Outlook(Outlook),
     /// A block can be read. Blocks come in any order.
     Ready(LeasedBlock),
     /// A block is in its slot of an [`EngineRegion`](crate::EngineRegion), of a restore into one.
@@ -91,6 +91,7 @@ pub(crate) struct Asked {
     pub(crate) one_prefix: bool,
     /// Region and slots that the blocks go to.
     pub(crate) into: Option<(u32, Vec<u32>)>,
+    pub(crate) two_ended: Option<TwoEnded>,
     pub(crate) idle: Duration,
     /// The daemon ends it by then, and this side a little later.
     pub(crate) until: Option<Instant>,
@@ -213,10 +214,10 @@ impl Restore {
     fn pop(&mut self) -> Option<RestoreEvent> {
         let event = self.ready.pop_front()?;
         match &event {
-            RestoreEvent::Ready(block) => self.meeting.brought(block.index(), block.tier()),
-            RestoreEvent::Placed(block) => self.meeting.brought(block.index(), block.tier()),
+            RestoreEvent::Ready(block) => self.meeting.came(block.index()),
+            RestoreEvent::Placed(block) => self.meeting.came(block.index()),
             RestoreEvent::Done(_) => self.meeting.end(),
-            RestoreEvent::Plan(_) => {}
+            RestoreEvent::Plan(_) | RestoreEvent::Outlook(_) => {}
         }
         Some(event)
     }
@@ -247,7 +248,7 @@ impl Restore {
             match self.next().await? {
                 Some(RestoreEvent::Ready(block)) => blocks.push(block),
                 Some(RestoreEvent::Placed(block)) => placed.push(block),
-                Some(RestoreEvent::Plan(_)) => {}
+                Some(RestoreEvent::Plan(_) | RestoreEvent::Outlook(_)) => {}
                 Some(RestoreEvent::Done(summary)) => {
                     blocks.sort_by_key(LeasedBlock::index);
                     placed.sort_by_key(PlacedBlock::index);
@@ -304,7 +305,9 @@ impl Restore {
                     visit(&block, block.payload()?);
                     read.push(block);
                 }
-                Some(RestoreEvent::Plan(_) | RestoreEvent::Placed(_)) => {}
+                Some(
+                    RestoreEvent::Plan(_) | RestoreEvent::Outlook(_) | RestoreEvent::Placed(_),
+                ) => {}
                 Some(RestoreEvent::Done(summary)) => {
                     crate::lease::release(&link, read).await?;
                     return Ok(summary);
@@ -361,139 +364,6 @@ impl Restore {
         if self.ready.is_empty() {
             self.meeting.end();
         }
-    }
-
-    fn take(&mut self, feed: Feed) -> Result<(), Error> {
-        match feed {
-            Feed::Plan(plan) => self.plan(&plan),
-            Feed::Ready(blocks) => {
-                for (block, lease) in blocks {
-                    self.leased(&block, lease)?;
-                }
-                Ok(())
-            }
-            Feed::Inline(block) => self.arrived(block),
-            Feed::Hint => {
-                if let Source::Mux(running) = &self.source {
-                    running.heard();
-                }
-                Ok(())
-            }
-            Feed::Done(done) => self.done(&done),
-            Feed::Failed(error) => Err(error),
-        }
-    }
-
-    fn plan(&mut self, plan: &v1::RestorePlan) -> Result<(), Error> {
-        let (planned, asked) = (plan.blocks.len(), self.asked.keys.len());
-        if planned > asked {
-            return Err(RESTORE.bad_reply(format!("a plan of {planned} blocks for {asked} keys")));
-        }
-        let read = |status| BlockStatus::from_wire(RESTORE, status);
-        let plan = plan.blocks.iter().map(read).collect::<Result<_, _>>()?;
-        self.ready.push_back(RestoreEvent::Plan(plan));
-        Ok(())
-    }
-
-    /// Checks everything the daemon says about a leased block before a view is made (G1).
-    fn leased(&mut self, block: &v1::LeasedBlock, lease: LeaseGuard) -> Result<(), Error> {
-        let (index, key) = self.expected(block.index)?;
-        let arena = self.link.arena.as_ref();
-        let arena = arena.ok_or_else(|| RESTORE.bad_reply("a lease without an arena"))?;
-        let length = block.slot.map_or(0, |slot| slot.length);
-        let layout = self
-            .layouts
-            .of_length(self.asked.kind, block.tokens, length);
-        let layout = layout.map_err(|error| RESTORE.bad_reply(error.to_string()))?;
-        if let Some((region, slots)) = &self.asked.into {
-            let placed = PlacedBlock::from_wire((index, key), block, (*region, slots), layout)?;
-            return self.hand_out(index, placed.quality(), RestoreEvent::Placed(placed));
-        }
-        let len = arena.map.len();
-        let range = check::slot_range(block.slot.as_ref(), arena.number, len, &layout)
-            .map_err(|problem| RESTORE.bad_reply(problem))?;
-        let tier = Tier::from_wire(RESTORE, block.tier)?;
-        let grade = grade_from_wire(RESTORE, block.level, block.quality)?;
-        let view = LeasedView::new(Arc::clone(&arena.map), range, lease)
-            .ok_or_else(|| RESTORE.bad_reply("a slot outside the arena"))?;
-        let held = Held::Arena(view, Arc::clone(&self.link));
-        let block = LeasedBlock::new((index, key), tier, grade, layout, held);
-        self.hand_out(index, block.quality(), RestoreEvent::Ready(block))
-    }
-
-    fn arrived(&mut self, block: InlineBlock) -> Result<(), Error> {
-        let (index, key) = self.expected(block.index)?;
-        let held = Held::Owned(block.bytes);
-        let leased = LeasedBlock::new((index, key), block.tier, block.grade, block.layout, held);
-        self.hand_out(index, leased.quality(), RestoreEvent::Ready(leased))
-    }
-
-    fn expected(&self, index: u32) -> Result<(usize, BlockKey), Error> {
-        let asked = self.asked.keys.len();
-        let at = usize::try_from(index).unwrap_or(usize::MAX);
-        let key = self.asked.keys.get(at).copied();
-        let key = key.ok_or_else(|| {
-            RESTORE.bad_reply(format!("block {index} came, where {asked} were asked for"))
-        })?;
-        if self.came.get(at).copied().unwrap_or(true) {
-            return Err(RESTORE.bad_reply(format!("block {index} came twice")));
-        }
-        Ok((at, key))
-    }
-
-    fn hand_out(
-        &mut self,
-        index: usize,
-        quality: Quality,
-        event: RestoreEvent,
-    ) -> Result<(), Error> {
-        if !self.asked.accept.accepts(quality) {
-            let (got, accept) = (quality.as_str(), self.asked.accept.as_str());
-            return Err(RESTORE.bad_reply(format!("a block is {got}; accepted: {accept}")));
-        }
-        if let Some(came) = self.came.get_mut(index) {
-            *came = true;
-        }
-        self.lineage.restored(&self.asked, index, quality);
-        self.ready.push_back(event);
-        Ok(())
-    }
-
-    fn done(&mut self, done: &v1::RestoreDone) -> Result<(), Error> {
-        self.ended = true;
-        if let Source::Mux(running) = &mut self.source {
-            running.ended = true;
-        }
-        let asked = self.asked.keys.len();
-        if done.missed.len() > asked {
-            let missed = done.missed.len();
-            return Err(RESTORE.bad_reply(format!("{missed} blocks missed of {asked}")));
-        }
-        let read = |missed: &v1::MissedBlock| {
-            let index = usize::try_from(missed.index).unwrap_or(usize::MAX);
-            let reason = miss_from_wire(RESTORE, missed.reason)?;
-            Ok((index, reason))
-        };
-        let missed = done
-            .missed
-            .iter()
-            .map(read)
-            .collect::<Result<Vec<_>, Error>>()?;
-        if missed.iter().any(|(index, _)| *index >= asked) {
-            return Err(RESTORE.bad_reply("a missed block was not asked for"));
-        }
-        let covered = |(index, came): &(usize, &bool)| {
-            **came || *index < self.reported || self.meeting.has(*index)
-        };
-        let came = self.came.iter().enumerate().take_while(covered).count();
-        let said = usize::try_from(done.usable_blocks).unwrap_or(usize::MAX);
-        // G2: the daemon may know of a reason to stop earlier, never of one to go further.
-        self.ready.push_back(RestoreEvent::Done(RestoreSummary {
-            usable_blocks: said.min(came),
-            missed,
-            cancelled: done.cancelled,
-        }));
-        Ok(())
     }
 }
 

@@ -296,7 +296,7 @@ impl Session {
             into: target.as_ref().map(Target::to_wire),
         };
         let keeps = Keeps {
-            _place: place.clone(),
+            place: place.clone(),
             slots: target.as_ref().map(|target| Arc::clone(&target.taken)),
         };
         let running = link.mux.start(start, keeps)?;
@@ -306,15 +306,19 @@ impl Session {
         Ok(Restore::new(self, link, asked, source, place))
     }
 
-    /// Where the map of a two-ended restore lies; `None` where no memory can be shared.
+    /// Where the map of a two-ended restore lies; `None` where no memory can be shared, and when
+    /// failed streams have taken all of it: such a restore loads all it can, then computes.
     async fn place(&self, link: &Link, blocks: usize) -> Result<Option<Arc<Place>>, Error> {
         let Some(maps) = link.maps(self.timeouts().control).await? else {
             return Ok(None);
         };
-        let place = maps.place(blocks).ok_or_else(|| Error::Busy {
-            message: "no room for the map of another two-ended restore".into(),
-        })?;
-        Ok(Some(place))
+        let place = maps.place(blocks);
+        if place.is_none() {
+            tracing::warn!(
+                "no room for the map of a two-ended restore: nothing is computed beside"
+            );
+        }
+        Ok(place)
     }
 
     /// Tells the daemon how long prefill steps took, so that it can say when loading is faster:
@@ -364,6 +368,7 @@ impl Session {
             // Both ends of a two-ended restore are of one prefix.
             one_prefix: !options.scattered || options.two_ended.is_some(),
             into: None,
+            two_ended: options.two_ended,
             idle: timeouts.restore_idle,
             until: until.and_then(|until| Instant::now().checked_add(until)),
         }

@@ -421,7 +421,7 @@ pub struct BlockToSave {
     #[prost(enumeration = "Quality", tag = "7")]
     pub through: i32,
     /// Where the region of the request is an engine's: the slot that holds the block.
-    #[prost(uint32, tag = "7")]
+    #[prost(uint32, tag = "8")]
     pub slot: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]

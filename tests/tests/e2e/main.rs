@@ -24,6 +24,7 @@ mod restores;
 mod room;
 mod roundtrip;
 mod slots;
+mod together;
 mod two_ended;
 
 use std::time::Duration;

@@ -151,6 +151,7 @@ fn engine() -> Vec<u8> {
             generation: 1,
         }),
         crc32: None,
+        through: 0,
     };
     let commit = v1::CommitRequest {
         blocks: vec![filled],

@@ -2,6 +2,7 @@
 
 use kvtier_kernels::fuzzing::profile::exact_fixture;
 use kvtier_kernels::profile::Profile;
+use kvtier_proto::Quality;
 
 use super::quality::coding;
 use super::*;
@@ -40,6 +41,7 @@ impl Fixture {
         let facts = BlockFacts {
             parent: BlockKey::ROOT,
             position: 0,
+            through: Quality::Exact,
             fingerprint: self.layouts.fingerprint(),
             layout: self.layouts.get(id.kind, TOKENS, 0).unwrap(),
             order: PartOrder::TokenMajor,
@@ -47,7 +49,7 @@ impl Fixture {
         let planned = PlannedBlock { id, facts };
         let saved = self.tiers.save(host, planned, values(&id), None).await;
         drop(saved.unwrap());
-        assert!(self.tiers.durable(host, id).await, "{id:?}");
+        assert!(self.tiers.durable(host, id, Quality::Exact).await, "{id:?}");
         let found = self.tiers.disk().unwrap().find(vec![id]).await;
         found[0].unwrap().level
     }
@@ -84,7 +86,9 @@ async fn a_block_predicted_across_layers_comes_back_bit_by_bit_or_is_a_miss_with
         }
         let (cold, keys) = (host(1, 8), [id(1, 1).key]);
         let kind = PayloadKind::Kv;
-        let found = fixture.tiers.locate(&cold, kind, &keys, false, Quality::Exact);
+        let found = fixture
+            .tiers
+            .locate(&cold, kind, &keys, false, Quality::Exact);
         assert_eq!(found.await[0].map(Located::tier), Err(Miss::NoTables));
         let counters = fixture.metrics.counters().into_iter();
         let damaged = counters.filter(|(name, _)| name.starts_with("kvtier_corrupt"));
