@@ -141,6 +141,8 @@ impl Engine {
                         tokens,
                         kind: v1::PayloadKind::Kv as i32,
                         opaque_bytes: 0,
+                        slot: 0,
+                        through: 0,
                     }),
                     crc32: crc32fast::hash(&bytes),
                     wait_for: v1::Acknowledge::Durable as i32,
