@@ -21,7 +21,7 @@ async fn both(level: &'static str) -> (Daemon, [Session; 2], Vec<kvtier_client::
     let options = Options::default().level(level).read_limit_mib(32);
     let model = blocks::wide();
     let (daemon, set) = Daemon::cold(options.host_mib(64), &model, |session| {
-        blocks::chain(session, 1, 16 * BLOCKS as u32, PayloadKind::Kv)
+        blocks::chain(session, 1, 16 * BLOCKS, PayloadKind::Kv)
     })
     .await;
     let sessions = [daemon.session(&model).await, daemon.session(&model).await];

@@ -165,9 +165,7 @@ fn a_second_restore_is_told_what_was_learned_and_keeps_a_slow_engine_out() {
             }
         })
         .await;
-        let rest = &set[FIRST..];
-        let restore = session.restore(&blocks::keys(rest), PayloadKind::Kv, two_ended());
-        let met = play(&session, rest, restore.await.unwrap(), Duration::ZERO).await;
+        let met = meet(&session, &set[FIRST..], Duration::ZERO).await;
         let outlook = met.outlook.unwrap();
         let near = |time: Option<Duration>, seconds: f64| {
             let time = time.unwrap().as_secs_f64();
