@@ -7,7 +7,7 @@ use kvtier_proto::Quality;
 use super::quality::coding;
 use super::*;
 
-/// Tables of the test model.
+/// Tables of the test model that keep so many tokens as they are: other ones for each number.
 fn profile(sinks: u32) -> Profile {
     Profile {
         model: "test".into(),
@@ -23,7 +23,7 @@ fn values(id: &BlockId) -> Vec<u8> {
     let bytes = payload(id, PAYLOAD);
     let value = |pair: &[u8]| {
         let sum = f32::from(pair[0]) + f32::from(pair[1]);
-        let [_, _, low, high] = (sum / 512.0).to_le_bytes();
+        let [_, _, low, high] = (0.5 + sum / 2048.0).to_le_bytes();
         [low, high]
     };
     bytes.chunks(2).flat_map(value).collect()
@@ -68,8 +68,8 @@ impl Fixture {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_block_predicted_across_layers_comes_back_bit_by_bit_or_is_a_miss_without_its_tables() {
     let dir = tempfile::tempdir().unwrap();
-    let own = coding(Level::LOSSLESS_X, &[profile(4)]);
-    let other = coding(Level::LOSSLESS_X, &[profile(5)]);
+    let own = coding(Level::LOSSLESS_X, &[profile(0)]);
+    let other = coding(Level::LOSSLESS_X, &[profile(1)]);
     let fixture = Fixture::new(dir.path(), Level::LOSSLESS, &[]).await;
     let mut fixture = fixture.of_model(own.clone()).await;
     let level = fixture.keep(&host(1, 8), id(1, 1)).await;
@@ -108,7 +108,7 @@ async fn a_block_predicted_across_layers_comes_back_bit_by_bit_or_is_a_miss_with
 #[tokio::test(flavor = "multi_thread")]
 async fn blocks_are_stored_as_lossless_where_no_tables_of_their_model_are() {
     let dir = tempfile::tempdir().unwrap();
-    let mut another = profile(4);
+    let mut another = profile(0);
     another.model = "another".into();
     let fixture = Fixture::new(dir.path(), Level::LOSSLESS, &[]).await;
     let of = coding(Level::LOSSLESS_X, &[another]);
