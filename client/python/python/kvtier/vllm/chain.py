@@ -25,7 +25,9 @@ ExtraOf = Callable[[int], bytes]
 class Chain:
     """Keys of the full blocks of one request, for one shard of the model."""
 
-    def __init__(self, name: NameBlocks, block_tokens: int, extra_of: ExtraOf, uniform: bool):
+    def __init__(
+        self, name: NameBlocks, block_tokens: int, extra_of: ExtraOf, uniform: bool
+    ) -> None:
         self._name = name
         self._block_tokens = block_tokens
         self._extra_of = extra_of

@@ -34,6 +34,7 @@ from .worker import WorkerSide
 
 if TYPE_CHECKING:
     import torch
+
     from vllm.config import VllmConfig
     from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
         KVConnectorPromMetrics,
@@ -67,6 +68,7 @@ class KvtierWorkerMetadata(KVConnectorWorkerMetadata):
     copied: int = 0
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> KVConnectorWorkerMetadata:
+        """What holds for both: the slower worker counts."""
         return KvtierWorkerMetadata(min(self.copied, other.copied))
 
 
@@ -75,7 +77,7 @@ class KvtierConnector(KVConnectorBase_V1, SupportsHMA):
 
     def __init__(
         self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig
-    ):
+    ) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         transfer = self._kv_transfer_config
         self._options = Options.parse(transfer.kv_connector_extra_config).of_role(
@@ -115,9 +117,7 @@ class KvtierConnector(KVConnectorBase_V1, SupportsHMA):
         self._link = Link(lambda: [engine.open(rank, staging=True)], f"worker {rank}")
         self._link.start(CONNECT_WAIT_S)
         tokens = engine.geometry.block_tokens
-        self._worker = WorkerSide(
-            self._options, tokens, rank, self._link, engine.kvtier.SaveBlock
-        )
+        self._worker = WorkerSide(self._options, tokens, rank, self._link, engine.kvtier.SaveBlock)
         # An engine that is dropped without a word still gets its last saves out.
         atexit.register(self.shutdown)
 
@@ -284,9 +284,7 @@ class KvtierConnector(KVConnectorBase_V1, SupportsHMA):
         if self._worker is not None:
             self._worker.start_saves(self._orders())
 
-    def get_finished(
-        self, finished_req_ids: set[str]
-    ) -> tuple[set[str] | None, set[str] | None]:
+    def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
         """Requests whose pages are no longer needed, and those that have loaded."""
         if self._worker is None:
             return None, None

@@ -74,12 +74,11 @@ class Engine:
 def describe_engine(vllm_config: Any, kv_cache_config: Any, options: Options) -> Engine | str:
     """The engine, or why its blocks cannot be kept."""
     import kvtier
+
     from vllm.v1.kv_cache_interface import get_kv_cache_spec_kind
 
     parallel = vllm_config.parallel_config
-    reason = unsupported(
-        kv_cache_config, parallel, lambda spec: get_kv_cache_spec_kind(spec).value
-    )
+    reason = unsupported(kv_cache_config, parallel, lambda spec: get_kv_cache_spec_kind(spec).value)
     if reason is not None:
         return reason
     geometry = geometry_of(kv_cache_config)

@@ -58,6 +58,7 @@ class Geometry:
 
     @property
     def block_bytes(self) -> int:
+        """Bytes of a block over all layers."""
         return sum(layer.nbytes for layer in self.layers)
 
     @property

@@ -14,6 +14,7 @@ bytes.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -78,7 +79,7 @@ def weights_of(directory: str) -> bytes:
 def commit_of(path: str) -> str:
     """Commit of a model in the cache of the Hugging Face hub, from the path of its files."""
     parts = os.path.normpath(path).split(os.sep)
-    for before, after in zip(parts, parts[1:]):
+    for before, after in itertools.pairwise(parts):
         if before == "snapshots":
             return after
     return ""

@@ -27,7 +27,7 @@ logger = logging.getLogger("vllm.kvtier")
 class Link:
     """Sessions of one side, one for each shard that it works with."""
 
-    def __init__(self, open_sessions: Callable[[], list[Any]], what: str):
+    def __init__(self, open_sessions: Callable[[], list[Any]], what: str) -> None:
         self._open = open_sessions
         self._what = what
         self._lock = threading.Lock()
@@ -115,7 +115,7 @@ class Link:
 class PendingLookup:
     """The same blocks asked of every shard: as many are there as the worst one has."""
 
-    def __init__(self, link: Link, pending: Sequence[Any], first: int):
+    def __init__(self, link: Link, pending: Sequence[Any], first: int) -> None:
         self.first = first
         self._link = link
         self._pending = pending
@@ -133,7 +133,7 @@ class PendingLookup:
         blocks = min(lookup.prefix_blocks for lookup in found)
         tiers = [[status.tier for status in lookup.blocks[:blocks]] for lookup in found]
         # Slowest tier of the shards: "disk" before "host".
-        return [min(of_block) for of_block in zip(*tiers)]
+        return [min(of_block) for of_block in zip(*tiers, strict=False)]
 
     def cancel(self) -> None:
         """Nobody waits for it any more."""
@@ -144,7 +144,7 @@ class PendingLookup:
 class ShardNames:
     """Names blocks with the secret of a session."""
 
-    def __init__(self, session: Any):
+    def __init__(self, session: Any) -> None:
         self._session = session
 
     def name(self, parent: bytes, tokens: Sequence[int], size: int, extra: bytes) -> list[bytes]:
@@ -160,7 +160,7 @@ class ShardNames:
 class DaemonDirectory:
     """The daemon, as the scheduler needs it: see `scheduler.Directory`."""
 
-    def __init__(self, link: Link):
+    def __init__(self, link: Link) -> None:
         self._link = link
         self._names: tuple[int, list[ShardNames]] | None = None
 
@@ -179,7 +179,7 @@ class DaemonDirectory:
         if sessions is None or len(sessions) != len(keys):
             return None
         try:
-            pending = [session.start_lookup(k) for session, k in zip(sessions, keys)]
+            pending = [session.start_lookup(k) for session, k in zip(sessions, keys, strict=False)]
         except Exception as error:
             self._link.failed(error)
             return None

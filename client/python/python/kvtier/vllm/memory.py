@@ -19,12 +19,14 @@ from .geometry import Geometry
 class Pages:
     """The engine's KV cache, one page a block."""
 
-    def __init__(self, cache: Any, block_bytes: int):
+    def __init__(self, cache: Any, block_bytes: int) -> None:
         self.cache = cache
         self.block_bytes = block_bytes
 
 
-def register(kvtier: Any, model: Any, geometry: Geometry, blocks: int, tensors: Mapping[str, Any]) -> Pages:
+def register(
+    kvtier: Any, model: Any, geometry: Geometry, blocks: int, tensors: Mapping[str, Any]
+) -> Pages:
     """Names every layer's tensor to the SDK. ValueError says what does not fit (M1)."""
     cache = kvtier.PagedCache(model, geometry.block_tokens)
     for index, layer in enumerate(geometry.layers):

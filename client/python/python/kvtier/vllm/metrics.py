@@ -22,15 +22,19 @@ class KvtierStats(KVConnectorStats):
     """Counters of one or several processes."""
 
     def reset(self) -> None:
+        """Forgets all."""
         self.data = {}
 
     def aggregate(self, other: KVConnectorStats) -> KVConnectorStats:
+        """Sum of both."""
         return KvtierStats(data=merge(self.data, other.data))
 
     def reduce(self) -> dict[str, int | float]:
+        """One line for vLLM's log."""
         return reduce(self.data)
 
     def is_empty(self) -> bool:
+        """True when nothing was counted."""
         return not self.data
 
 
@@ -43,7 +47,7 @@ class KvtierPromMetrics(KVConnectorPromMetrics):
         metric_types: dict[type, type],
         labelnames: list[str],
         per_engine_labelvalues: dict[int, list[object]],
-    ):
+    ) -> None:
         super().__init__(vllm_config, metric_types, labelnames, per_engine_labelvalues)
         self._metrics: dict[str, Any] = {}
         for name, help_text in COUNTERS.items():
@@ -63,6 +67,7 @@ class KvtierPromMetrics(KVConnectorPromMetrics):
                 metric.labels(*labels)
 
     def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
+        """Adds what was counted to the series of an engine."""
         labels = self.per_engine_labelvalues[engine_idx]
         for name, value in transfer_stats_data.items():
             metric = self._metrics.get(name)
@@ -74,5 +79,3 @@ class KvtierPromMetrics(KVConnectorPromMetrics):
                     of_engine.observe(observation)
             else:
                 of_engine.inc(value)
-
-

@@ -58,7 +58,7 @@ class SchedulerSide:
         block_tokens: int,
         directory: Directory,
         clock: Callable[[], float],
-    ):
+    ) -> None:
         self._options = options
         self._block_tokens = block_tokens
         self._directory = directory
@@ -229,9 +229,7 @@ class SchedulerSide:
         if names is None or not is_cacheable(request):
             return None
         generation, shards = names
-        prefix = prefix_extra(
-            adapter_fields(request.lora_request), request.cache_salt, self._epoch
-        )
+        prefix = prefix_extra(adapter_fields(request.lora_request), request.cache_salt, self._epoch)
         features, size = list(request.mm_features or ()), self._block_tokens
 
         def extra_of(block: int) -> bytes:

@@ -28,7 +28,8 @@ class Lookup(Protocol):
         """Tiers of the leading blocks that are there; None while it is not known. Raises what
         the lookup raises."""
 
-    def cancel(self) -> None: ...
+    def cancel(self) -> None:
+        """Nobody waits for it any more."""
 
 
 @dataclass
@@ -42,6 +43,7 @@ class Question:
 
     @property
     def first(self) -> int:
+        """First block that was asked for."""
         return self.lookup.first
 
     @property
@@ -76,6 +78,7 @@ class Tracked:
     came, and would be told the same forever."""
 
     def tokens(self) -> Sequence[int]:
+        """Tokens that are known by now."""
         return self.request.all_token_ids
 
     def keys(self, blocks: int) -> list[list[bytes]]:

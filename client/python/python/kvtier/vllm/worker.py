@@ -72,7 +72,7 @@ class WorkerSide:
         rank: int,
         link: Link,
         save_block: Callable[..., Any],
-    ):
+    ) -> None:
         self._options = options
         self._block_tokens = block_tokens
         self._rank = rank
