@@ -45,7 +45,7 @@ class Texts:
         prompt = self._ids[0][:shared]
         text, offset = number % len(self._ids), 101 * (1 + number // len(self._ids))
         # One token that no other prompt begins with.
-        prompt = prompt + [1000 + number]
+        prompt = [*prompt, 1000 + number]
         while len(prompt) < length:
             prompt += self._ids[text][offset : offset + length - len(prompt)]
             text, offset = (text + 1) % len(self._ids), 0

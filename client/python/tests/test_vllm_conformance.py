@@ -71,13 +71,16 @@ READ = {
     "MultiModalFeatureSpec": ["identifier", "mm_position"],
     "PlaceholderRange": ["offset", "length"],
     "KVCacheSpecKind": ["FULL_ATTENTION", "MLA_ATTENTION"],
-    "CacheHitSource": ["HOST", "DISK"],
 }
 """Fields of vLLM's objects that the connector cannot do without."""
+
+READ_BY_HOOK = {"get_external_cache_hit_sources": ("CacheHitSource", ["HOST", "DISK"])}
+"""What only one method needs, which vLLM calls where it has it."""
 
 HOOKS = {
     "on_new_request": "lookups begin when a request arrives",
     "build_connector_worker_meta": "pages are given back as soon as they are copied",
+    "handle_preemptions": "preemption is safe",
     "has_pending_block_frees": "vLLM waits for copies before it preempts",
     "get_external_cache_hit_sources": "hits are told by tier",
     "reset_cache": "`reset_prefix_cache(reset_connector=True)`",
@@ -118,7 +121,9 @@ def problems(interface: dict) -> list[str]:
                 given, wanted = methods[method], recorded["parameters"]
                 if given[: len(wanted)] != wanted:
                     found.append(f"{name}.{method}{given}, called with {wanted}")
-    for name, fields in READ.items():
+    methods = interface["classes"].get("KVConnectorBase_V1", {"methods": {}})["methods"]
+    hooks = dict(wanted for hook, wanted in READ_BY_HOOK.items() if hook in methods)
+    for name, fields in (READ | hooks).items():
         recorded = interface["classes"].get(name)
         has = set(recorded["fields"]) if recorded else set()
         found += [f"no {name}.{field}" for field in fields if field not in has]
