@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,9 @@ from .geometry import Geometry, descriptor, geometry_of, unsupported
 from .identity import commit_of, describe, digest, weights_of
 from .options import Options
 
+OLDEST = (0, 29)
+"""Oldest vLLM whose interface the connector meets. One that is older may give pages away without
+a word while they are read."""
 STAGING_MIN = 64 << 20
 PAGE = 4096
 
@@ -75,8 +79,11 @@ def describe_engine(vllm_config: Any, kv_cache_config: Any, options: Options) ->
     """The engine, or why its blocks cannot be kept."""
     import kvtier
 
+    import vllm
     from vllm.v1.kv_cache_interface import get_kv_cache_spec_kind
 
+    if _version(vllm.__version__) < OLDEST:
+        return f"vLLM is {vllm.__version__}; accepted: {'.'.join(map(str, OLDEST))} or later"
     parallel = vllm_config.parallel_config
     reason = unsupported(kv_cache_config, parallel, lambda spec: get_kv_cache_spec_kind(spec).value)
     if reason is not None:
@@ -91,6 +98,11 @@ def describe_engine(vllm_config: Any, kv_cache_config: Any, options: Options) ->
         facts=_facts(vllm_config, kv_cache_config, geometry),
         tp_size=int(parallel.tensor_parallel_size),
     )
+
+
+def _version(text: str) -> tuple[int, ...]:
+    """Major and minor number of a version."""
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:2])
 
 
 def _model(config: Any, options: Options) -> dict[str, Any]:
@@ -133,7 +145,7 @@ def _facts(vllm_config: Any, kv_cache_config: Any, geometry: Geometry) -> dict[s
 
     model, cache = vllm_config.model_config, vllm_config.cache_config
     facts = {
-        "vllm": ".".join(vllm.__version__.split("+")[0].split(".")[:2]),
+        "vllm": ".".join(map(str, _version(vllm.__version__))),
         "device": current_platform.device_type,
         "layout": kv_cache_config.kv_cache_layout,
         "block": geometry.block_tokens,
