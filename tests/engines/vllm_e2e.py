@@ -2,7 +2,8 @@
 
     vllm_e2e.py --model DIR --kvtierd PATH --work DIR [--json OUT] [--quick]
 
-Every phase is an engine in a process of its own, on the CPU:
+Every phase is an engine in a process of its own, on the CPU (forked from one that has vLLM
+imported, which takes longer than most phases):
   cold      no connector, no prefix cache: what recomputing costs
   apc       vLLM's own prefix cache, every prompt twice: the second is the reference to the bit,
             since it computes the same tail as a restored prompt does; a cold run computes it in
@@ -12,7 +13,7 @@ Every phase is an engine in a process of its own, on the CPU:
             memory; in a new engine each: outputs are those of apc, bit by bit
   sync      the same with loads before the step instead of between steps
   chunked   prompts computed and saved in steps of 1024 tokens
-  preempted more requests than the engine has memory for, all at once
+  preempted more requests at once than the engine has memory for
   shared    prompts with a common prefix, all at once, with vLLM's prefix cache on
   killed    the daemon dies in the midst of a load: the prompt is computed; the daemon comes back,
             and the next one is loaded
@@ -30,7 +31,6 @@ import contextlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,13 +38,29 @@ from typing import Any
 from daemon import Daemon
 from results import Rows, Run, distance, identical, of_length
 from texts import Texts, prompts
+from vllm_phase import run_forked
 
 PHASES = "cold,apc,store,restore,sync,chunked,preempted,shared,others,killed,absent,peer"
 TOKENS = 32
 NOISE = 0.2
 """Largest difference of a log-probability between a run and one of other shapes: what bf16
 rounds differently. vLLM's own prefix cache differs from a cold run by as much."""
-HERE = Path(__file__).resolve().parent
+
+
+def surroundings(threads: int) -> None:
+    """Variables that vLLM reads, as far as the caller has not set them."""
+    for name, value in {
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "INFO",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_KVCACHE_SPACE": "2",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "passive",
+    }.items():
+        os.environ.setdefault(name, value)
 
 
 class Bench:
@@ -53,6 +69,7 @@ class Bench:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.work: Path = options.work.resolve()
+        self.wanted = set(options.phases.split(","))
         self.lengths = [int(length) for length in options.lengths.split(",")]
         self.runs: dict[str, Run] = {}
         self.checks: dict[str, bool] = {}
@@ -111,30 +128,9 @@ class Bench:
         if transfer is not None:
             arguments["kv_transfer_config"] = transfer
         plan = {"engine": arguments, "warm": [64, 1024], "steps": steps}
-        plan_file, out = self.work / f"{name}.plan.json", self.work / f"{name}.out.json"
-        plan_file.write_text(json.dumps(plan))
-        environment = {
-            "HF_HUB_OFFLINE": "1",
-            "VLLM_NO_USAGE_STATS": "1",
-            "VLLM_LOGGING_LEVEL": "INFO",
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "VLLM_CPU_KVCACHE_SPACE": "2",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "OMP_NUM_THREADS": str(self.options.threads),
-            "OMP_WAIT_POLICY": "passive",
-            **os.environ,
-        }
-        log = self.work / f"{name}.log"
-        with log.open("w") as stream:
-            done = subprocess.run(
-                [sys.executable, str(HERE / "vllm_phase.py"), str(plan_file), str(out)],
-                stdout=stream,
-                stderr=stream,
-                env=environment,
-                check=False,
-            )
-        if done.returncode:
-            raise SystemExit(f"phase {name} failed ({done.returncode}), see {log}")
+        out, log = self.work / f"{name}.out.json", self.work / f"{name}.log"
+        if not run_forked(plan, out, log):
+            raise SystemExit(f"phase {name} failed, see {log}")
         result = json.loads(out.read_text())
         print(f"{name}: {', '.join(result['runs'])}", flush=True)
         for pid in result["started"]:
@@ -180,7 +176,9 @@ class Bench:
 
 def cold(bench: Bench) -> None:
     """What recomputing costs, and what it gives."""
-    bench.runs |= bench.phase("cold", [bench.run_step("cold")])
+    alone = {**bench.run_step("preempted.alone", cramped(bench)), "max_tokens": bench.block()}
+    steps = [bench.run_step("cold"), *([alone] if "preempted" in bench.wanted else [])]
+    bench.runs |= bench.phase("cold", steps)
 
 
 def apc(bench: Bench) -> None:
@@ -235,24 +233,25 @@ def chunked(bench: Bench, daemon: Daemon) -> None:
     bench.check_identical("chunked.nvme", bench.runs["chunked.nvme"], again)
 
 
+def cramped(bench: Bench) -> list[dict[str, Any]]:
+    """Four prompts that grow by a block while they generate."""
+    size = bench.block()
+    return prompts(bench.texts, [12 * size - size // 4], 4, first=500)
+
+
 def preempted(bench: Bench, daemon: Daemon) -> None:
-    """Six requests in memory for three: some are preempted, and load what was saved of them."""
-    length = 1500
-    asked = prompts(bench.texts, [length], 6, first=500)
-    blocks = 3 * (length // bench.block() + 2)
-    for step in ("alone", "together"):
-        daemon.restart()
-        steps = [bench.run_step(f"preempted.{step}", asked, together=step == "together")]
-        for asks in steps:
-            asks["max_tokens"] = 3 * bench.block()
-        bench.runs |= bench.phase(
-            f"preempted.{step}",
-            steps,
-            bench.connector(daemon) if step == "together" else None,
-            num_gpu_blocks_override=blocks,
-        )
-    bench.check("preempted.happened", bench.facts.get("preempted.together.preemptions", 0) > 0)
-    bench.check_close("preempted", bench.runs["preempted.together"], bench.runs["preempted.alone"])
+    """Memory for three of them, until they grow: one is preempted, and loads what was saved."""
+    daemon.restart()
+    step = bench.run_step("preempted", cramped(bench), together=True)
+    # A block of all is what vLLM keeps for itself.
+    step["max_tokens"], blocks = bench.block(), 3 * 12 + 2
+    bench.runs |= bench.phase(
+        "preempted", [step], bench.connector(daemon), num_gpu_blocks_override=blocks
+    )
+    bench.check("preempted.happened", bench.facts.get("preempted.preemptions", 0) > 0)
+    if "preempted.alone" in bench.runs:
+        run, alone = bench.runs["preempted"], bench.runs["preempted.alone"]
+        bench.check_close("preempted", run, alone)
 
 
 def shared(bench: Bench, daemon: Daemon) -> None:
@@ -425,8 +424,11 @@ def main() -> int:
     """Runs the phases that are asked for."""
     given = options()
     given.work.mkdir(parents=True, exist_ok=True)
+    surroundings(given.threads)
     bench = Bench(given)
-    wanted = set(given.phases.split(","))
+    import vllm  # noqa: F401  (for every phase)
+
+    wanted = bench.wanted
     daemon = bench.daemon("store")
     try:
         if "cold" in wanted:

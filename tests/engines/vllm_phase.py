@@ -1,15 +1,13 @@
 """One phase of the end-to-end run: an engine in this process, requests one after the other.
 
-Upstairs:   `vllm_e2e.py` starts it with a file that says what to do.
+Upstairs:   `vllm_e2e.py`, in a process for each phase.
 Downstairs: vLLM, through `LLMEngine.step`, so that the time to the first token is the engine's.
 
-    vllm_phase.py PLAN OUT
-
-PLAN is JSON: {"engine": keyword arguments of LLM, "warm": [lengths], "steps": [...]}, a step is
+A plan: {"engine": keyword arguments of LLM, "warm": [lengths], "steps": [...]}, a step is
   {"do": "run", "name", "prompts": [{"name", "ids", "salt"}], "max_tokens", "together": bool}
   {"do": "kill", "pid"}       in the midst of the next run: after its first load has begun
   {"do": "start", "command", "ready"}   a process, and the path whose appearance says it serves
-OUT gets {"init_s", "runs": {name: [result of a prompt, ...]}, "started": [pid, ...],
+What comes of it: {"init_s", "runs": {name: [result of a prompt, ...]}, "started": [pid, ...],
 "preemptions"}.
 """
 
@@ -23,6 +21,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -134,25 +133,40 @@ class Phase:
         return list(results.values())
 
     def close(self) -> None:
-        """Ends the engine, and with it its connector."""
-        del self._engine
-        del self._llm
+        """Ends the engine, and with it its connector, which waits for its saves."""
+        self._engine.engine_core.shutdown()
 
 
-def main() -> None:
-    """Runs one phase."""
-    plan = json.loads(Path(sys.argv[1]).read_text())
+def run(plan: dict[str, Any], out: Path) -> None:
+    """Runs one phase in this process, which can run no other."""
     phase = Phase(plan)
     runs = phase.go()
+    phase.close()
     result = {
         "init_s": phase.init_s,
         "runs": runs,
         "started": phase.started,
         "preemptions": phase.preemptions,
     }
-    Path(sys.argv[2]).write_text(json.dumps(result))
-    phase.close()
+    out.write_text(json.dumps(result))
 
 
-if __name__ == "__main__":
-    main()
+def run_forked(plan: dict[str, Any], out: Path, log: Path) -> bool:
+    """Runs one phase in a child, which has all that this process has imported. True when it
+    ended well."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    code = 1
+    try:
+        stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        os.dup2(stream, 1)
+        os.dup2(stream, 2)
+        run(plan, out)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

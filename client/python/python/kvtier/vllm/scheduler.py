@@ -42,7 +42,7 @@ class Names(Protocol):
 class Directory(Protocol):
     """The daemon, as the scheduler needs it."""
 
-    def names(self) -> tuple[int, list[Names]] | None:
+    def names(self) -> tuple[int, Sequence[Names]] | None:
         """Generation and one for each rank; None while the daemon is not known. Never waits."""
 
     def lookup(self, keys: list[list[bytes]], first: int) -> Lookup | None:

@@ -79,7 +79,8 @@ class Tracked:
 
     def tokens(self) -> Sequence[int]:
         """Tokens that are known by now."""
-        return self.request.all_token_ids
+        tokens: Sequence[int] = self.request.all_token_ids
+        return tokens
 
     def keys(self, blocks: int) -> list[list[bytes]]:
         """Names of the first `blocks` blocks, for each rank."""
