@@ -172,6 +172,17 @@ def test_blocks_are_saved_once_they_are_full_in_chunks_and_while_decoding() -> N
     )
 
 
+def test_a_long_prefix_is_saved_in_several_orders() -> None:
+    bench = Bench()
+    blocks = 2500
+    request = bench.arrive(tokens=blocks * BLOCK)
+    bench.side.matched(request, 0)
+    pages = list(range(1, blocks + 1))
+    orders = bench.side.build(step(new=[("a", 0, pages)], scheduled={"a": blocks * BLOCK}))
+    assert [(o.first, len(o.pages)) for o in orders.saves] == [(0, 1024), (1024, 1024), (2048, 452)]
+    assert [page for o in orders.saves for page in o.pages] == pages
+
+
 def test_tokens_that_are_drafts_only_fill_no_block() -> None:
     bench = Bench()
     request = bench.arrive(tokens=7)

@@ -111,6 +111,14 @@ def test_saves_name_parent_place_and_size_of_each_block() -> None:
     assert counts["saved_bytes"] == 200
 
 
+def test_saves_wait_for_as_much_as_the_daemon_can_promise() -> None:
+    bench = Bench()
+    bench.step(saves=[save(1)])
+    bench.session.is_durable = False
+    bench.step(saves=[save(2)])
+    assert bench.session.waits == ["durable", "accepted"]
+
+
 def test_copied_is_the_last_order_before_one_that_is_still_read() -> None:
     bench = Bench()
     assert bench.side.copied() == 0

@@ -214,6 +214,8 @@ class FakeSession:
         self.slow = False
         self.error: Exception | None = None
         self.closed = False
+        self.is_durable = True
+        self.waits: list[str] = []
 
     def restore_pages(self, cache, keys, pages, *, deadline=None):
         if self.error is not None:
@@ -225,9 +227,10 @@ class FakeSession:
         self.restores.append(FakeRestoring(keys, pages, usable, missed, not self.slow))
         return self.restores[-1]
 
-    def save_pages(self, cache, blocks, pages):
+    def save_pages(self, cache, blocks, pages, *, wait):
         if self.error is not None:
             raise self.error
+        self.waits.append(wait)
         self.saves.append(FakeSaving(blocks, pages, not self.slow, not self.slow))
         self.stored.update(block.key for block in blocks)
         return self.saves[-1]

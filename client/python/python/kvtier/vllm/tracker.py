@@ -19,6 +19,11 @@ from .chain import Chain, full_blocks
 from .orders import LoadOrder, SaveOrder
 
 
+ORDER_BLOCKS_MAX = 1024
+"""Most blocks of an order to save. A long prefix takes several, so that pages of the first are
+free before the last is copied."""
+
+
 class Lookup(Protocol):
     """A lookup on its way, of the blocks from `first` on."""
 
@@ -113,11 +118,12 @@ class Tracked:
         keys = self.keys(full)
         run: list[int] = []
         for block in range(self.scanned, full + 1):
-            if block < full and block not in self.stored:
-                run.append(block)
-            elif run:
+            wanted = block < full and block not in self.stored
+            if run and (not wanted or len(run) == ORDER_BLOCKS_MAX):
                 orders.append(self._order(run, keys))
                 run = []
+            if wanted:
+                run.append(block)
         self.stored.update(range(self.scanned, full))
         self.scanned = full
         return orders

@@ -234,7 +234,9 @@ class WorkerSide:
             position = index * size
             blocks.append(self._save_block(key, parent=parent, position=position, tokens=size))
             parent = key
-        return session.save_pages(self._pages.cache, blocks, order.pages)
+        # Without a device the daemon's memory is as far as a block gets.
+        wait = "durable" if session.is_durable else "accepted"
+        return session.save_pages(self._pages.cache, blocks, order.pages, wait=wait)
 
     def _poll_saves(self) -> None:
         still = []
