@@ -89,9 +89,10 @@ class Bench:
         return (length - int(leave_one)) // self.block() * self.block()
 
     def daemon(self, name: str) -> Daemon:
-        """A daemon with an empty store."""
+        """A daemon with a store of its own, empty unless an earlier run is taken over."""
         folder = self.work / name
-        shutil.rmtree(folder, ignore_errors=True)
+        if not self.options.keep:
+            shutil.rmtree(folder, ignore_errors=True)
         return Daemon(self.options.kvtierd, folder, self.options.level, self.options.host_mib)
 
     def connector(self, daemon: Daemon, **extra: Any) -> dict[str, Any]:
@@ -129,7 +130,7 @@ class Bench:
             arguments["kv_transfer_config"] = transfer
         plan = {"engine": arguments, "warm": [64, 1024], "steps": steps}
         out, log = self.work / f"{name}.out.json", self.work / f"{name}.log"
-        if not run_forked(plan, out, log):
+        if not (self.options.keep and out.exists()) and not run_forked(plan, out, log):
             raise SystemExit(f"phase {name} failed, see {log}")
         result = json.loads(out.read_text())
         print(f"{name}: {', '.join(result['runs'])}", flush=True)
@@ -177,7 +178,7 @@ class Bench:
 def cold(bench: Bench) -> None:
     """What recomputing costs, and what it gives."""
     alone = {**bench.run_step("preempted.alone", cramped(bench)), "max_tokens": bench.block()}
-    steps = [bench.run_step("cold"), *([alone] if "preempted" in bench.wanted else [])]
+    steps = [bench.run_step("cold"), *([] if bench.options.quick else [alone])]
     bench.runs |= bench.phase("cold", steps)
 
 
@@ -412,6 +413,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="OpenMP threads of the engine")
     parser.add_argument("--level", default="lossless", help="disk.level of the daemon")
     parser.add_argument("--host-mib", type=int, default=2048, help="host memory of the daemon")
+    parser.add_argument(
+        "--keep", action="store_true", help="take over phases that WORK has results of"
+    )
     parser.add_argument("--quick", action="store_true", help="one short prompt, fewer phases")
     given = parser.parse_args()
     if given.quick:
