@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import shutil
@@ -395,6 +396,20 @@ def rows(bench: Bench) -> None:
         bench.rows.add(f"vllm.check.{name}", "0 or 1", [float(holds)])
 
 
+def import_engine() -> None:
+    """Imports for every phase what an engine imports when it starts."""
+    for name in (
+        "vllm.entrypoints.llm",
+        "vllm.v1.engine.llm_engine",
+        "vllm.v1.worker.cpu_worker",
+        "vllm.v1.attention.backends.cpu_attn",
+        "vllm.model_executor.models.llama",
+        "vllm.distributed.kv_transfer.kv_connector.factory",
+    ):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+
+
 def options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -430,7 +445,7 @@ def main() -> int:
     given.work.mkdir(parents=True, exist_ok=True)
     surroundings(given.threads)
     bench = Bench(given)
-    import vllm  # noqa: F401  (for every phase)
+    import_engine()
 
     wanted = bench.wanted
     daemon = bench.daemon("store")
