@@ -131,8 +131,10 @@ class Bench:
             arguments["kv_transfer_config"] = transfer
         plan = {"engine": arguments, "warm": [64, 1024], "steps": steps}
         out, log = self.work / f"{name}.out.json", self.work / f"{name}.log"
-        if not (self.options.keep and out.exists()) and not run_forked(plan, out, log):
-            raise SystemExit(f"phase {name} failed, see {log}")
+        if not (self.options.keep and out.exists()):
+            import_engine()
+            if not run_forked(plan, out, log):
+                raise SystemExit(f"phase {name} failed, see {log}")
         result = json.loads(out.read_text())
         print(f"{name}: {', '.join(result['runs'])}", flush=True)
         for pid in result["started"]:
@@ -445,7 +447,6 @@ def main() -> int:
     given.work.mkdir(parents=True, exist_ok=True)
     surroundings(given.threads)
     bench = Bench(given)
-    import_engine()
 
     wanted = bench.wanted
     daemon = bench.daemon("store")
