@@ -13,6 +13,9 @@ use pyo3::types::{PyBytes, PyList};
 
 use crate::errors;
 
+/// What `extra` is where none is given.
+pub(crate) const NOTHING: &[u8] = b"";
+
 const SALT: &[u8] = b"kvtier salt v1\0";
 const HASH: &[u8] = b"kvtier engine hash v1\0";
 

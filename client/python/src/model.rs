@@ -12,6 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyTuple};
 
 use crate::errors;
+use crate::keys::NOTHING;
 use crate::words::{self, Word};
 
 /// What one decoder layer stores.
@@ -72,7 +73,7 @@ impl LayerSpec {
 
 /// Rotary position embedding.
 #[pyclass(frozen, module = "kvtier")]
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Rope(kvtier_client::Rope);
 
 #[pymethods]
@@ -95,7 +96,7 @@ impl Rope {
 
 /// Place of this engine rank in tensor and pipeline parallelism.
 #[pyclass(frozen, module = "kvtier")]
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) struct Shard(kvtier_client::Shard);
 
 #[pymethods]
@@ -119,7 +120,7 @@ impl Shard {
 /// What the blocks of a session hold. Two descriptors that differ in anything but `adapter` have
 /// unrelated keys.
 #[pyclass(frozen, module = "kvtier")]
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct ModelDescriptor(pub(crate) Arc<Descriptor>);
 
 #[pymethods]
@@ -127,7 +128,7 @@ impl ModelDescriptor {
     #[new]
     #[pyo3(signature = (
         model, layers, *, d_model, block_tokens=256, element="bf16", order="token_major",
-        revision="", weights_fingerprint=b"", adapter="", rope=None, shard=None, k_after_rope=true
+        revision="", weights_fingerprint=NOTHING, adapter="", rope=None, shard=None, k_after_rope=true
     ))]
     #[expect(
         clippy::too_many_arguments,
@@ -227,7 +228,7 @@ impl ModelDescriptor {
 
 /// What an engine does with restores while they run. Changes no byte and no key.
 #[pyclass(frozen, module = "kvtier")]
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct ReaderSpec(pub(crate) Spec);
 
 #[pymethods]
@@ -328,13 +329,21 @@ impl Part {
 
 /// Where the parts of a block lie in its payload: back to back, layer after layer.
 #[pyclass(frozen, module = "kvtier")]
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct BlockLayout {
     pub(crate) layout: Arc<kvtier_client::BlockLayout>,
     pub(crate) order: PartOrder,
 }
 
 impl BlockLayout {
+    /// Another handle of the same layout.
+    pub(crate) fn again(&self) -> Self {
+        Self {
+            layout: Arc::clone(&self.layout),
+            order: self.order,
+        }
+    }
+
     fn made(&self, part: &kvtier_client::Part) -> Part {
         Part {
             part: *part,

@@ -44,7 +44,7 @@ impl RestorePlan {
 
 /// How a restore ended. Comes last, once.
 #[pyclass(frozen, module = "kvtier")]
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct RestoreSummary(pub(crate) Summary);
 
 #[pymethods]

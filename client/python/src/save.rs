@@ -82,7 +82,7 @@ impl SaveBlock {
 
 /// What became of one block of a reserve, a commit or a save.
 #[pyclass(frozen, eq, module = "kvtier")]
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, PartialEq)]
 pub(crate) struct SaveOutcome(Outcome);
 
 #[pymethods]

@@ -13,7 +13,7 @@ use pyo3::types::{PyBytes, PyList, PyTuple};
 
 use crate::errors;
 use crate::events::Events;
-use crate::keys::{self, Naming};
+use crate::keys::{self, NOTHING, Naming};
 use crate::memory::array::numbers;
 use crate::model::ModelDescriptor;
 use crate::pages::PagedCache;
@@ -169,7 +169,7 @@ impl Session {
     }
 
     /// Keys of all blocks of a prompt; the last block may be short.
-    #[pyo3(signature = (tokens, *, extra=b"", salt="", adapter=None))]
+    #[pyo3(signature = (tokens, *, extra=NOTHING, salt="", adapter=None))]
     fn prefix_keys<'py>(
         &self,
         tokens: &Bound<'py, PyAny>,
@@ -186,7 +186,7 @@ impl Session {
     }
 
     /// Key of the block that follows `parent` (`ROOT` for the first).
-    #[pyo3(signature = (parent, tokens, *, extra=b"", salt="", adapter=None))]
+    #[pyo3(signature = (parent, tokens, *, extra=NOTHING, salt="", adapter=None))]
     fn derive_key<'py>(
         &self,
         parent: &[u8],
@@ -202,7 +202,7 @@ impl Session {
     }
 
     /// Keys from the engine's own block hashes, one each.
-    #[pyo3(signature = (hashes, *, extra=b"", salt="", adapter=None))]
+    #[pyo3(signature = (hashes, *, extra=NOTHING, salt="", adapter=None))]
     fn hash_keys<'py>(
         &self,
         hashes: &Bound<'py, PyAny>,

@@ -119,7 +119,7 @@ impl Slot {
 
     #[getter]
     fn layout(&self) -> BlockLayout {
-        self.layout.clone()
+        self.layout.again()
     }
 
     /// Parts that are not written yet.

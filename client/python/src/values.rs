@@ -11,7 +11,7 @@ use crate::words;
 
 /// What is known about one block: it is on `tier`, or missing for `miss`.
 #[pyclass(frozen, eq, module = "kvtier")]
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, PartialEq)]
 pub(crate) struct BlockStatus {
     tier: Option<Tier>,
     miss: Option<Miss>,
@@ -55,7 +55,7 @@ impl BlockStatus {
 
 /// Answer of a lookup.
 #[pyclass(frozen, module = "kvtier")]
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Lookup {
     lookup: kvtier_client::Lookup,
     prefix_tokens: usize,
@@ -106,7 +106,7 @@ impl Lookup {
 
 /// Answer of a prefetch, in blocks.
 #[pyclass(frozen, module = "kvtier")]
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) struct Prefetched(pub(crate) kvtier_client::Prefetched);
 
 #[pymethods]
@@ -128,7 +128,7 @@ impl Prefetched {
 
 /// One stored form of a block.
 #[pyclass(frozen, module = "kvtier")]
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Variant(kvtier_client::Variant);
 
 #[pymethods]
@@ -200,7 +200,7 @@ impl Variant {
 
 /// Where a block is, and why a restore would miss.
 #[pyclass(frozen, module = "kvtier")]
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Explanation(pub(crate) kvtier_client::Explanation);
 
 #[pymethods]

@@ -204,7 +204,7 @@ class ModelDescriptor:
         element: Element = "bf16",
         order: PartOrder = "token_major",
         revision: str = "",
-        weights_fingerprint: bytes = b"",
+        weights_fingerprint: bytes = ...,
         adapter: str = "",
         rope: Rope | None = None,
         shard: Shard | None = None,
@@ -567,7 +567,7 @@ class Session:
         self,
         tokens: Sequence[int] | Array,
         *,
-        extra: bytes = b"",
+        extra: bytes = ...,
         salt: str = "",
         adapter: str | None = None,
     ) -> list[BlockKey]:
@@ -583,7 +583,7 @@ class Session:
         parent: BlockKey,
         tokens: Sequence[int] | Array,
         *,
-        extra: bytes = b"",
+        extra: bytes = ...,
         salt: str = "",
         adapter: str | None = None,
     ) -> BlockKey:
@@ -593,7 +593,7 @@ class Session:
         self,
         hashes: Sequence[bytes],
         *,
-        extra: bytes = b"",
+        extra: bytes = ...,
         salt: str = "",
         adapter: str | None = None,
     ) -> list[BlockKey]:

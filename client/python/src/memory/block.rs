@@ -131,7 +131,7 @@ impl LeasedBlock {
 
     #[getter]
     fn layout(&self) -> BlockLayout {
-        self.layout.clone()
+        self.layout.again()
     }
 
     #[getter]
