@@ -16,9 +16,7 @@ Every class here is made in Rust (``client/python/src``). What holds everywhere:
 from collections.abc import Iterator, Sequence
 from os import PathLike
 from types import TracebackType
-from typing import Any, Generic, Literal, TypeVar, final
-
-from typing_extensions import Self
+from typing import Any, Generic, Literal, Self, TypeVar, final
 
 from .types import (
     Acknowledge,
@@ -206,7 +204,7 @@ class ModelDescriptor:
         element: Element = "bf16",
         order: PartOrder = "token_major",
         revision: str = "",
-        weights_fingerprint: bytes = b"",
+        weights_fingerprint: bytes = ...,
         adapter: str = "",
         rope: Rope | None = None,
         shard: Shard | None = None,
@@ -245,7 +243,7 @@ class ReaderSpec:
         two_ended: bool = False,
         layer_events: bool = False,
         hidden_projection: bool = False,
-        layers: Sequence[tuple[int, int, int]] = (),
+        layers: Sequence[tuple[int, int, int]] | None = None,
     ) -> Self:
         """``layers``: operations a layer takes for a token, for a pair of tokens, for the
         projection of one token's K and V; one for each layer, or none."""
@@ -322,9 +320,7 @@ class PagedCache:
     A block of kvtier is one page of the engine, or several: ``pages_per_block``.
     """
 
-    def __new__(
-        cls, model: ModelDescriptor, page_tokens: int, *, kind: PayloadKind = "kv"
-    ) -> Self:
+    def __new__(cls, model: ModelDescriptor, page_tokens: int, *, kind: PayloadKind = "kv") -> Self:
         """``page_tokens`` divides the model's ``block_tokens``."""
 
     def add(self, layer: int, code: PartCode, array: Array | Memory) -> None:
@@ -479,13 +475,14 @@ class SaveBlock:
         key: BlockKey,
         *,
         tokens: int,
-        parent: BlockKey = ...,
+        parent: BlockKey | None = None,
         position: int = 0,
         kind: PayloadKind = "kv",
         opaque_bytes: int = 0,
     ) -> Self:
-        """``position`` is the index of the block's first token in the prefix; ``opaque_bytes``
-        the size of a block of kind ``opaque`` where the model gives none."""
+        """``parent`` is ``ROOT`` where none is given; ``position`` is the index of the first token
+        in the prefix; ``opaque_bytes`` the size of a block of kind ``opaque`` where the model gives
+        none."""
 
     @property
     def key(self) -> BlockKey: ...
@@ -570,7 +567,7 @@ class Session:
         self,
         tokens: Sequence[int] | Array,
         *,
-        extra: bytes = b"",
+        extra: bytes = ...,
         salt: str = "",
         adapter: str | None = None,
     ) -> list[BlockKey]:
@@ -586,7 +583,7 @@ class Session:
         parent: BlockKey,
         tokens: Sequence[int] | Array,
         *,
-        extra: bytes = b"",
+        extra: bytes = ...,
         salt: str = "",
         adapter: str | None = None,
     ) -> BlockKey:
@@ -596,7 +593,7 @@ class Session:
         self,
         hashes: Sequence[bytes],
         *,
-        extra: bytes = b"",
+        extra: bytes = ...,
         salt: str = "",
         adapter: str | None = None,
     ) -> list[BlockKey]:
@@ -675,9 +672,7 @@ class Session:
         ``refused``), in order. 1 to 4096 blocks."""
 
     def start_reserve(self, blocks: Sequence[SaveBlock]) -> Pending[list[Slot | SaveOutcome]]: ...
-    def commit(
-        self, slots: Sequence[Slot], wait: Acknowledge = "durable"
-    ) -> list[SaveOutcome]:
+    def commit(self, slots: Sequence[Slot], wait: Acknowledge = "durable") -> list[SaveOutcome]:
         """Hands filled slots over and waits until each is stored. Takes the slots.
 
         Raises: ``Invalid`` when a part is not filled, ``BufferError`` while a view of a slot is
