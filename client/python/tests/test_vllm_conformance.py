@@ -17,6 +17,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from record_vllm_interface import CLASSES, FUNCTIONS, record
 
 HERE = Path(__file__).resolve().parent

@@ -4,6 +4,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+
 from kvtier.vllm import identity
 from kvtier.vllm.chain import Chain, loadable, stored_run
 from kvtier.vllm.geometry import Geometry, LayerPage, geometry_of, unsupported
@@ -70,12 +71,12 @@ def test_a_commit_is_read_from_the_path_of_a_snapshot() -> None:
 
 
 def test_options_name_every_problem_at_once() -> None:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match="is no setting") as error:
         Options.parse({"sokcet": "x", "async_load": "yes", "min_load_blocks": 0}, {})
     for part in ("sokcet is no setting", "async_load is 'yes'", "min_load_blocks is 0"):
         assert part in str(error.value)
     assert Options.parse({"load_timeout_s": 3}, {}).load_timeout_s == 3.0
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="load_timeout_s is nan"):
         Options.parse({"load_timeout_s": float("nan")}, {})
 
 
@@ -151,7 +152,8 @@ def test_descriptors_differ_by_every_fact_and_agree_between_processes() -> None:
     layers = (LayerPage("a", 4096, "bfloat16"),)
     model = {"name": "m", "revision": "r", "weights": b"w", "d_model": 8}
 
-    def made(geometry=Geometry(16, layers, True), facts=None, shard=(0, 1)):
+    def made(geometry=None, facts=None, shard=(0, 1)):
+        geometry = geometry or Geometry(16, layers, True)
         return repr(descriptor(FakeKvtier, geometry, model, facts or {"isa": "vec"}, shard))
 
     same = made()

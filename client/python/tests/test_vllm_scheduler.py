@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+
 from kvtier.vllm.options import Options
 from kvtier.vllm.scheduler import SchedulerSide
 from vllm_fakes import BLOCK, Clock, FakeDirectory, Request, step
@@ -43,9 +44,7 @@ def test_a_prompt_that_is_stored_is_matched_in_whole_blocks_and_loaded_between_s
     assert bench.side.build(step()).loads == []
 
 
-def test_a_prompt_of_whole_blocks_is_matched_to_its_end_between_steps_and_one_short_before_one() -> (
-    None
-):
+def test_a_prompt_of_whole_blocks_is_matched_to_its_end_only_between_steps() -> None:
     for async_load, expected in ((True, 12), (False, 8)):
         bench = Bench(async_load=async_load)
         request = Request("a", list(range(12)))

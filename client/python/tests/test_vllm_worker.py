@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import Never
 
 import pytest
+
 from kvtier.vllm.link import Link
 from kvtier.vllm.options import Options
 from kvtier.vllm.orders import LoadOrder, SaveOrder, StepOrders

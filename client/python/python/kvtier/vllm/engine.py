@@ -77,10 +77,10 @@ class Engine:
 
 def describe_engine(vllm_config: Any, kv_cache_config: Any, options: Options) -> Engine | str:
     """The engine, or why its blocks cannot be kept."""
-    import kvtier
-
     import vllm
     from vllm.v1.kv_cache_interface import get_kv_cache_spec_kind
+
+    import kvtier
 
     if _version(vllm.__version__) < OLDEST:
         return f"vLLM is {vllm.__version__}; accepted: {'.'.join(map(str, OLDEST))} or later"

@@ -18,7 +18,6 @@ from typing import Any, Protocol
 from .chain import Chain, full_blocks
 from .orders import LoadOrder, SaveOrder
 
-
 ORDER_BLOCKS_MAX = 1024
 """Most blocks of an order to save. A long prefix takes several, so that pages of the first are
 free before the last is copied."""
