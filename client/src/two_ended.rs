@@ -21,7 +21,11 @@ use crate::maps::Place;
 use crate::reports::Reports;
 use pace::Pace;
 
+mod modelled;
 mod pace;
+
+#[doc(hidden)]
+pub use modelled::ModelledPace;
 
 /// What an engine that computes while blocks load says of itself.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -68,6 +68,7 @@ const PACKAGES: [(&str, &[&str]); 8] = [
             "kvtier-kernels",
             "kvtier-store",
             "kvtier-client",
+            "kvtierd",
         ],
     ),
 ];
