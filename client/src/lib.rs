@@ -95,6 +95,8 @@ pub use restore::{PlacedBlock, Restore, RestoreEvent, RestoreSummary, Restored};
 pub use save::{CommitOutcome, Reservation, SaveBlock, SaveOutcome};
 pub use session::{Session, SessionState};
 pub use slot::{FillError, FilledSlot, ReservedSlot, Unfilled};
+#[doc(hidden)]
+pub use two_ended::ModelledPace;
 pub use two_ended::{ComputeEnd, NextCompute, Outlook, PrefillStep, TwoEnded};
 pub use values::{
     Acknowledge, BlockStatus, CommitFailure, Explanation, Lookup, Prefetched, SaveRefusal, Tier,

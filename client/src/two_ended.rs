@@ -21,9 +21,12 @@ use crate::maps::Place;
 use crate::reports::Reports;
 use pace::Pace;
 
+mod modelled;
 mod outlook;
 mod pace;
 
+#[doc(hidden)]
+pub use modelled::ModelledPace;
 pub(crate) use outlook::OfBlock;
 pub use outlook::Outlook;
 

@@ -70,6 +70,7 @@ const PACKAGES: [(&str, &[&str]); 9] = [
             "kvtier-kernels",
             "kvtier-store",
             "kvtier-client",
+            "kvtierd",
         ],
     ),
 ];
