@@ -116,17 +116,23 @@ impl Engine {
             return map.of(index) != Claim::Ready;
         }
         swap(Claim::Missed)
-            || (open && swap(Claim::Empty))
+            || (open && self.is_worth(now, map) && swap(Claim::Empty))
             || (self.is_slow(now, map, open) && swap(Claim::Loading))
     }
 
+    fn is_worth(&self, now: Duration, map: &Map) -> bool {
+        self.pace.is_worth(self.to_come(map), self.begin + now)
+    }
+
     fn is_slow(&self, now: Duration, map: &Map, open: bool) -> bool {
-        let loading = |at: &usize| map.of(*at) == Claim::Loading;
-        if !loading(&self.front) {
-            return false;
-        }
-        let loading = (self.front..self.here.len()).filter(loading).count();
-        self.pace.is_slow(loading, open, self.begin + now)
+        let loading = map.of(self.front) == Claim::Loading;
+        loading && self.pace.is_slow(self.to_come(map), open, self.begin + now)
+    }
+
+    /// Blocks that may yet be loaded.
+    fn to_come(&self, map: &Map) -> usize {
+        let comes = |at: &usize| matches!(map.of(*at), Claim::Empty | Claim::Loading);
+        (self.front..self.here.len()).filter(comes).count()
     }
 
     fn is_here(&mut self, index: usize) {

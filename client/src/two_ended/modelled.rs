@@ -32,6 +32,11 @@ impl ModelledPace {
         self.0.computed(now);
     }
 
+    /// True when a block that nobody has, the first of so many that are not here, is to be computed.
+    pub fn is_worth(&self, blocks: usize, now: Instant) -> bool {
+        self.0.is_worth(blocks, now)
+    }
+
     /// True when a block that is loading, the first of so many, is to be taken over.
     pub fn is_slow(&self, loading: usize, open: bool, now: Instant) -> bool {
         self.0.is_slow(loading, open, now)
