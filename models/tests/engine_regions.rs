@@ -69,7 +69,9 @@ fn restores_and_an_end() {
             rustix::io::pwrite(&*fd, &[9; 16], 0).unwrap();
         })
     };
-    restores.map(|thread| thread.join().unwrap());
+    for thread in restores {
+        thread.join().unwrap();
+    }
     end.join().unwrap();
     assert_eq!(content(&fd), [9; 16], "bytes moved after the end");
 }
