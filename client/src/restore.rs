@@ -95,8 +95,9 @@ pub struct Restore {
     layouts: Arc<Layouts>,
     lineage: Arc<Lineage>,
     ready: VecDeque<RestoreEvent>,
-    /// Blocks handed out, one a key.
+    /// Blocks handed out, and how good what is computed behind each can be; one a key.
     came: Vec<bool>,
+    behind: Vec<Quality>,
     /// What the engine's end shares with this one.
     meeting: Arc<Meeting>,
     reported: usize,
@@ -114,6 +115,7 @@ impl Restore {
         Self {
             meeting: Meeting::new(place, asked.keys.len()),
             came: vec![false; asked.keys.len()],
+            behind: vec![Quality::Exact; asked.keys.len()],
             asked,
             source,
             link,
@@ -430,6 +432,7 @@ impl Restore {
     }
 
     fn hand_out(&mut self, index: usize, block: LeasedBlock) -> Result<(), Error> {
+        let restored = (index, block.quality());
         if !self.asked.accept.accepts(block.quality()) {
             let (got, accept) = (block.quality().as_str(), self.asked.accept.as_str());
             return Err(RESTORE.bad_reply(format!("a block is {got}; accepted: {accept}")));
@@ -437,7 +440,7 @@ impl Restore {
         if let Some(came) = self.came.get_mut(index) {
             *came = true;
         }
-        self.lineage.restored(&self.asked, index, block.quality());
+        self.lineage.raise(&self.asked, &mut self.behind, restored);
         self.ready.push_back(RestoreEvent::Ready(block));
         Ok(())
     }
