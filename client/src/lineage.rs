@@ -38,23 +38,32 @@ struct Seen {
 }
 
 impl Lineage {
-    /// A block of a restore was handed out: what is computed behind it is no better.
-    pub(crate) fn restored(&self, asked: &Asked, index: usize, quality: Quality) {
+    /// A block of a restore was handed out: what is computed behind it is no better. `behind` is
+    /// what this restore has said of each of its keys so far.
+    pub(crate) fn raise(
+        &self,
+        asked: &Asked,
+        behind: &mut [Quality],
+        (index, quality): (usize, Quality),
+    ) {
         let before = asked.after.map(|key| self.of(&key));
         let quality = quality.max(before.unwrap_or_default());
         let reach = if asked.one_prefix { usize::MAX } else { 1 };
-        let from_it_on = asked.keys.iter().skip(index).take(reach);
-        self.raise(from_it_on, quality);
+        let from_it_on = asked.keys.iter().zip(behind).skip(index).take(reach);
+        self.spread(from_it_on, quality);
     }
 
-    /// These keys follow each other: what makes one so bad goes on to the next.
-    fn raise<'a>(&self, keys: impl IntoIterator<Item = &'a BlockKey>, quality: Quality) {
+    /// These keys follow each other: what makes one so bad goes on to the next. What else is known
+    /// of a key stops nothing: it need not have reached those behind it.
+    fn spread<'a>(
+        &self,
+        keys: impl Iterator<Item = (&'a BlockKey, &'a mut Quality)>,
+        quality: Quality,
+    ) {
         let mut seen = self.lock();
-        for key in keys {
-            // Those behind it are as bad already.
-            if seen.quality(key) >= quality {
-                break;
-            }
+        // Where this restore has said as much, it has said it of all that follow.
+        for (key, behind) in keys.take_while(|(_, behind)| **behind < quality) {
+            *behind = quality;
             seen.raise(*key, quality);
         }
     }
@@ -126,11 +135,26 @@ mod tests {
         (1..=len).map(key).collect()
     }
 
+    fn raise(lineage: &Lineage, keys: &[BlockKey], quality: Quality) {
+        let mut behind = vec![Quality::Exact; keys.len()];
+        lineage.spread(keys.iter().zip(&mut behind), quality);
+    }
+
+    #[test]
+    fn a_key_that_is_bad_by_itself_does_not_shield_those_behind_it() {
+        let (lineage, keys) = (Lineage::default(), chain(4));
+        lineage.set(&keys[1..2], Quality::Small);
+        raise(&lineage, &keys, Quality::Balanced);
+        let found: Vec<_> = keys.iter().map(|key| lineage.of(key)).collect();
+        let balanced = Quality::Balanced;
+        assert_eq!(found, [balanced, Quality::Small, balanced, balanced]);
+    }
+
     #[test]
     fn what_follows_a_lossy_block_is_declared_as_bad_and_what_comes_before_is_not() {
         let (lineage, keys) = (Lineage::default(), chain(4));
-        lineage.raise(&keys[1..], Quality::Balanced);
-        lineage.raise(&keys[2..], Quality::Exact);
+        raise(&lineage, &keys[1..], Quality::Balanced);
+        raise(&lineage, &keys[2..], Quality::Exact);
         let found: Vec<_> = keys.iter().map(|key| lineage.of(key)).collect();
         let balanced = Quality::Balanced;
         assert_eq!(found, [Quality::Exact, balanced, balanced, balanced]);
@@ -150,7 +174,7 @@ mod tests {
         for first in 0..came.len() {
             let lineage = Lineage::default();
             for at in (0..came.len()).map(|at| (at + first) % came.len()) {
-                lineage.raise(&keys[at..], came[at]);
+                raise(&lineage, &keys[at..], came[at]);
             }
             let found: Vec<_> = keys.iter().map(|key| lineage.of(key)).collect();
             assert_eq!(found, expected, "from {first}");
@@ -160,7 +184,7 @@ mod tests {
     #[test]
     fn the_engine_has_the_last_word() {
         let (lineage, keys) = (Lineage::default(), chain(2));
-        lineage.raise(&keys, Quality::Small);
+        raise(&lineage, &keys, Quality::Small);
         lineage.set(&keys[..1], Quality::Exact);
         assert_eq!(lineage.of(&keys[0]), Quality::Exact);
         assert_eq!(lineage.of(&keys[1]), Quality::Small);
@@ -172,13 +196,13 @@ mod tests {
     fn too_many_keys_make_every_save_as_bad_as_the_worst_of_them() {
         let lineage = Lineage::default();
         let most = u32::try_from(KEYS_MAX).unwrap();
-        lineage.raise(&[key(1)], Quality::Small);
+        raise(&lineage, &[key(1)], Quality::Small);
         for number in 2..=most {
-            lineage.raise(&[key(number)], Quality::Transparent);
+            raise(&lineage, &[key(number)], Quality::Transparent);
         }
         let saved = |number| lineage.of_save(key(number), &BlockKey::ROOT);
         assert_eq!(saved(most + 1), Quality::Exact);
-        lineage.raise(&[key(most + 1)], Quality::Transparent);
+        raise(&lineage, &[key(most + 1)], Quality::Transparent);
         assert_eq!(saved(most + 2), Quality::Small);
         assert_eq!(lineage.of(&key(1)), Quality::Small);
     }

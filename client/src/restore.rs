@@ -105,8 +105,9 @@ pub struct Restore {
     layouts: Arc<Layouts>,
     lineage: Arc<Lineage>,
     ready: VecDeque<RestoreEvent>,
-    /// Blocks handed out, one a key.
+    /// Blocks handed out, and how good what is computed behind each can be; one a key.
     came: Vec<bool>,
+    behind: Vec<Quality>,
     /// What the engine's end shares with this one.
     meeting: Arc<Meeting>,
     reported: usize,
@@ -124,6 +125,7 @@ impl Restore {
         Self {
             meeting: Meeting::new(place, asked.keys.len()),
             came: vec![false; asked.keys.len()],
+            behind: vec![Quality::Exact; asked.keys.len()],
             asked,
             source,
             link,

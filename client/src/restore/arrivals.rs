@@ -125,7 +125,8 @@ impl Restore {
         if let Some(came) = self.came.get_mut(index) {
             *came = true;
         }
-        self.lineage.restored(&self.asked, index, quality);
+        self.lineage
+            .raise(&self.asked, &mut self.behind, (index, quality));
         self.ready.push_back(event);
         Ok(())
     }

@@ -5,7 +5,7 @@
 //!
 //! A mapping of a file that its owner truncates ends the process that touches it (SIGBUS). So only
 //! a memfd that is sealed against shrinking is mapped; any other file is copied from and to by the
-//! kernel, which answers instead. See docs/decisions/0015-engine-regions.md.
+//! kernel, which answers instead. See docs/decisions/0016-engine-regions.md.
 //!
 //! Invariants kept here
 //!   S1  What is mapped cannot shrink: sealed, and of small pages, so that no page of it can be
