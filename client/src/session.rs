@@ -2,19 +2,17 @@
 //!
 //! Upstairs:   engines; cloned freely between tasks.
 //! Downstairs: `link`, one incarnation. Calls live next door: `save` and `windows`, `restore` and
-//!             `inline`, `hints`; lookup and the start of a restore are here.
+//!             `inline`, `hints`; lookup and the start of a restore are here. `reconnect` finds
+//!             another link when one is lost.
 //!
 //! Invariants kept here
 //!   S1  Keys, layouts and namespace are the same in every incarnation, or the session says so.
-//!   S2  At most one attempt to reconnect runs at a time, with growing pauses between failures.
 
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::sync::{Arc, RwLock};
 
 use kvtier_proto::{
     BlockKey, BlockLayout, KeyDeriver, ModelDescriptor, NamespaceId, PayloadKind, Quality, v1,
 };
-use rand::Rng as _;
 use tokio::sync::{Mutex, Semaphore};
 use tokio::time::Instant;
 
@@ -30,6 +28,10 @@ use crate::options::{RestoreOptions, Timeouts};
 use crate::restore::{Asked, Restore, Source};
 use crate::two_ended::PrefillStep;
 use crate::values::Lookup;
+
+mod reconnect;
+
+use reconnect::Pause;
 
 /// What is known about the daemon's side of a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,13 +65,6 @@ pub(crate) struct Inner {
     pause: Mutex<Pause>,
 }
 
-/// When the next attempt to reconnect may start.
-struct Pause {
-    failures: u32,
-    next: Instant,
-    why: String,
-}
-
 /// A session of one model in one namespace. Cheap to clone; the daemon's side ends with the last
 /// clone and the last slot, block and restore that came from it.
 #[derive(Clone)]
@@ -84,11 +79,6 @@ impl Session {
         let keys = KeyDeriver::new(secret, recipe.fingerprint, model.adapter.clone());
         let kib = usize::try_from(recipe.session.staging_bytes.get() / 1024).unwrap_or(usize::MAX);
         let room = kib.min(Semaphore::MAX_PERMITS);
-        let pause = Pause {
-            failures: 0,
-            next: Instant::now(),
-            why: String::new(),
-        };
         let inner = Inner {
             recipe,
             layouts: Arc::new(Layouts::new(model)),
@@ -97,7 +87,7 @@ impl Session {
             identity,
             keys,
             link: RwLock::new(link),
-            pause: Mutex::new(pause),
+            pause: Mutex::new(Pause::new()),
         };
         let inner = Arc::new(inner);
         Self { inner }
@@ -398,109 +388,6 @@ impl Session {
             .map(|region| region.map.len());
         staging.unwrap_or(usize::try_from(asked).unwrap_or(usize::MAX))
     }
-
-    fn current(&self) -> Arc<Link> {
-        Arc::clone(
-            &self
-                .inner
-                .link
-                .read()
-                .unwrap_or_else(PoisonError::into_inner),
-        )
-    }
-
-    /// The link to use: the current one, or a new one when that is lost.
-    pub(crate) async fn link(&self) -> Result<Arc<Link>, Error> {
-        let link = self.current();
-        if !link.life.is_lost() {
-            return Ok(link);
-        }
-        self.reconnect(self.inner.recipe.connect.reconnect.wait)
-            .await
-    }
-
-    async fn reconnect(&self, wait: Duration) -> Result<Arc<Link>, Error> {
-        let started = Instant::now();
-        loop {
-            let (next, error) = match self.attempt().await {
-                Ok(link) => return Ok(link),
-                Err(Attempt::Final(error)) => return Err(error),
-                Err(Attempt::Later(next, error)) => (next, error),
-            };
-            if next.saturating_duration_since(started) > wait {
-                return Err(error);
-            }
-            tokio::time::sleep_until(next).await;
-        }
-    }
-
-    /// One attempt, unless the pause after the last failure still lasts.
-    async fn attempt(&self) -> Result<Arc<Link>, Attempt> {
-        let mut pause = self.inner.pause.lock().await;
-        let link = self.current();
-        if !link.life.is_lost() {
-            return Ok(link);
-        }
-        let now = Instant::now();
-        if pause.next > now {
-            let error = Error::Unavailable {
-                message: pause.why.clone(),
-                retry_after: pause.next - now,
-            };
-            return Err(Attempt::Later(pause.next, error));
-        }
-        let opened = Link::open(&self.inner.recipe, None).await;
-        match opened.and_then(|link| self.same_identity(link)) {
-            Ok(link) => {
-                pause.failures = 0;
-                let mut current = self
-                    .inner
-                    .link
-                    .write()
-                    .unwrap_or_else(PoisonError::into_inner);
-                *current = Arc::clone(&link);
-                Ok(link)
-            }
-            Err(error) => {
-                pause.next = Instant::now() + self.next_pause(pause.failures);
-                pause.failures = pause.failures.saturating_add(1);
-                pause.why = error.to_string();
-                if error.is_transient() {
-                    Err(Attempt::Later(pause.next, error))
-                } else {
-                    Err(Attempt::Final(error))
-                }
-            }
-        }
-    }
-
-    /// Doubles from the shortest to the longest pause, each shortened or lengthened by up to
-    /// half, so that the clients of one daemon do not come back in step.
-    fn next_pause(&self, failures: u32) -> Duration {
-        let options = &self.inner.recipe.connect.reconnect;
-        let doubled = options.pause_min.saturating_mul(1 << failures.min(16));
-        let pause = doubled.min(options.pause_max);
-        pause.mul_f64(rand::rng().random_range(0.5..1.5))
-    }
-
-    /// A daemon that puts this peer elsewhere would never hit on the keys derived so far (S1).
-    fn same_identity(&self, link: Arc<Link>) -> Result<Arc<Link>, Error> {
-        let (before, now) = (&self.inner.identity, &link.identity);
-        if before.secret == now.secret && before.namespace == now.namespace {
-            return Ok(link);
-        }
-        Err(Error::NamespaceChanged {
-            before: before.name.clone(),
-            now: now.name.clone(),
-        })
-    }
-}
-
-enum Attempt {
-    /// Trying again is of no use.
-    Final(Error),
-    /// The daemon is away; an attempt may start then.
-    Later(Instant, Error),
 }
 
 impl std::fmt::Debug for Session {

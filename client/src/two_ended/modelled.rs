@@ -32,7 +32,8 @@ impl ModelledPace {
         self.0.computed(now);
     }
 
-    /// True when a block that nobody has, the first of so many that are not here, is to be computed.
+    /// True when a block that nobody has, the first of so many that are not here, is to be
+    /// computed.
     pub fn is_worth(&self, blocks: usize, now: Instant) -> bool {
         self.0.is_worth(blocks, now)
     }

@@ -71,7 +71,7 @@ impl Foreign {
         let stat = rustix::fs::fstat(&fd).map_err(unmapped)?;
         let system = rustix::fs::fstatfs(&fd).map_err(unmapped)?;
         let plain = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
-        if !plain || i64::try_from(system.f_type) != Ok(TMPFS_MAGIC) {
+        if !plain || system.f_type != TMPFS_MAGIC {
             return Err(Handover::NotMemory);
         }
         let flags = rustix::fs::fcntl_getfl(&fd).map_err(unmapped)?;

@@ -12,13 +12,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use kvtier_kernels::calibrate::measure::{MeasureError, measure};
-use kvtier_kernels::calibrate::samples::{Document, Fisher, SampleError};
+use kvtier_kernels::calibrate::samples::{Fisher, SampleError};
 use kvtier_kernels::calibrate::{CalibrateError, calibrate};
 use kvtier_kernels::profile::ProfileError;
 use kvtier_proto::Bytes;
 use kvtier_proto::layout::PartCode;
 
 pub use kvtier_kernels::calibrate::measure::Stored;
+pub use kvtier_kernels::calibrate::samples::{DOCUMENT_TOKENS_MAX, Document};
 pub use kvtier_kernels::calibrate::{
     LevelReport, Model, Options, PartReport, Progress, Report, Target,
 };

@@ -9,11 +9,11 @@
 //!
 //! Not here on purpose: no call.
 
-use kvtier_kernels::calibrate::samples::DOCUMENT_TOKENS_MAX;
 use kvtier_proto::v1::{self, ExplainReply, VariantInfo};
 use kvtier_proto::{BlockKey, Miss, Quality};
 
 use crate::cli::explain::meaning;
+use crate::tier::calibrate::DOCUMENT_TOKENS_MAX;
 
 /// One block of a prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

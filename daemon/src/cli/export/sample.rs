@@ -236,11 +236,11 @@ fn failed(path: &Path, error: &std::io::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use kvtier_kernels::calibrate::samples::Document;
     use kvtier_proto::PayloadKind;
     use kvtier_proto::descriptor::Shard;
 
     use super::*;
+    use crate::tier::calibrate::Document;
 
     fn model(order: PartOrder) -> ModelDescriptor {
         let layer = LayerSpec::Attention {
