@@ -159,10 +159,13 @@ def test_slots_gather_from_pages_layer_by_layer_and_blocks_scatter(
         assert {layer for layer, _ in slot.missing()} == {1, 2}
         slot.gather(engine.cache, np.array(pages), [1, 2])
     session.commit(slots, "accepted")
-    for block in restored(session, TOKENS):
+    blocks = restored(session, TOKENS)
+    for block in blocks:
+        block.scatter(fresh.cache, [2 * block.index + 1, 2 * block.index], [2])
+    assert not fresh.arrays[0].any()
+    assert fresh.arrays[2].any()
+    for block in blocks:
         pages = [2 * block.index + 1, 2 * block.index]
-        block.scatter(fresh.cache, pages, [2])
-        assert not fresh.arrays[0].any()
         block.scatter(fresh.cache, pages)
         with pytest.raises(kvtier.Invalid, match="stores nothing"):
             block.scatter(fresh.cache, pages, [3])

@@ -34,7 +34,7 @@ from .types import (
     Tier,
 )
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 __version__: str
 ROOT: BlockKey
@@ -378,13 +378,13 @@ class View:
 # Sessions.
 
 @final
-class Pending(Generic[T]):
+class Pending(Generic[_T]):
     """A call that runs in the background. Dropping it cancels what can be cancelled."""
 
     def done(self) -> bool:
         """True when ``result`` answers at once. Never waits."""
 
-    def result(self, timeout: float | None = None) -> T:
+    def result(self, timeout: float | None = None) -> _T:
         """Waits for the answer, as often as it is asked. Raises what the call raises, and
         ``Timeout`` when ``timeout`` passes first (the call goes on)."""
 
