@@ -169,12 +169,15 @@ def test_copies_leave_the_interpreter_free(daemon: Daemon) -> None:
 
 
 def test_a_wait_ends_with_ctrl_c(session: kvtier.Session) -> None:
+    # A shell that runs this in the background ignores it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     events = session.watch_events()
     timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         events.next(30)
     timer.join()
+    signal.signal(signal.SIGINT, before)
     assert session.lookup([bytes(32)]).prefix_blocks == 0, "the session goes on"
 
 

@@ -292,16 +292,11 @@ impl EngineRegion {
             while left > 0 {
                 let step = left.min(STEP);
                 let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
-                if !*open {
+                if !*open && !planted(Bug::CopyAfterClose) {
                     return Err(Unmoved::Closed);
                 }
-                if planted(Bug::CopyAfterClose) {
-                    drop(open);
-                    copy(memory, at, from..from + step)?;
-                } else {
-                    copy(memory, at, from..from + step)?;
-                    drop(open);
-                }
+                copy(memory, at, from..from + step)?;
+                drop(open);
                 (at, from, left) = (at + step as u64, from + step, left - step);
             }
         }
