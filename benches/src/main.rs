@@ -14,6 +14,7 @@ mod fio;
 mod index;
 mod limits;
 mod planes;
+mod planner;
 mod store;
 
 use std::path::PathBuf;
@@ -65,6 +66,8 @@ enum Suite {
     /// Blocks of the real daemon: through shared memory and inline beside memcpy, from and to the
     /// device beside fio.
     Planes(planes::Options),
+    /// Plans and decisions of restores over modelled machines, beside what nobody beats.
+    Planner(planner::Options),
 }
 
 fn main() -> ExitCode {
@@ -77,6 +80,7 @@ fn main() -> ExitCode {
         Suite::Crash(options) => crash::run(options, &cli.common),
         Suite::Index(options) => index::run(options, &cli.common),
         Suite::Planes(options) => planes::run(options, &cli.common),
+        Suite::Planner(options) => planner::run(options, &cli.common),
     };
     let file = cli.common.json.as_deref();
     let done = report.and_then(|report| report.finish(file).map(|()| report));

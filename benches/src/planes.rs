@@ -1,5 +1,5 @@
-//! Suite `planes`: what a 2 MiB block costs through shared memory, inline through gRPC, and from
-//! and to the device.
+//! Suite `planes`: what a 2 MiB block costs through shared memory, into an engine's own, inline
+//! through gRPC, and from and to the device.
 //!
 //! Upstairs:   `kvtier-bench planes`.
 //! Downstairs: the real `kvtierd` of the same build, `kvtier_client`, `memcpy`, `fio`.
@@ -10,6 +10,7 @@
 
 pub(crate) mod daemon;
 mod device;
+mod region;
 
 use std::time::{Duration, Instant};
 
@@ -119,7 +120,8 @@ async fn measure(daemon: &Daemon, effort: Effort, report: &mut Report) -> Result
         .open_session(&model("bench/planes", 16, 8, BLOCK_TOKENS), options)
         .await?;
     let mut bed = Bed::new(session)?;
-    let mut rows = Rows::default();
+    let pools = region::Pools::register(&bed.session).await?;
+    let (mut rows, mut regions) = (Rows::default(), region::Rows::default());
     for _ in 0..effort.rounds {
         bed.make_resident().await?;
         rows.copy.push(bed.copy(effort.time));
@@ -131,10 +133,12 @@ async fn measure(daemon: &Daemon, effort: Effort, report: &mut Report) -> Result
             .push(bed.lease(effort.time, 16, true).await?);
         rows.get_inline.push(bed.get_inline(effort.time).await?);
         // From here on new blocks push the resident ones out.
+        regions.measure(&mut bed, &pools, effort.time).await?;
         rows.save.push(bed.save(effort.time).await?);
         rows.put_inline.push(bed.put_inline(effort.time).await?);
     }
     rows.tell(report);
+    regions.tell(report);
     lookups(&client, effort, report).await
 }
 

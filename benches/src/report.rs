@@ -112,6 +112,26 @@ impl Report {
         self.rows.push(row);
     }
 
+    /// A row of which no value is to be above `most`: its ratio is how far the largest is below.
+    pub fn at_most(
+        &mut self,
+        name: impl Into<String>,
+        unit: &'static str,
+        values: &[f64],
+        most: f64,
+    ) {
+        let name = name.into();
+        let Some(mut row) = Row::of(name.clone(), unit, values) else {
+            return self.fail(format!("{name}: nothing was measured"));
+        };
+        let finite = values.iter().all(|value| value.is_finite());
+        row.limit = Some(format!("at most {most}"));
+        row.ratio = Some(most / row.max);
+        row.bar = Some(1.0);
+        row.holds = Some(finite && row.max <= most);
+        self.rows.push(row);
+    }
+
     /// The median of a row.
     pub fn median(&self, name: &str) -> Option<f64> {
         let row = self.rows.iter().find(|row| row.name == name);

@@ -197,6 +197,7 @@ fn reply_seeds() -> Vec<Vec<u8>> {
         }],
         miss: 2,
         notes: vec!["a note".into()],
+        model: None,
     };
     let opened = opened_seed();
     let event = v1::BlockEvent {

@@ -5,7 +5,9 @@
 //!
 //! Control goes through gRPC; payload lies in memory that both ends map. A save copies a block
 //! once, into a staging slot; a restore hands out views of the daemon's arena without a copy.
-//! Where no descriptor can be passed (TCP) the same calls carry the payload inline.
+//! Where no descriptor can be passed (TCP) the same calls carry the payload inline. An engine whose
+//! blocks lie in shared memory of its own registers that ([`Session::register_region`]) and copies
+//! nothing.
 //!
 //! ```no_run
 //! use kvtier_client::{Acknowledge, Client, ConnectOptions, Endpoint, SessionOptions};
@@ -53,6 +55,7 @@ mod capture;
 mod check;
 mod connect;
 mod descriptor;
+mod engine_region;
 mod error;
 mod events;
 #[doc(hidden)]
@@ -81,17 +84,20 @@ mod windows;
 
 pub use capture::HiddenCapture;
 pub use connect::Client;
+pub use engine_region::EngineRegion;
 pub use error::{Error, Happened};
 pub use events::{BlockChange, BlockEvent, Events};
 pub use lease::{LeasedBlock, ReadError};
 pub use options::{
     ConnectOptions, Endpoint, ReconnectOptions, RestoreOptions, SessionOptions, Timeouts,
 };
-pub use restore::{Restore, RestoreEvent, RestoreSummary, Restored};
+pub use restore::{PlacedBlock, Restore, RestoreEvent, RestoreSummary, Restored};
 pub use save::{CommitOutcome, Reservation, SaveBlock, SaveOutcome};
 pub use session::{Session, SessionState};
 pub use slot::{FillError, FilledSlot, ReservedSlot, Unfilled};
-pub use two_ended::{ComputeEnd, NextCompute, PrefillStep, TwoEnded};
+#[doc(hidden)]
+pub use two_ended::ModelledPace;
+pub use two_ended::{ComputeEnd, NextCompute, Outlook, PrefillStep, TwoEnded};
 pub use values::{
     Acknowledge, BlockStatus, CommitFailure, Explanation, Lookup, Prefetched, SaveRefusal, Tier,
     Variant,
@@ -100,5 +106,6 @@ pub use values::{
 pub use kvtier_proto::descriptor::{PartOrder, Rope, Shard};
 pub use kvtier_proto::{
     BlockKey, BlockLayout, Bytes, Element, KeyDeriver, LayerCost, LayerSpec, LayoutFingerprint,
-    Level, Miss, ModelDescriptor, NamespaceId, Part, PartCode, PayloadKind, Quality, ReaderSpec,
+    Level, Miss, ModelDescriptor, NamespaceId, Part, PartCode, PayloadKind, Piece, Quality,
+    ReaderSpec, RegionGeometry,
 };

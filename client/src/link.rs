@@ -13,7 +13,7 @@
 //!   N2  A lost link stays lost.
 
 use std::future::Future;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -179,6 +179,25 @@ impl Link {
         made.await.map(Some)
     }
 
+    /// Registers memory of the engine's own, and returns the number of the region.
+    pub(crate) async fn hand_over(
+        &self,
+        request: v1::RegisterRegionRequest,
+        fd: BorrowedFd<'_>,
+        limit: Duration,
+    ) -> Result<u32, Error> {
+        let Some(socket) = &self.socket else {
+            return Err(Error::region("engine", "regions need a Unix socket"));
+        };
+        let mut rpc = self.rpc.clone();
+        let reply = self
+            .call(REGISTER, limit, rpc.register_region(request))
+            .await?;
+        let grant = reply.grant.ok_or_else(|| REGISTER.bad_reply("no grant"))?;
+        crate::descriptor::hand_over(socket, &grant, fd, limit).await?;
+        Ok(grant.region)
+    }
+
     /// Number, descriptor and size of a new region.
     async fn grant(
         &self,
@@ -190,11 +209,13 @@ impl Link {
         let name = match purpose {
             v1::RegionPurpose::Staging => "staging",
             v1::RegionPurpose::Claims => "claims",
+            v1::RegionPurpose::Engine => "engine",
         };
         let request = v1::RegisterRegionRequest {
             session: self.session.clone(),
             bytes,
             purpose: purpose.into(),
+            ..v1::RegisterRegionRequest::default()
         };
         let mut rpc = self.rpc.clone();
         let reply = self

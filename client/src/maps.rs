@@ -4,11 +4,18 @@
 //!             has said that the restore is over, for until then it may write there.
 //! Downstairs: `shm`.
 //!
+//! When a restore's stream fails, the daemon says nothing of its restores any more, and may write
+//! a while longer. Their places are not used again: they go with the region, when the session
+//! ends. That is memory of a size that was set before; when all of it is lost, restores of the
+//! session load and compute in turn.
+//!
 //! Invariants kept here
 //!   P1  Places of restores that may still run never overlap.
 //!   P2  A place is all zeros when it is handed out.
+//!   P3  A place that the daemon has not said to be done with is never handed out again.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kvtier_proto::claims::map_len;
@@ -27,11 +34,12 @@ pub(crate) struct Maps {
     taken: Mutex<BTreeMap<usize, usize>>,
 }
 
-/// Where the map of one restore lies; free again when it is dropped.
+/// Where the map of one restore lies; free again when it is dropped, unless it was given up.
 pub(crate) struct Place {
     maps: Arc<Maps>,
     at: usize,
     len: usize,
+    lost: AtomicBool,
 }
 
 impl Maps {
@@ -63,7 +71,13 @@ impl Maps {
         drop(taken);
         (at..end).for_each(|at| self.bytes.set(at, 0));
         let maps = Arc::clone(self);
-        Some(Arc::new(Place { maps, at, len }))
+        let lost = AtomicBool::new(false);
+        Some(Arc::new(Place {
+            maps,
+            at,
+            len,
+            lost,
+        }))
     }
 }
 
@@ -76,6 +90,11 @@ impl Place {
             length: self.len as u64,
             generation: 0,
         }
+    }
+
+    /// It is never free again (P3).
+    pub(crate) fn give_up(&self) {
+        self.lost.store(true, Ordering::Release);
     }
 
     pub(crate) fn get(&self, at: usize) -> u8 {
@@ -95,6 +114,9 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
+        if *self.lost.get_mut() {
+            return;
+        }
         let mut taken = self.maps.taken.lock();
         if let Ok(taken) = taken.as_deref_mut() {
             taken.remove(&self.at);
@@ -129,6 +151,18 @@ pub(crate) mod tests {
         assert_eq!(name(&maps.place(101).unwrap()), (316, 109), "no gap for it");
         let again = maps.place(100).unwrap();
         assert_eq!((name(&again), again.get(107)), ((0, 108), 0));
+    }
+
+    #[test]
+    fn place_that_was_given_up_is_never_handed_out_again() {
+        let maps = maps(4096);
+        let (lost, kept) = (maps.place(100).unwrap(), maps.place(100).unwrap());
+        let again = Arc::clone(&lost);
+        again.give_up();
+        drop((lost, again));
+        assert_eq!(maps.place(50).unwrap().slot().offset, 216);
+        drop(kept);
+        assert_eq!(maps.place(100).unwrap().slot().offset, 108);
     }
 
     #[test]

@@ -12,6 +12,8 @@
 //!   X2  At most `RESTORES_PER_SESSION_MAX` restores are known to the daemon at a time.
 //!   X3  A restore's queue holds at most one event a block, one plan, one hint and one end: more is
 //!       a broken protocol and ends the restore. One slow reader never delays another.
+//!   X4  Slots of a restore whose end was not told are not free: the session is given up with them,
+//!       so that the next one fences them.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,9 +22,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use kvtier_proto::limits::RESTORES_PER_SESSION_MAX;
 use kvtier_proto::v1;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::time::Instant;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use v1::restore_command::Command;
 
+use crate::engine_region::Taken;
 use crate::error::{Call, Error};
 use crate::link::Task;
 use crate::maps::Place;
@@ -34,12 +38,22 @@ pub(crate) const RESTORE: Call = Call::reads("Restore");
 /// One event of one restore.
 pub(crate) enum Feed {
     Plan(v1::RestorePlan),
-    Ready(Vec<(v1::LeasedBlock, LeaseGuard)>),
+    /// Blocks, and when they came.
+    Ready(Vec<(v1::LeasedBlock, LeaseGuard)>, Instant),
     /// The map of a two-ended restore says something new.
     Hint,
     Inline(crate::inline::InlineBlock),
     Done(v1::RestoreDone),
     Failed(Error),
+}
+
+/// What the daemon may write until a restore has ended.
+#[derive(Clone, Default)]
+pub(crate) struct Keeps {
+    /// The map of a two-ended restore.
+    pub(crate) place: Option<Arc<Place>>,
+    /// Slots of the engine's own.
+    pub(crate) slots: Option<Arc<Taken>>,
 }
 
 struct Live {
@@ -48,9 +62,21 @@ struct Live {
     planned: bool,
     /// One hint that was not heard yet is enough (X3).
     hinted: Arc<AtomicBool>,
-    /// The daemon may write the map of the restore until it has ended.
-    _place: Option<Arc<Place>>,
+    keeps: Keeps,
     to: UnboundedSender<Feed>,
+}
+
+impl Live {
+    /// Nobody will say any more when the daemon has stopped to write what this keeps (X4).
+    fn fail(&self, life: &Life, error: Error) {
+        if let Some(place) = &self.keeps.place {
+            place.give_up();
+        }
+        if self.keeps.slots.is_some() {
+            life.lose("a restore into slots of the engine's own ended without its end");
+        }
+        let _ = self.to.send(Feed::Failed(error));
+    }
 }
 
 #[derive(Default)]
@@ -97,11 +123,7 @@ impl Mux {
     }
 
     /// Starts a restore. Never waits.
-    pub(crate) fn start(
-        &self,
-        start: v1::RestoreStart,
-        place: Option<Arc<Place>>,
-    ) -> Result<Running, Error> {
+    pub(crate) fn start(&self, start: v1::RestoreStart, keeps: Keeps) -> Result<Running, Error> {
         let (to, events) = unbounded_channel();
         let room = start.keys.len();
         let mut state = self.shared.lock();
@@ -120,7 +142,7 @@ impl Mux {
             room,
             planned: false,
             hinted: Arc::clone(&hinted),
-            _place: place,
+            keeps,
             to,
         };
         state.live.insert(id, live);
@@ -142,9 +164,7 @@ impl Mux {
         // Restores of a stream that closed a moment ago get its error from its own task, which
         // would see a newer stream: end them here.
         let error = RESTORE.lost("the restore stream ended");
-        for (_, live) in state.live.drain() {
-            let _ = live.to.send(Feed::Failed(error.clone()));
-        }
+        state.fail(&self.shared.life, &error);
         let run = run(
             Arc::clone(&self.shared),
             self.rpc.clone(),
@@ -157,6 +177,12 @@ impl Mux {
 }
 
 impl State {
+    /// Ends all that runs.
+    fn fail(&mut self, life: &Life, error: &Error) {
+        let ended = self.live.drain();
+        ended.for_each(|(_, live)| live.fail(life, error.clone()));
+    }
+
     /// Queues a command. The queue is bounded by its callers: one start and one cancel a
     /// restore, and one progress a block of it. A closed stream answers by its end.
     fn send(&self, restore_id: u64, command: Command) {
@@ -220,8 +246,11 @@ impl Shared {
                 }
             }
             Some(Event::Done(done)) => {
-                if let Some(live) = self.lock().live.remove(&id) {
-                    let _ = live.to.send(Feed::Done(done));
+                let live = self.lock().live.remove(&id);
+                if let Some(Live { to, keeps, .. }) = live {
+                    // The next restore may take them as soon as it hears of the end.
+                    drop(keeps);
+                    let _ = to.send(Feed::Done(done));
                 }
             }
             Some(Event::Hint(_)) => {
@@ -251,11 +280,11 @@ impl Shared {
         match live.room.checked_sub(blocks.len()) {
             Some(room) => {
                 live.room = room;
-                let _ = live.to.send(Feed::Ready(blocks));
+                let _ = live.to.send(Feed::Ready(blocks, Instant::now()));
             }
             None => {
                 let problem = "more blocks became ready than were asked for";
-                let _ = live.to.send(Feed::Failed(RESTORE.bad_reply(problem)));
+                live.fail(&self.life, RESTORE.bad_reply(problem));
                 state.live.remove(&id);
                 state.send(id, Command::Cancel(v1::RestoreCancel {}));
             }
@@ -272,9 +301,7 @@ impl Shared {
             return;
         }
         state.out = None;
-        for (_, live) in state.live.drain() {
-            let _ = live.to.send(Feed::Failed(error.clone()));
-        }
+        state.fail(&self.life, error);
     }
 }
 

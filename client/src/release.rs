@@ -118,7 +118,8 @@ impl Releases {
     }
 
     pub(crate) fn guard(self: &Arc<Self>, lease: u64) -> LeaseGuard {
-        let releases = Some(Arc::clone(self));
+        // A block in a slot of the engine's own has no lease: 0.
+        let releases = (lease != 0).then(|| Arc::clone(self));
         LeaseGuard { releases, lease }
     }
 

@@ -12,26 +12,26 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvtier_proto::{BlockKey, Miss, PayloadKind, Quality, v1};
+use kvtier_proto::{BlockKey, Miss, PayloadKind, Quality};
 use tokio::time::Instant;
 
-use crate::check;
 use crate::error::Error;
-use crate::inline::InlineBlock;
 use crate::layouts::Layouts;
-use crate::lease::{Held, LeasedBlock};
+use crate::lease::LeasedBlock;
 use crate::lineage::Lineage;
 use crate::link::Link;
 use crate::maps::Place;
 use crate::mux::{Feed, RESTORE};
-use crate::release::LeaseGuard;
 use crate::session::Session;
-use crate::shm::LeasedView;
-use crate::two_ended::Meeting;
-use crate::values::{BlockStatus, Tier, grade_from_wire, miss_from_wire};
+use crate::two_ended::{Meeting, Outlook, TwoEnded};
+use crate::values::BlockStatus;
 
+mod arrivals;
 mod end;
+mod placed;
 mod source;
+
+pub use placed::PlacedBlock;
 
 pub(crate) use source::Source;
 
@@ -42,8 +42,13 @@ pub enum RestoreEvent {
     /// What will happen to each block asked for, in order. Comes first, once, unless the deadline
     /// passed before anything was known.
     Plan(Vec<BlockStatus>),
+    /// What a two-ended restore is expected to take. Comes after the plan, once, from a daemon that
+    /// looks ahead.
+    Outlook(Outlook),
     /// A block can be read. Blocks come in any order.
     Ready(LeasedBlock),
+    /// A block is in its slot of an [`EngineRegion`](crate::EngineRegion), of a restore into one.
+    Placed(PlacedBlock),
     /// Nothing more comes. Comes last, once.
     Done(RestoreSummary),
 }
@@ -67,6 +72,8 @@ pub struct RestoreSummary {
 pub struct Restored {
     /// Blocks that arrived, by index. The first `usable_blocks` are the prefix.
     pub blocks: Vec<LeasedBlock>,
+    /// The same of a restore into an [`EngineRegion`](crate::EngineRegion).
+    pub placed: Vec<PlacedBlock>,
     /// Leading blocks that all arrived.
     pub usable_blocks: usize,
     /// Index and reason of the blocks that did not arrive.
@@ -82,6 +89,9 @@ pub(crate) struct Asked {
     pub(crate) after: Option<BlockKey>,
     /// Each key follows the one before it.
     pub(crate) one_prefix: bool,
+    /// Region and slots that the blocks go to.
+    pub(crate) into: Option<(u32, Vec<u32>)>,
+    pub(crate) two_ended: Option<TwoEnded>,
     pub(crate) idle: Duration,
     /// The daemon ends it by then, and this side a little later.
     pub(crate) until: Option<Instant>,
@@ -206,14 +216,10 @@ impl Restore {
     fn pop(&mut self) -> Option<RestoreEvent> {
         let event = self.ready.pop_front()?;
         match &event {
-            RestoreEvent::Ready(block) => {
-                if block.tier() != Tier::Host {
-                    self.meeting.loaded();
-                }
-                self.meeting.came(block.index());
-            }
+            RestoreEvent::Ready(block) => self.meeting.came(block.index()),
+            RestoreEvent::Placed(block) => self.meeting.came(block.index()),
             RestoreEvent::Done(_) => self.meeting.end(),
-            RestoreEvent::Plan(_) => {}
+            RestoreEvent::Plan(_) | RestoreEvent::Outlook(_) => {}
         }
         Some(event)
     }
@@ -239,16 +245,19 @@ impl Restore {
     /// # }
     /// ```
     pub async fn collect(mut self) -> Result<Restored, Error> {
-        let mut blocks = Vec::new();
+        let (mut blocks, mut placed) = (Vec::new(), Vec::new());
         loop {
             match self.next().await? {
                 Some(RestoreEvent::Ready(block)) => blocks.push(block),
-                Some(RestoreEvent::Plan(_)) => {}
+                Some(RestoreEvent::Placed(block)) => placed.push(block),
+                Some(RestoreEvent::Plan(_) | RestoreEvent::Outlook(_)) => {}
                 Some(RestoreEvent::Done(summary)) => {
                     blocks.sort_by_key(LeasedBlock::index);
+                    placed.sort_by_key(PlacedBlock::index);
                     let (usable_blocks, missed) = (summary.usable_blocks, summary.missed);
                     return Ok(Restored {
                         blocks,
+                        placed,
                         usable_blocks,
                         missed,
                     });
@@ -298,7 +307,9 @@ impl Restore {
                     visit(&block, block.payload()?);
                     read.push(block);
                 }
-                Some(RestoreEvent::Plan(_)) => {}
+                Some(
+                    RestoreEvent::Plan(_) | RestoreEvent::Outlook(_) | RestoreEvent::Placed(_),
+                ) => {}
                 Some(RestoreEvent::Done(summary)) => {
                     crate::lease::release(&link, read).await?;
                     return Ok(summary);
@@ -355,131 +366,6 @@ impl Restore {
         if self.ready.is_empty() {
             self.meeting.end();
         }
-    }
-
-    fn take(&mut self, feed: Feed) -> Result<(), Error> {
-        match feed {
-            Feed::Plan(plan) => self.plan(&plan),
-            Feed::Ready(blocks) => {
-                for (block, lease) in blocks {
-                    self.leased(&block, lease)?;
-                }
-                Ok(())
-            }
-            Feed::Inline(block) => self.arrived(block),
-            Feed::Hint => {
-                if let Source::Mux(running) = &self.source {
-                    running.heard();
-                }
-                Ok(())
-            }
-            Feed::Done(done) => self.done(&done),
-            Feed::Failed(error) => Err(error),
-        }
-    }
-
-    fn plan(&mut self, plan: &v1::RestorePlan) -> Result<(), Error> {
-        let (planned, asked) = (plan.blocks.len(), self.asked.keys.len());
-        if planned > asked {
-            return Err(RESTORE.bad_reply(format!("a plan of {planned} blocks for {asked} keys")));
-        }
-        let read = |status| BlockStatus::from_wire(RESTORE, status);
-        let plan = plan.blocks.iter().map(read).collect::<Result<_, _>>()?;
-        self.ready.push_back(RestoreEvent::Plan(plan));
-        Ok(())
-    }
-
-    /// Checks everything the daemon says about a leased block before a view is made (G1).
-    fn leased(&mut self, block: &v1::LeasedBlock, lease: LeaseGuard) -> Result<(), Error> {
-        let (index, key) = self.expected(block.index)?;
-        let arena = self.link.arena.as_ref();
-        let arena = arena.ok_or_else(|| RESTORE.bad_reply("a lease without an arena"))?;
-        let length = block.slot.map_or(0, |slot| slot.length);
-        let layout = self
-            .layouts
-            .of_length(self.asked.kind, block.tokens, length);
-        let layout = layout.map_err(|error| RESTORE.bad_reply(error.to_string()))?;
-        let len = arena.map.len();
-        let range = check::slot_range(block.slot.as_ref(), arena.number, len, &layout)
-            .map_err(|problem| RESTORE.bad_reply(problem))?;
-        let tier = Tier::from_wire(RESTORE, block.tier)?;
-        let grade = grade_from_wire(RESTORE, block.level, block.quality)?;
-        let view = LeasedView::new(Arc::clone(&arena.map), range, lease)
-            .ok_or_else(|| RESTORE.bad_reply("a slot outside the arena"))?;
-        let held = Held::Arena(view, Arc::clone(&self.link));
-        let block = LeasedBlock::new((index, key), tier, grade, layout, held);
-        self.hand_out(index, block)
-    }
-
-    fn arrived(&mut self, block: InlineBlock) -> Result<(), Error> {
-        let (index, key) = self.expected(block.index)?;
-        let held = Held::Owned(block.bytes);
-        let leased = LeasedBlock::new((index, key), block.tier, block.grade, block.layout, held);
-        self.hand_out(index, leased)
-    }
-
-    fn expected(&self, index: u32) -> Result<(usize, BlockKey), Error> {
-        let asked = self.asked.keys.len();
-        let at = usize::try_from(index).unwrap_or(usize::MAX);
-        let key = self.asked.keys.get(at).copied();
-        let key = key.ok_or_else(|| {
-            RESTORE.bad_reply(format!("block {index} came, where {asked} were asked for"))
-        })?;
-        if self.came.get(at).copied().unwrap_or(true) {
-            return Err(RESTORE.bad_reply(format!("block {index} came twice")));
-        }
-        Ok((at, key))
-    }
-
-    fn hand_out(&mut self, index: usize, block: LeasedBlock) -> Result<(), Error> {
-        let restored = (index, block.quality());
-        if !self.asked.accept.accepts(block.quality()) {
-            let (got, accept) = (block.quality().as_str(), self.asked.accept.as_str());
-            return Err(RESTORE.bad_reply(format!("a block is {got}; accepted: {accept}")));
-        }
-        if let Some(came) = self.came.get_mut(index) {
-            *came = true;
-        }
-        self.lineage.raise(&self.asked, &mut self.behind, restored);
-        self.ready.push_back(RestoreEvent::Ready(block));
-        Ok(())
-    }
-
-    fn done(&mut self, done: &v1::RestoreDone) -> Result<(), Error> {
-        self.ended = true;
-        if let Source::Mux(running) = &mut self.source {
-            running.ended = true;
-        }
-        let asked = self.asked.keys.len();
-        if done.missed.len() > asked {
-            let missed = done.missed.len();
-            return Err(RESTORE.bad_reply(format!("{missed} blocks missed of {asked}")));
-        }
-        let read = |missed: &v1::MissedBlock| {
-            let index = usize::try_from(missed.index).unwrap_or(usize::MAX);
-            let reason = miss_from_wire(RESTORE, missed.reason)?;
-            Ok((index, reason))
-        };
-        let missed = done
-            .missed
-            .iter()
-            .map(read)
-            .collect::<Result<Vec<_>, Error>>()?;
-        if missed.iter().any(|(index, _)| *index >= asked) {
-            return Err(RESTORE.bad_reply("a missed block was not asked for"));
-        }
-        let covered = |(index, came): &(usize, &bool)| {
-            **came || *index < self.reported || self.meeting.has(*index)
-        };
-        let came = self.came.iter().enumerate().take_while(covered).count();
-        let said = usize::try_from(done.usable_blocks).unwrap_or(usize::MAX);
-        // G2: the daemon may know of a reason to stop earlier, never of one to go further.
-        self.ready.push_back(RestoreEvent::Done(RestoreSummary {
-            usable_blocks: said.min(came),
-            missed,
-            cancelled: done.cancelled,
-        }));
-        Ok(())
     }
 }
 

@@ -29,7 +29,7 @@ use crate::shm::Staging;
 use crate::slot::{FilledSlot, OwnedSlot, Place, ReservedSlot, StagedSlot};
 use crate::values::{Acknowledge, BlockStatus, CommitFailure, SaveRefusal, Tier};
 
-const SAVE: Call = Call::changes("Save");
+pub(crate) const SAVE: Call = Call::changes("Save");
 const COMMIT: Call = Call::changes("Commit");
 
 /// A block to save: its name, place in the prefix and size.
@@ -88,6 +88,7 @@ impl SaveBlock {
             kind: v1::PayloadKind::from(self.kind).into(),
             opaque_bytes: self.opaque_bytes,
             through: v1::Quality::from(through).into(),
+            slot: 0,
         }
     }
 }
@@ -123,6 +124,15 @@ pub enum SaveOutcome {
     Refused(SaveRefusal),
     /// Not saved as asked: it failed at the commit.
     Failed(CommitFailure),
+}
+
+impl From<CommitOutcome> for SaveOutcome {
+    fn from(outcome: CommitOutcome) -> Self {
+        match outcome {
+            CommitOutcome::Stored(got) => Self::Stored(got),
+            CommitOutcome::Failed(why) => Self::Failed(why),
+        }
+    }
 }
 
 impl SaveOutcome {
@@ -416,7 +426,7 @@ fn granted(
     }
 }
 
-async fn commit_staged(
+pub(crate) async fn commit_staged(
     link: &Arc<Link>,
     blocks: Vec<v1::FilledSlot>,
     wait: Acknowledge,

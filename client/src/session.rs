@@ -2,32 +2,36 @@
 //!
 //! Upstairs:   engines; cloned freely between tasks.
 //! Downstairs: `link`, one incarnation. Calls live next door: `save` and `windows`, `restore` and
-//!             `inline`, `hints`; lookup and the start of a restore are here.
+//!             `inline`, `hints`; lookup and the start of a restore are here. `reconnect` finds
+//!             another link when one is lost.
 //!
 //! Invariants kept here
 //!   S1  Keys, layouts and namespace are the same in every incarnation, or the session says so.
-//!   S2  At most one attempt to reconnect runs at a time, with growing pauses between failures.
 
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::sync::{Arc, RwLock};
 
 use kvtier_proto::{
     BlockKey, BlockLayout, KeyDeriver, ModelDescriptor, NamespaceId, PayloadKind, Quality, v1,
 };
-use rand::Rng as _;
 use tokio::sync::{Mutex, Semaphore};
 use tokio::time::Instant;
 
 use crate::check;
+use crate::engine_region::Target;
 use crate::error::{Call, Error};
 use crate::layouts::Layouts;
 use crate::lineage::Lineage;
 use crate::link::{Identity, Link, Recipe};
 use crate::maps::Place;
+use crate::mux::Keeps;
 use crate::options::{RestoreOptions, Timeouts};
 use crate::restore::{Asked, Restore, Source};
 use crate::two_ended::PrefillStep;
 use crate::values::Lookup;
+
+mod reconnect;
+
+use reconnect::Pause;
 
 /// What is known about the daemon's side of a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,13 +65,6 @@ pub(crate) struct Inner {
     pause: Mutex<Pause>,
 }
 
-/// When the next attempt to reconnect may start.
-struct Pause {
-    failures: u32,
-    next: Instant,
-    why: String,
-}
-
 /// A session of one model in one namespace. Cheap to clone; the daemon's side ends with the last
 /// clone and the last slot, block and restore that came from it.
 #[derive(Clone)]
@@ -82,11 +79,6 @@ impl Session {
         let keys = KeyDeriver::new(secret, recipe.fingerprint, model.adapter.clone());
         let kib = usize::try_from(recipe.session.staging_bytes.get() / 1024).unwrap_or(usize::MAX);
         let room = kib.min(Semaphore::MAX_PERMITS);
-        let pause = Pause {
-            failures: 0,
-            next: Instant::now(),
-            why: String::new(),
-        };
         let inner = Inner {
             recipe,
             layouts: Arc::new(Layouts::new(model)),
@@ -95,7 +87,7 @@ impl Session {
             identity,
             keys,
             link: RwLock::new(link),
-            pause: Mutex::new(pause),
+            pause: Mutex::new(Pause::new()),
         };
         let inner = Arc::new(inner);
         Self { inner }
@@ -256,8 +248,21 @@ impl Session {
         kind: PayloadKind,
         options: RestoreOptions,
     ) -> Result<Restore, Error> {
-        let wire = check::keys_to_wire(keys)?;
+        check::count(keys.len())?;
         let link = self.link().await?;
+        self.restore_over(link, keys, kind, options, None).await
+    }
+
+    /// The same over a link, into slots of the engine's own if any.
+    pub(crate) async fn restore_over(
+        &self,
+        link: Arc<Link>,
+        keys: &[BlockKey],
+        kind: PayloadKind,
+        options: RestoreOptions,
+        target: Option<Target>,
+    ) -> Result<Restore, Error> {
+        let wire = check::keys_to_wire(keys)?;
         if link.arena.is_none() {
             return Ok(self.start_inline(link, keys, kind, &options));
         }
@@ -278,22 +283,32 @@ impl Session {
                 first_token: engine.first_token,
                 suffix_tokens: engine.suffix_tokens,
             }),
+            into: target.as_ref().map(Target::to_wire),
         };
-        let running = link.mux.start(start, place.clone())?;
-        let asked = self.asked(keys, kind, &options);
+        let keeps = Keeps {
+            place: place.clone(),
+            slots: target.as_ref().map(|target| Arc::clone(&target.taken)),
+        };
+        let running = link.mux.start(start, keeps)?;
+        let mut asked = self.asked(keys, kind, &options);
+        asked.into = target.map(|target| (target.region, target.slots));
         let source = Source::Mux(running);
         Ok(Restore::new(self, link, asked, source, place))
     }
 
-    /// Where the map of a two-ended restore lies; `None` where no memory can be shared.
+    /// Where the map of a two-ended restore lies; `None` where no memory can be shared, and when
+    /// failed streams have taken all of it: such a restore loads all it can, then computes.
     async fn place(&self, link: &Link, blocks: usize) -> Result<Option<Arc<Place>>, Error> {
         let Some(maps) = link.maps(self.timeouts().control).await? else {
             return Ok(None);
         };
-        let place = maps.place(blocks).ok_or_else(|| Error::Busy {
-            message: "no room for the map of another two-ended restore".into(),
-        })?;
-        Ok(Some(place))
+        let place = maps.place(blocks);
+        if place.is_none() {
+            tracing::warn!(
+                "no room for the map of a two-ended restore: nothing is computed beside"
+            );
+        }
+        Ok(place)
     }
 
     /// Tells the daemon how long prefill steps took, so that it can say when loading is faster:
@@ -342,6 +357,8 @@ impl Session {
             after: options.after,
             // Both ends of a two-ended restore are of one prefix.
             one_prefix: !options.scattered || options.two_ended.is_some(),
+            into: None,
+            two_ended: options.two_ended,
             idle: timeouts.restore_idle,
             until: until.and_then(|until| Instant::now().checked_add(until)),
         }
@@ -371,109 +388,6 @@ impl Session {
             .map(|region| region.map.len());
         staging.unwrap_or(usize::try_from(asked).unwrap_or(usize::MAX))
     }
-
-    fn current(&self) -> Arc<Link> {
-        Arc::clone(
-            &self
-                .inner
-                .link
-                .read()
-                .unwrap_or_else(PoisonError::into_inner),
-        )
-    }
-
-    /// The link to use: the current one, or a new one when that is lost.
-    pub(crate) async fn link(&self) -> Result<Arc<Link>, Error> {
-        let link = self.current();
-        if !link.life.is_lost() {
-            return Ok(link);
-        }
-        self.reconnect(self.inner.recipe.connect.reconnect.wait)
-            .await
-    }
-
-    async fn reconnect(&self, wait: Duration) -> Result<Arc<Link>, Error> {
-        let started = Instant::now();
-        loop {
-            let (next, error) = match self.attempt().await {
-                Ok(link) => return Ok(link),
-                Err(Attempt::Final(error)) => return Err(error),
-                Err(Attempt::Later(next, error)) => (next, error),
-            };
-            if next.saturating_duration_since(started) > wait {
-                return Err(error);
-            }
-            tokio::time::sleep_until(next).await;
-        }
-    }
-
-    /// One attempt, unless the pause after the last failure still lasts.
-    async fn attempt(&self) -> Result<Arc<Link>, Attempt> {
-        let mut pause = self.inner.pause.lock().await;
-        let link = self.current();
-        if !link.life.is_lost() {
-            return Ok(link);
-        }
-        let now = Instant::now();
-        if pause.next > now {
-            let error = Error::Unavailable {
-                message: pause.why.clone(),
-                retry_after: pause.next - now,
-            };
-            return Err(Attempt::Later(pause.next, error));
-        }
-        let opened = Link::open(&self.inner.recipe, None).await;
-        match opened.and_then(|link| self.same_identity(link)) {
-            Ok(link) => {
-                pause.failures = 0;
-                let mut current = self
-                    .inner
-                    .link
-                    .write()
-                    .unwrap_or_else(PoisonError::into_inner);
-                *current = Arc::clone(&link);
-                Ok(link)
-            }
-            Err(error) => {
-                pause.next = Instant::now() + self.next_pause(pause.failures);
-                pause.failures = pause.failures.saturating_add(1);
-                pause.why = error.to_string();
-                if error.is_transient() {
-                    Err(Attempt::Later(pause.next, error))
-                } else {
-                    Err(Attempt::Final(error))
-                }
-            }
-        }
-    }
-
-    /// Doubles from the shortest to the longest pause, each shortened or lengthened by up to
-    /// half, so that the clients of one daemon do not come back in step.
-    fn next_pause(&self, failures: u32) -> Duration {
-        let options = &self.inner.recipe.connect.reconnect;
-        let doubled = options.pause_min.saturating_mul(1 << failures.min(16));
-        let pause = doubled.min(options.pause_max);
-        pause.mul_f64(rand::rng().random_range(0.5..1.5))
-    }
-
-    /// A daemon that puts this peer elsewhere would never hit on the keys derived so far (S1).
-    fn same_identity(&self, link: Arc<Link>) -> Result<Arc<Link>, Error> {
-        let (before, now) = (&self.inner.identity, &link.identity);
-        if before.secret == now.secret && before.namespace == now.namespace {
-            return Ok(link);
-        }
-        Err(Error::NamespaceChanged {
-            before: before.name.clone(),
-            now: now.name.clone(),
-        })
-    }
-}
-
-enum Attempt {
-    /// Trying again is of no use.
-    Final(Error),
-    /// The daemon is away; an attempt may start then.
-    Later(Instant, Error),
 }
 
 impl std::fmt::Debug for Session {

@@ -236,6 +236,21 @@ impl ReservedSlot {
         Ok(())
     }
 
+    /// Where the payload lies, `layout().payload_len()` bytes, for whoever fills it from outside of
+    /// Rust. It stays there until the slot is finished or dropped; say what was written with
+    /// [`mark_written`](Self::mark_written).
+    pub fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.place.bytes_mut().as_mut_ptr()
+    }
+
+    /// Says that one part was written through [`as_mut_ptr`](Self::as_mut_ptr), all of it.
+    /// Errors: [`FillError`] when there is no such part.
+    pub fn mark_written(&mut self, layer: u32, code: PartCode) -> Result<(), FillError> {
+        let (index, part) = self.part(layer, code)?;
+        self.mark(index, part.rows);
+        Ok(())
+    }
+
     /// Copies some rows of a token-major part in; the part is written once all rows are, in order.
     pub(crate) fn write_rows(
         &mut self,

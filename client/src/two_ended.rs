@@ -21,7 +21,14 @@ use crate::maps::Place;
 use crate::reports::Reports;
 use pace::Pace;
 
+mod modelled;
+mod outlook;
 mod pace;
+
+#[doc(hidden)]
+pub use modelled::ModelledPace;
+pub(crate) use outlook::OfBlock;
+pub use outlook::Outlook;
 
 /// What an engine that computes while blocks load says of itself.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -55,7 +62,7 @@ impl TwoEnded {
 pub enum NextCompute {
     /// Compute this block, then say [`ComputeEnd::computed`].
     Block(usize),
-    /// The next block is being loaded, or it is better loaded: wait for the restore's next event.
+    /// The next block is being loaded, or it is better loaded: [`wait`](crate::Restore::wait).
     Wait,
     /// Every block is here.
     Finished,
@@ -136,23 +143,37 @@ impl Meeting {
         }
     }
 
-    /// A block came from a device.
-    pub(crate) fn loaded(&self) {
-        self.pace(|pace| pace.came(Instant::now()));
+    /// A block came from a device then.
+    pub(crate) fn loaded(&self, at: Instant) {
+        self.pace(|pace| pace.came(at));
+    }
+
+    /// What the daemon expects of a block.
+    pub(crate) fn expect(&self, expected: OfBlock) {
+        self.pace(|pace| pace.expect(expected));
     }
 
     fn pace<T>(&self, with: impl FnOnce(&mut Pace) -> T) -> T {
         with(&mut self.pace.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// When the block that [`next`](Self::next) waits for is to be taken over from its load.
+    /// When the block that [`next`](Self::next) waits for is to be computed after all.
     pub(crate) fn overdue_at(&self) -> Option<Instant> {
-        let waited = |block: &AtomicU8| block.load(Ordering::Acquire) == WAITED_FOR;
-        let index = self.blocks.iter().position(waited)?;
-        let place = self.place.as_ref()?;
-        let loading = Claim::from_byte(place.get(HEAD + index)) == Claim::Loading;
-        let open = Gate::from_byte(place.get(0)) == Gate::Open;
-        loading.then(|| self.pace(|pace| pace.overdue_at(open)))?
+        let mut states = self
+            .blocks
+            .iter()
+            .map(|block| block.load(Ordering::Acquire));
+        let index = states.position(|state| state != HERE)?;
+        // What the engine has in hand ends by itself.
+        let waits = self.blocks.get(index)?.load(Ordering::Acquire) == WAITED_FOR;
+        let place = self.place.as_ref().filter(|_| waits)?;
+        let open = is_open(place);
+        let comes = match claim_of(place, index) {
+            Claim::Loading => true,
+            Claim::Empty => open,
+            _ => false,
+        };
+        comes.then(|| self.pace(|pace| pace.overdue_at(open)))?
     }
 
     /// The restore has ended: what is not here is for the engine to compute.
@@ -202,21 +223,20 @@ impl Meeting {
             return false;
         };
         let swap = |from: Claim| place.swap(HEAD + index, from as u8, Claim::Computing as u8);
-        let open = Gate::from_byte(place.get(0)) == Gate::Open;
-        swap(Claim::Missed)
-            || (open && swap(Claim::Empty))
-            || (self.is_slow(place, index, open) && swap(Claim::Loading))
-    }
-
-    /// True when a block that is loading is better computed.
-    fn is_slow(&self, place: &Place, index: usize, open: bool) -> bool {
-        let is_loading =
-            |index: &usize| Claim::from_byte(place.get(HEAD + index)) == Claim::Loading;
-        if !is_loading(&index) {
-            return false;
+        let (open, now) = (is_open(place), Instant::now());
+        let comes =
+            |index: &usize| matches!(claim_of(place, *index), Claim::Empty | Claim::Loading);
+        let left = || (index..self.blocks.len()).filter(comes).count();
+        match claim_of(place, index) {
+            Claim::Missed => swap(Claim::Missed),
+            Claim::Empty => {
+                open && self.pace(|pace| pace.is_worth(left(), now)) && swap(Claim::Empty)
+            }
+            Claim::Loading => {
+                self.pace(|pace| pace.is_slow(left(), open, now)) && swap(Claim::Loading)
+            }
+            Claim::Ready | Claim::Computing | Claim::Computed => false,
         }
-        let loading = (index..self.blocks.len()).filter(is_loading).count();
-        self.pace(|pace| pace.is_slow(loading, open, Instant::now()))
     }
 
     fn computed(&self, index: usize) {
@@ -229,6 +249,14 @@ impl Meeting {
     }
 }
 
+fn is_open(place: &Place) -> bool {
+    Gate::from_byte(place.get(0)) == Gate::Open
+}
+
+fn claim_of(place: &Place, index: usize) -> Claim {
+    Claim::from_byte(place.get(HEAD + index))
+}
+
 impl ComputeEnd {
     pub(crate) fn new(meeting: Arc<Meeting>, reports: Arc<Reports>) -> Self {
         Self { meeting, reports }
@@ -238,6 +266,12 @@ impl ComputeEnd {
     /// who computes it and says so.
     pub fn next(&self) -> NextCompute {
         self.meeting.next()
+    }
+
+    /// True when the engine may compute blocks that can be loaded. The daemon lets it in where both
+    /// ends together are faster, and when a device is late.
+    pub fn is_let_in(&self) -> bool {
+        self.meeting.place.as_deref().is_some_and(is_open)
     }
 
     /// A block that was given out is in the engine's cache. With how long it took, later restores

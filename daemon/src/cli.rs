@@ -14,11 +14,13 @@ mod calibrate;
 pub mod check;
 mod connect;
 mod explain;
+mod export;
 mod inspect;
 mod learned;
 mod levels;
 mod operate;
 mod output;
+mod session;
 mod status;
 #[cfg(test)]
 mod stores;
@@ -78,6 +80,8 @@ enum Command {
     Bench(bench::Args),
     /// Make the tables of a model's lossy levels from samples of its KV, without a daemon
     Calibrate(Box<calibrate::Args>),
+    /// Write the K and V of a stored prefix into a sample for `calibrate`
+    Export(export::Args),
     /// Refuse new sessions and saves, finish what runs, make everything durable
     Drain(operate::DrainArgs),
     /// Forget every block of a namespace
@@ -102,6 +106,7 @@ fn run(cli: Cli) -> Result<Answer, CliError> {
         Command::Verify(args) => verify::run(&args),
         Command::Status(args) => online(status::run(&args)),
         Command::Explain(args) => online(explain::run(&args)),
+        Command::Export(args) => online(export::run(&args)),
         Command::Bench(args) => online(bench::run(&args)),
         Command::Drain(args) => online(operate::drain(&args)),
         Command::Wipe(args) => online(operate::wipe(&args)),

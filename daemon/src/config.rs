@@ -32,7 +32,7 @@ pub use problem::{ConfigProblem, ConfigProblems, Origin};
 pub use tables::{
     CodecConfig, CodecLevel, DISKS_MAX, DiskConfig, HOST_QUOTA_MIN, HostConfig, HugePages, Lane,
     LimitsConfig, LogConfig, LogFormat, LowestQuality, NAMESPACES_MAX, NamespaceConfig,
-    OperatorConfig, SEGMENTS_MIN, SOCKET_PATH_MAX, ServerConfig, StateConfig,
+    OperatorConfig, RegionsConfig, SEGMENTS_MIN, SOCKET_PATH_MAX, ServerConfig, StateConfig,
 };
 
 use layers::Tree;
@@ -42,18 +42,19 @@ use together::Tables;
 pub const EXIT_BAD_CONFIG: u8 = 64;
 
 /// Tables that appear once, with their settings.
-const SINGLE_TABLES: [(&str, &[&str]); 7] = [
+const SINGLE_TABLES: [(&str, &[&str]); 8] = [
     (ServerConfig::TABLE, ServerConfig::NAMES),
     (StateConfig::TABLE, StateConfig::NAMES),
     (HostConfig::TABLE, HostConfig::NAMES),
     (CodecConfig::TABLE, CodecConfig::NAMES),
     (OperatorConfig::TABLE, OperatorConfig::NAMES),
+    (RegionsConfig::TABLE, RegionsConfig::NAMES),
     (LimitsConfig::TABLE, LimitsConfig::NAMES),
     (LogConfig::TABLE, LogConfig::NAMES),
 ];
 
 /// All tables, in the order of the documents.
-const TABLE_NAMES: [&str; 9] = [
+const TABLE_NAMES: [&str; 10] = [
     ServerConfig::TABLE,
     StateConfig::TABLE,
     HostConfig::TABLE,
@@ -61,6 +62,7 @@ const TABLE_NAMES: [&str; 9] = [
     CodecConfig::TABLE,
     NamespaceConfig::TABLE,
     OperatorConfig::TABLE,
+    RegionsConfig::TABLE,
     LimitsConfig::TABLE,
     LogConfig::TABLE,
 ];
@@ -162,6 +164,8 @@ pub struct Config {
     pub namespaces: Vec<NamespaceConfig>,
     /// Who may operate the daemon.
     pub operator: OperatorConfig,
+    /// Memory of engines that the daemon copies from and to.
+    pub regions: RegionsConfig,
     /// Bounds on what one session may hold.
     pub limits: LimitsConfig,
     /// What is logged.

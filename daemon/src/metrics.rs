@@ -25,7 +25,7 @@ pub use document::page;
 pub use family::{Declaration, Family, Label, Labels};
 pub use labels::{
     Acknowledge, By, CatalogReason, Code, Damage, Device, Direction, DiskState, Form, Found,
-    Method, Recoded, Rung, Saved, SessionOutcome, Stage, Tier, Version,
+    Method, Moved, Recoded, RegionRefused, Rung, Saved, SessionOutcome, Stage, Tier, Version,
 };
 
 /// Declares the struct, its constructor and what the documents say, from one list.
@@ -153,6 +153,12 @@ metrics! {
         leases: (), IntGauge = "kvtier_leases";
         /// Bytes of staging regions of all sessions.
         region_bytes: (), IntGauge = "kvtier_region_bytes";
+        /// Bytes of engines' own memory that they registered.
+        engine_region_bytes: (), IntGauge = "kvtier_engine_region_bytes";
+        /// Bytes that were copied between the daemon and engines' own memory.
+        region_moved: Moved, IntCounter = "kvtier_engine_region_moved_bytes_total";
+        /// Regions of engines' own memory that were refused, or are not used any more.
+        regions_refused: RegionRefused, IntCounter = "kvtier_engine_region_refused_total";
         /// Calls and streams that ended, by method and gRPC code. What the client ended itself is
         /// cancelled: so ends every session that was not cut off.
         rpcs: (Method, Code), IntCounter = "kvtier_rpc_total";

@@ -19,6 +19,8 @@ pub(crate) enum Bug {
     LeaseAfterEnd,
     /// A slot is looked at, and taken later.
     TakeInTwoSteps,
+    /// Bytes move after the look whether the region is open.
+    CopyAfterClose,
 }
 
 /// Whether this bug is switched on.

@@ -133,6 +133,7 @@ async fn serve(config: Config) -> Result<(), Failed> {
         learned: Arc::default(),
         descriptor_socket: descriptor_socket.display().to_string(),
         limits: config.limits.clone(),
+        regions: config.regions.clone(),
         drain,
         drain_limit: Duration::from_secs(config.server.drain_timeout_s.into()),
         saves: Semaphore::new(usize::try_from(SAVES_MAX).unwrap_or(1)),

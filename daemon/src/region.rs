@@ -1,7 +1,8 @@
 //! Staging regions: memory a client fills, cut into slots that Save grants and Commit hands over.
 //!
 //! Upstairs:   `session` owns the regions of its client.
-//! Downstairs: `shm` is the memory, `kvtier_store::mem::FreeRuns` the arithmetic.
+//! Downstairs: `shm` is the memory, `kvtier_store::mem::FreeRuns` the arithmetic. Next door:
+//!             `engine`, regions of an engine's own memory.
 //!
 //! ```text
 //!            grant              take                drop
@@ -14,6 +15,8 @@
 //!   R1  Slots of a region never overlap.
 //!   R2  A slot is taken at most once, by whoever names its offset, length, generation and key
 //!       all as granted; anything else is stale and touches nothing.
+
+pub mod engine;
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
@@ -34,7 +37,7 @@ const SLOT_ALIGN: usize = 4096;
 pub struct SlotName {
     /// Region in the session.
     pub region: u32,
-    /// First byte.
+    /// First byte; in an engine's region the number of the slot.
     pub offset: u64,
     /// Size. Unit: bytes.
     pub length: u64,
@@ -193,6 +196,34 @@ impl Payload for TakenSlot {
     }
 }
 
+/// A slot of whatever region that was handed over.
+#[derive(Debug)]
+pub enum HandedOver {
+    /// Of a staging region.
+    Staged(TakenSlot),
+    /// Of the engine's own.
+    Lent(engine::LentSlot),
+}
+
+impl HandedOver {
+    /// What the slot holds.
+    pub fn block(&self) -> &PlannedBlock {
+        match self {
+            Self::Staged(slot) => slot.block(),
+            Self::Lent(slot) => slot.block(),
+        }
+    }
+}
+
+impl Payload for HandedOver {
+    fn copy_into(&self, into: &mut [u8]) -> Result<(), String> {
+        match self {
+            Self::Staged(slot) => slot.copy_into(into),
+            Self::Lent(slot) => slot.copy_into(into),
+        }
+    }
+}
+
 impl Drop for TakenSlot {
     fn drop(&mut self) {
         self.staging.lock().free.give_back(self.at, self.room);
@@ -200,4 +231,4 @@ impl Drop for TakenSlot {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

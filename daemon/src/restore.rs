@@ -1,9 +1,10 @@
 //! Restores: from a list of keys to leased blocks, as one run with a plan.
 //!
 //! Upstairs:   the server's Restore stream and GetInline.
-//! Downstairs: `plan` decides, `run` acts, `tier` has the blocks.
+//! Downstairs: `plan` and `decide` decide, `run` acts, `tier` has the blocks.
 
 pub mod claims;
+pub mod decide;
 pub mod engines;
 pub mod history;
 pub mod outlook;

@@ -4,16 +4,19 @@
 //! Downstairs: `session`, `tenant`, `restore`, `tier`.
 //!
 //! Where a call does more than convert, it has a file here: `open` (sessions and regions), `save`,
-//! `restore`, `inline`, `operate`. `descriptors` is the companion socket that passes memory;
-//! `counted` counts calls as they end.
+//! `restore`, `inline`, `operate`, and `engine` for regions of an engine's own, `landing` for
+//! blocks that go there. `descriptors` is the companion socket that passes memory; `counted` counts
+//! calls as they end.
 //!
 //! Not here on purpose: no policy and no bytes of blocks.
 
 pub mod convert;
 mod counted;
 pub mod descriptors;
+pub mod engine;
 pub mod explain;
 pub mod inline;
+mod landing;
 mod learned;
 pub mod open;
 pub mod operate;
@@ -31,7 +34,7 @@ use tokio_stream::Stream;
 use tonic::transport::server::{TcpConnectInfo, UdsConnectInfo};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::config::LimitsConfig;
+use crate::config::{LimitsConfig, RegionsConfig};
 use crate::health::Health;
 use crate::metrics::{Found, Method, Metrics, Tier};
 use crate::restore::Learned;
@@ -67,6 +70,8 @@ pub struct Shared {
     pub descriptor_socket: String,
     /// What one session may hold.
     pub limits: LimitsConfig,
+    /// Whose memory may be a region.
+    pub regions: RegionsConfig,
     /// How far the daemon has stopped serving.
     pub drain: watch::Sender<Drain>,
     /// How long running work may go on once the daemon is told to drain or to stop.

@@ -5,14 +5,15 @@
 //!
 //! Invariants kept here
 //!   E1  A session's namespace, user and model never change after it opened.
-//!   E2  When the session ends, every lease and staging region of it ends too, whoever ended it.
+//!   E2  When the session ends, every lease and region of it ends too, whoever ended it: after
+//!       `end` nothing is copied from or to its engine's memory.
 //!   E3  A token is 128 random bits and is good only for the user it was given to.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
-use kvtier_proto::limits::CLAIMS_REGIONS_MAX;
+use kvtier_proto::limits::{CLAIMS_REGIONS_MAX, ENGINE_REGIONS_MAX};
 use kvtier_proto::{ModelDescriptor, ReaderSpec};
 use rand::TryRngCore;
 use tokio::sync::{Semaphore, watch};
@@ -20,7 +21,8 @@ use tokio::sync::{Semaphore, watch};
 use crate::block::{HostBlock, Layouts};
 use crate::config::LimitsConfig;
 use crate::planted::{Bug, planted};
-use crate::region::{SlotName, Staging, StaleSlot, TakenSlot};
+use crate::region::engine::EngineRegion;
+use crate::region::{HandedOver, SlotName, Staging, StaleSlot};
 use crate::restore::run::Reader;
 use crate::shm::SharedMemory;
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
@@ -103,6 +105,7 @@ pub struct Session {
 struct Held {
     regions: HashMap<u32, Arc<Staging>>,
     claims: HashMap<u32, Arc<SharedMemory>>,
+    engines: HashMap<u32, Arc<EngineRegion>>,
     region_bytes: u64,
     next_region: u32,
     leases: HashMap<u64, Arc<HostBlock>>,
@@ -211,18 +214,64 @@ impl Session {
         self.held().claims.get(&number).cloned()
     }
 
+    /// Makes a region of an engine's own memory, which the engine has yet to hand over. All of the
+    /// session together have at most `max` bytes.
+    pub fn add_engine(
+        &self,
+        bytes: u64,
+        max: u64,
+        make: impl FnOnce(u32) -> EngineRegion,
+    ) -> Result<Arc<EngineRegion>, TooMany> {
+        let mut held = self.held();
+        if held.ended || held.engines.len() >= ENGINE_REGIONS_MAX {
+            return Err(TooMany {
+                what: "regions of an engine's memory in one session",
+                max: ENGINE_REGIONS_MAX,
+            });
+        }
+        let sum: u64 = held.engines.values().map(|region| region.bytes()).sum();
+        if sum.saturating_add(bytes) > max {
+            return Err(TooMany {
+                what: "bytes of an engine's memory in one session (regions.session_max)",
+                max: usize::try_from(max).unwrap_or(usize::MAX),
+            });
+        }
+        let region = Arc::new(make(held.next_region));
+        held.next_region += 1;
+        held.engines.insert(region.number(), Arc::clone(&region));
+        Ok(region)
+    }
+
+    /// The region of an engine's memory of this number.
+    pub fn engine(&self, number: u32) -> Option<Arc<EngineRegion>> {
+        self.held().engines.get(&number).cloned()
+    }
+
+    /// The engine's memory that is registered. Unit: bytes.
+    pub fn engine_bytes(&self) -> u64 {
+        let held = self.held();
+        held.engines.values().map(|region| region.bytes()).sum()
+    }
+
     /// The staging region of this number.
     pub fn region(&self, number: u32) -> Option<Arc<Staging>> {
         self.held().regions.get(&number).cloned()
     }
 
     /// Takes a filled slot over.
-    pub fn take(&self, slot: &SlotName, key: &[u8]) -> Result<TakenSlot, StaleSlot> {
-        self.region(slot.region).ok_or(StaleSlot)?.take(slot, key)
+    pub fn take(&self, slot: &SlotName, key: &[u8]) -> Result<HandedOver, StaleSlot> {
+        if let Some(engine) = self.engine(slot.region) {
+            return engine.take(slot, key).map(HandedOver::Lent);
+        }
+        let staging = self.region(slot.region).ok_or(StaleSlot)?;
+        staging.take(slot, key).map(HandedOver::Staged)
     }
 
     /// Gives an unused slot back.
     pub fn release_slot(&self, slot: &SlotName) -> Result<(), StaleSlot> {
+        if let Some(engine) = self.engine(slot.region) {
+            return engine.release(slot);
+        }
         self.region(slot.region).ok_or(StaleSlot)?.release(slot)
     }
 
@@ -270,6 +319,7 @@ impl Session {
             )
         };
         self.restores.close();
+        ended.engines.values().for_each(|region| region.close());
         drop(ended);
         self.ended.send_replace(true);
     }
@@ -346,11 +396,12 @@ impl Sessions {
         same.then_some(session)
     }
 
-    /// Ends a session and everything it holds.
+    /// Ends a session and everything it holds. A session that is no longer here has ended wholly.
     pub fn close(&self, token: Token) {
-        let session = self.lock().remove(&token);
+        let session = self.lock().get(&token).cloned();
         if let Some(session) = session {
             session.end();
+            self.lock().remove(&token);
         }
     }
 

@@ -3,7 +3,7 @@
 //!
 //! Upstairs:   `region` cuts slots from it, `claims` keeps maps there; a client maps the same
 //!             pages.
-//! Downstairs: `memfd_create`, `mmap`.
+//! Downstairs: `memfd_create`, `mmap`. Next door: `foreign`, memory that an engine hands over.
 //!
 //! The only room of this package that may be unsafe.
 //!
@@ -12,6 +12,8 @@
 //!       copy (SIGBUS).
 //!   S2  No reference to this memory is ever made: another process writes it at any time. Bytes
 //!       are copied out once, and only the copy is looked at; single bytes are atomics.
+
+pub mod foreign;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU8, Ordering};

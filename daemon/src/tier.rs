@@ -87,8 +87,10 @@ impl Located {
 
 /// How a load ended, for everybody who waits for it.
 type Loaded = Option<Result<Arc<HostBlock>, Miss>>;
-/// Loads under way.
-type Loads = HashMap<(BlockId, LayoutFingerprint, Quality), watch::Receiver<Loaded>>;
+/// What a load is known by.
+type LoadName = (BlockId, LayoutFingerprint, Quality);
+/// Loads under way. A load has as many receivers as there are that wait for it.
+type Loads = HashMap<LoadName, watch::Sender<Loaded>>;
 /// How a write ended: true when the block is durable.
 type Written = Option<bool>;
 /// Writes under way. By life as well: what was saved after a wipe is another write.

@@ -100,6 +100,20 @@ pub enum CalibrateError {
     /// The Fisher matrices are of another model.
     #[error("the Fisher matrices have other layers, heads or sizes of a head than the documents")]
     FisherShape,
+    /// A Fisher matrix is none.
+    #[error(
+        "the Fisher matrix of head {head} of the {} part of layer {layer} has a negative \
+         eigenvalue; accepted: sums of outer products g g^T",
+        <&str>::from(*code)
+    )]
+    Indefinite {
+        /// Layer of the part.
+        layer: usize,
+        /// Its code.
+        code: PartCode,
+        /// The head.
+        head: usize,
+    },
     /// Too little to learn from (P2).
     #[error(
         "{tokens} tokens after the sinks are too few for {what}: at least {need} are needed; add \

@@ -47,7 +47,7 @@ use planted::Bug;
 /// What threads share, under shuttle.
 pub mod sync {
     pub use shuttle::sync::atomic::{AtomicU64, Ordering};
-    pub use shuttle::sync::{Mutex, MutexGuard};
+    pub use shuttle::sync::{Mutex, MutexGuard, RwLock};
 }
 
 /// Orders of events that are tried at random, and as many again that change threads at few places:

@@ -14,6 +14,7 @@ pub enum Bug {
     ReturnWhileLent,
     LeaseAfterEnd,
     TakeInTwoSteps,
+    CopyAfterClose,
 }
 
 thread_local! {

@@ -19,6 +19,7 @@ use crate::key::BlockKey;
 use crate::layout::BlockLayout;
 use crate::limits::{BLOCK_BYTES_MAX, KEYS_PER_CALL_MAX, PARTS_MAX};
 use crate::reader::ReaderSpec;
+use crate::region::{Handover, Piece, RegionGeometry};
 use crate::units::Bytes;
 use crate::v1;
 use crate::vocabulary::{Miss, PayloadKind};
@@ -62,10 +63,11 @@ impl Target {
 }
 
 /// Targets of this package.
-pub const TARGETS: [Target; 3] = [
+pub const TARGETS: [Target; 4] = [
     Target::new("model_descriptor", model_descriptor, descriptor_seeds),
     Target::new("wire_values", wire_values, wire_seeds),
     Target::new("text_values", text_values, text_seeds),
+    Target::new("region_geometry", region_geometry, geometry_seeds).allocating(4 << 20),
 ];
 
 /// Longest text of a refusal. It travels in a header of the reply, whose size is bounded too.
@@ -167,6 +169,75 @@ fn wire_values(data: &[u8]) {
     {
         assert_eq!(v1::MissReason::from(miss), reason);
     }
+}
+
+/// A geometry is refused by name, or every byte of its slots has one place inside (Z1, Z2).
+fn region_geometry(data: &[u8]) {
+    for byte in data.iter().take(4) {
+        let answer = Handover::from_byte(*byte);
+        assert!(answer.is_none_or(|answer| answer as u8 == *byte));
+    }
+    let Ok(wire) = v1::RegisterRegionRequest::decode(data) else {
+        return;
+    };
+    let geometry = match RegionGeometry::from_wire(wire.geometry.as_ref()) {
+        Ok(geometry) => geometry,
+        Err(problem) => return refused(&problem),
+    };
+    assert_eq!(Some(v1::RegionGeometry::from(&geometry)), wire.geometry);
+    if let Err(problem) = geometry.check(wire.bytes, None) {
+        return refused(&problem);
+    }
+    let payload = geometry.slot_bytes().unwrap_or_default();
+    assert!((1..=BLOCK_BYTES_MAX.get()).contains(&payload));
+    for other in [payload - 1, payload + 1] {
+        assert!(geometry.check(wire.bytes, Some(other)).is_err());
+    }
+    for slot in [0, geometry.slots / 2, geometry.slots - 1] {
+        let (mut from, mut taken) = (0, Vec::new());
+        for run in geometry.runs(slot) {
+            assert_eq!(run.from, from);
+            let end = run.at.checked_add(run.len as u64);
+            assert!(end.is_some_and(|end| end <= wire.bytes), "{run:?}");
+            from += run.len;
+            taken.push((run.at, run.len as u64));
+        }
+        assert_eq!(from as u64, payload);
+        taken.sort_unstable();
+        let mut pairs = taken.iter().zip(taken.iter().skip(1));
+        let apart = pairs.all(|((at, len), (next, _))| at + len <= *next);
+        assert!(apart || slot > 0, "rows of slot 0 share bytes");
+    }
+}
+
+fn geometry_seeds() -> Vec<Vec<u8>> {
+    let strided = |offset| Piece {
+        offset,
+        slot_stride: 4096,
+        rows: 16,
+        row_bytes: 128,
+        row_stride: 192,
+    };
+    let pieces = [
+        vec![Piece::row(0, 2 << 20, 2 << 20)],
+        vec![strided(0), strided(1 << 20)],
+        vec![Piece::row(u64::MAX, 1, 1), strided(8)],
+    ];
+    let request = |pieces: Vec<Piece>| {
+        let geometry = RegionGeometry {
+            kind: PayloadKind::Kv,
+            slots: 8,
+            pieces,
+        };
+        let request = v1::RegisterRegionRequest {
+            bytes: 16 << 20,
+            purpose: v1::RegionPurpose::Engine.into(),
+            geometry: Some((&geometry).into()),
+            ..v1::RegisterRegionRequest::default()
+        };
+        request.encode_to_vec()
+    };
+    pieces.map(request).into()
 }
 
 /// Sizes and keys as people write them.

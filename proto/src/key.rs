@@ -133,6 +133,13 @@ impl KeyDeriver {
         }
     }
 
+    /// The same for another adapter of the same model: an engine that serves several has one
+    /// session for all.
+    #[must_use]
+    pub fn with_adapter(&self, adapter: impl Into<String>) -> Self {
+        Self::new(self.secret.clone(), self.layout, adapter)
+    }
+
     /// Key of the block that follows `parent` ([`BlockKey::ROOT`] for the first) and holds
     /// `tokens`. `extra` carries whatever else tells blocks apart: a cache salt, hashes of
     /// images, the engine's own block hash.

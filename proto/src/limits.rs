@@ -56,6 +56,16 @@ pub const REGION_BYTES_MIN: Bytes = Bytes(64 * KIB);
 pub const CLAIMS_BYTES_MAX: Bytes = Bytes(MIB);
 /// Most regions for claims of one session. One is enough.
 pub const CLAIMS_REGIONS_MAX: usize = 4;
+/// Largest region of an engine's own memory. Only addresses are taken for it.
+pub const ENGINE_REGION_BYTES_MAX: Bytes = Bytes(16 * 1024 * GIB);
+/// Most engine regions of one session: one for each group of layers that is kept apart.
+pub const ENGINE_REGIONS_MAX: usize = 16;
+/// Most slots of an engine's region.
+pub const ENGINE_SLOTS_MAX: u32 = 1 << 24;
+/// Most pieces of a slot of an engine's region: K and V of every layer, and some more.
+pub const PIECES_MAX: usize = 4096;
+/// Most rows in all pieces of a slot. Each is a copy of its own.
+pub const ROWS_MAX: u32 = 65_536;
 
 /// Largest payload of one inline message. Large messages collapse HTTP/2 throughput.
 pub const INLINE_CHUNK_MAX: Bytes = Bytes(MIB);

@@ -39,6 +39,8 @@ pub enum Miss {
     Deadline,
     /// The tables that it was coded with are not loaded.
     NoTables,
+    /// The engine's region did not take it: of another size than its slots, or the file is gone.
+    Region,
 }
 
 impl Miss {

@@ -150,7 +150,7 @@ pub fn quality_from_wire(field: &str, number: i32) -> Result<Quality, WireError>
 }
 
 /// Pairs of domain and wire values that must stay one to one; a test walks both sides.
-const MISSES: [(Miss, v1::MissReason); 15] = [
+const MISSES: [(Miss, v1::MissReason); 16] = [
     (Miss::Absent, v1::MissReason::Absent),
     (Miss::Evicted, v1::MissReason::Evicted),
     (Miss::StaleEpoch, v1::MissReason::StaleEpoch),
@@ -166,6 +166,7 @@ const MISSES: [(Miss, v1::MissReason); 15] = [
     (Miss::NoSpace, v1::MissReason::NoSpace),
     (Miss::Deadline, v1::MissReason::Deadline),
     (Miss::NoTables, v1::MissReason::NoTables),
+    (Miss::Region, v1::MissReason::Region),
 ];
 
 impl From<Miss> for v1::MissReason {

@@ -1,7 +1,8 @@
-//! Judging codecs: samples of real KV to calibrate on, and what a coded cache does to predictions.
+//! Judging with a real engine: samples of its KV to calibrate on, what a coded cache does to its
+//! predictions, and when its first token comes.
 //!
 //! Upstairs:   `kvtier-judge`, which people and release checks run.
-//! Downstairs: the reference engine, the texts, the codecs of `kvtier_kernels`.
+//! Downstairs: the reference engine, the texts, the codecs of `kvtier_kernels`, the real daemon.
 //!
 //! Exit codes: 0 as promised, 1 a promise is not kept, 2 something failed.
 //!
@@ -25,6 +26,7 @@ mod plot;
 pub mod quality;
 mod safetensors;
 pub mod subject;
+mod ttft;
 pub mod verdict;
 
 /// Tokens of a document of samples.
@@ -37,7 +39,7 @@ const FISHER_TARGETS: usize = 64;
 /// and is kept exact, and its neighbours are like it in some models.
 const SINKS: usize = 4;
 
-/// Judges the codec ladder with a real model.
+/// Judges codecs and restores with a real engine.
 #[derive(Debug, Parser)]
 #[command(name = "kvtier-judge", version)]
 struct Arguments {
@@ -67,6 +69,8 @@ enum Job {
     },
     /// Measures what every level costs in predictions and saves in bytes
     Quality(levels::Options),
+    /// Measures the time to the first token at several rates of the device, restored in every way
+    Ttft(ttft::Options),
 }
 
 /// Runs the command line.
@@ -83,13 +87,14 @@ pub fn main() -> ExitCode {
 
 /// Does the job; false when a promise is not kept.
 fn run(arguments: &Arguments) -> Result<bool, Problem> {
-    let (model, tokenizer) = subject::load(arguments.model.as_deref())?;
+    let load = || subject::load(arguments.model.as_deref());
     match &arguments.job {
         Job::Export {
             dir,
             draws,
             heldout,
         } => {
+            let (model, tokenizer) = load()?;
             let texts = subject::tokens(&tokenizer, &text::calibration(), SAMPLE_TOKENS)?;
             export::documents(&model, &texts, dir, "cal", &|name| say("sampled", name))?;
             if *heldout {
@@ -110,7 +115,11 @@ fn run(arguments: &Arguments) -> Result<bool, Problem> {
             }
             Ok(true)
         }
-        Job::Quality(options) => levels::run(options, &model, &tokenizer),
+        Job::Quality(options) => {
+            let (model, tokenizer) = load()?;
+            levels::run(options, &model, &tokenizer)
+        }
+        Job::Ttft(options) => ttft::run(options),
     }
 }
 

@@ -39,6 +39,7 @@ pub struct Options {
     operators: Option<Vec<u32>>,
     lowest_quality: &'static str,
     codec: String,
+    trusted_uids: Vec<u32>,
 }
 
 impl Default for Options {
@@ -62,6 +63,7 @@ impl Default for Options {
             operators: None,
             lowest_quality: "exact",
             codec: String::new(),
+            trusted_uids: Vec::new(),
         }
     }
 }
@@ -194,6 +196,13 @@ impl Options {
         self
     }
 
+    /// Engines of this user may register memory of their own.
+    #[must_use]
+    pub fn trusting_own_user(mut self) -> Self {
+        self.trusted_uids = vec![rustix::process::geteuid().as_raw()];
+        self
+    }
+
     /// Users who may operate the daemon.
     #[must_use]
     pub fn operators(mut self, uids: &[u32]) -> Self {
@@ -275,6 +284,7 @@ impl Options {
         if let Some(uids) = &self.operators {
             line(format!("[operator]\nuids = {uids:?}"));
         }
+        line(format!("[regions]\ntrusted_uids = {:?}", self.trusted_uids));
         line("[limits]".into());
         line(format!(
             "restores_per_session = {}",

@@ -96,6 +96,7 @@ fn explanation_reads_variants_and_says_hit_when_nothing_is_missing() {
         variants: vec![variant.clone()],
         miss: 0,
         notes: Vec::new(),
+        model: None,
     };
     let read = Explanation::from_wire(CALL, reply.clone()).unwrap();
     assert_eq!((read.miss, read.variants[0].tier), (None, Tier::Disk));

@@ -47,6 +47,8 @@ pub(crate) struct Store {
     pub slots: usize,
     pub cancels: Vec<u64>,
     pub progress: Vec<u32>,
+    /// Where the maps of two-ended restores lay; none for one that had no map.
+    pub maps: Vec<Option<v1::Slot>>,
     /// Prefill steps that were reported.
     pub steps: Vec<v1::PrefillReport>,
     pub widest_save: usize,
@@ -68,6 +70,10 @@ pub(crate) struct Knobs {
     pub bad_lease: bool,
     pub lease_twice: bool,
     pub hold_restore: bool,
+    /// The stream fails where the restore would end; the session lives on.
+    pub break_restore: bool,
+    /// What a two-ended restore is told.
+    pub outlook: Option<v1::Outlook>,
     pub forget_leases: bool,
     pub corrupt_inline: bool,
     /// Inline blocks after which nothing more comes; 0 for all.

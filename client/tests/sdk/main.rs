@@ -17,3 +17,4 @@ mod inline;
 mod restores;
 mod saves;
 mod sessions;
+mod two_ended;

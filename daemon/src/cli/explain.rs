@@ -131,7 +131,7 @@ fn tier(number: i32) -> String {
 }
 
 /// What a reason means to an operator.
-fn meaning(miss: Miss) -> &'static str {
+pub(super) fn meaning(miss: Miss) -> &'static str {
     match miss {
         Miss::Absent => "Nobody saved it in this namespace, or not under this key.",
         Miss::Evicted => "It was here and made room for others: more capacity would keep it.",
@@ -148,6 +148,7 @@ fn meaning(miss: Miss) -> &'static str {
         Miss::NoSpace => "Host memory to restore into is taken by leased blocks.",
         Miss::Deadline => "The request's deadline passed first.",
         Miss::NoTables => "The tables that it was coded with are not loaded (codec.tables).",
+        Miss::Region => "The engine's region did not take it.",
     }
 }
 

@@ -131,7 +131,7 @@ fn namespaces(stats: &StatsReply) -> String {
 
 fn sessions(stats: &StatsReply) -> String {
     let columns = [
-        "client", "model", ">ns", ">uid", ">pid", ">leases", ">region", ">open",
+        "client", "model", ">ns", ">uid", ">pid", ">leases", ">region", ">engine", ">open",
     ];
     let mut rows = table(&columns);
     for one in &stats.sessions {
@@ -143,6 +143,7 @@ fn sessions(stats: &StatsReply) -> String {
             one.pid.to_string(),
             one.leases.to_string(),
             size(one.region_bytes),
+            size(one.engine_bytes),
             duration(one.open_s),
         ]);
     }
@@ -194,6 +195,13 @@ fn summary(counted: &Counted<'_>) -> String {
     rows.add_row(["stored bytes of raw bytes", &percent(stored, raw)]);
     let scrubbed = counted.sum("kvtier_scrub_bytes_total", "");
     rows.add_row([String::from("scrubbed"), scrub(counted, scrubbed)]);
+    for (way, what) in [
+        ("saved", "from engine regions"),
+        ("restored", "into engine regions"),
+    ] {
+        let bytes = counted.sum("kvtier_engine_region_moved_bytes_total", way);
+        rows.add_row([format!("copied {what}"), size(whole(bytes))]);
+    }
     for (metric, what) in [
         ("kvtier_save_blocks_total", "saves"),
         ("kvtier_miss_total", "misses"),
@@ -201,6 +209,10 @@ fn summary(counted: &Counted<'_>) -> String {
         ("kvtier_corrupt_total", "DAMAGED"),
         ("kvtier_scrub_bad_total", "FOUND DAMAGED BY SCRUB"),
         ("kvtier_disk_errors_total", "DEVICE ERRORS"),
+        (
+            "kvtier_engine_region_refused_total",
+            "engine regions refused",
+        ),
     ] {
         for (labels, value) in counted.series(metric).filter(|(_, value)| *value != 0.0) {
             let label = labels.split('"').nth(1).unwrap_or_default();
@@ -271,7 +283,8 @@ fn to_json(stats: &StatsReply) -> Value {
         json!({
             "client": one.client, "model": one.model, "namespace_id": one.namespace_id,
             "uid": one.uid, "pid": one.pid, "leases": one.leases,
-            "region_bytes": one.region_bytes, "open_s": one.open_s,
+            "region_bytes": one.region_bytes, "engine_bytes": one.engine_bytes,
+            "open_s": one.open_s,
         })
     });
     let counters: BTreeMap<&str, f64> = stats

@@ -10,7 +10,7 @@ use super::layers::variable_of;
 use super::settings::{Field, Initial};
 use super::tables::{
     CodecConfig, DiskConfig, HostConfig, LimitsConfig, LogConfig, NamespaceConfig, OperatorConfig,
-    ServerConfig, StateConfig,
+    RegionsConfig, ServerConfig, StateConfig,
 };
 
 /// One table of the configuration.
@@ -49,7 +49,7 @@ macro_rules! section {
     };
 }
 
-fn sections() -> [Section; 9] {
+fn sections() -> [Section; 10] {
     [
         section!(ServerConfig, Kind::Single),
         section!(StateConfig, Kind::Single),
@@ -58,6 +58,7 @@ fn sections() -> [Section; 9] {
         section!(CodecConfig, Kind::Single),
         section!(NamespaceConfig, Kind::List),
         section!(OperatorConfig, Kind::Single),
+        section!(RegionsConfig, Kind::Single),
         section!(LimitsConfig, Kind::Single),
         section!(LogConfig, Kind::Single),
     ]

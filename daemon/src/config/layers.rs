@@ -160,7 +160,7 @@ impl Tree {
             Some((table, names)) => variables(table, names),
             None => String::from(
                 "KVTIER_CONFIG and KVTIER_<TABLE>_<SETTING> for the tables server, state, host, \
-                 disk, operator, limits and log; namespaces come from the file or --set",
+                 disk, codec, operator, regions, limits and log; namespaces come from the file or --set",
             ),
         };
         self.problems.push(ConfigProblem::Unknown {

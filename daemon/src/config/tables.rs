@@ -190,6 +190,20 @@ settings! {
 }
 
 settings! {
+    /// Memory of engines that the daemon copies blocks from and to.
+    pub struct RegionsConfig in "regions" {
+        /// User ids whose engines may register their own memory. Whoever can resize a file that the
+        /// daemon writes can make it fill memory, so that nobody may unless he is named here.
+        trusted_uids: Vec<u32> = default(Vec::new()),
+            accepts "a list of user ids: [1000, 1001]";
+        /// Most memory that one session may register. Unit: bytes, written "1 TiB". Only
+        /// addresses are taken for it.
+        session_max: Bytes = default(Bytes(1024 * GIB)), accepts "64 KiB to 16 TiB",
+            if |bytes| (64 * KIB..=limits::ENGINE_REGION_BYTES_MAX.get()).contains(&bytes.get());
+    }
+}
+
+settings! {
     /// Bounds on what one session may hold.
     pub struct LimitsConfig in "limits" {
         /// Most blocks that one session holds leases on; one more is refused. Unit: leases.

@@ -18,8 +18,8 @@ use super::problem::ConfigProblem;
 use super::settings::Reader;
 use super::tables::{
     CodecConfig, DISKS_MAX, DiskConfig, HOST_QUOTA_MIN, HostConfig, LimitsConfig, LogConfig,
-    LowestQuality, NAMESPACES_MAX, NamespaceConfig, OperatorConfig, SEGMENTS_MIN, SOCKET_PATH_MAX,
-    ServerConfig, StateConfig,
+    LowestQuality, NAMESPACES_MAX, NamespaceConfig, OperatorConfig, RegionsConfig, SEGMENTS_MIN,
+    SOCKET_PATH_MAX, ServerConfig, StateConfig,
 };
 
 /// The tables as far as each could be read.
@@ -31,6 +31,7 @@ pub(super) struct Tables {
     codec: Option<CodecConfig>,
     namespaces: Vec<Option<NamespaceConfig>>,
     operator: Option<OperatorConfig>,
+    regions: Option<RegionsConfig>,
     limits: Option<LimitsConfig>,
     log: Option<LogConfig>,
 }
@@ -51,6 +52,7 @@ impl Tables {
             host: tables.read(HostConfig::TABLE, HostConfig::read),
             codec: tables.read(CodecConfig::TABLE, CodecConfig::read),
             operator: tables.read(OperatorConfig::TABLE, OperatorConfig::read),
+            regions: tables.read(RegionsConfig::TABLE, RegionsConfig::read),
             limits: tables.read(LimitsConfig::TABLE, LimitsConfig::read),
             log: tables.read(LogConfig::TABLE, LogConfig::read),
             disks: read_list(disks, DiskConfig::TABLE, problems, DiskConfig::read),
@@ -73,6 +75,7 @@ impl Tables {
             codec: self.codec?,
             namespaces: self.namespaces.into_iter().collect::<Option<_>>()?,
             operator: self.operator?,
+            regions: self.regions?,
             limits: self.limits?,
             log: self.log?,
         };

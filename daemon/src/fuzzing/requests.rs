@@ -121,7 +121,9 @@ fn make() -> Option<Bed> {
     let tenants = tenants(&folder, uid);
     // It is read when it is opened, and not again.
     std::fs::remove_dir_all(&folder).ok()?;
-    let (metrics, limits) = (Arc::new(Metrics::new()), Config::from_toml("").ok()?.limits);
+    // The user may register memory of his own, too.
+    let config = Config::from_toml(&format!("[regions]\ntrusted_uids = [{uid}]")).ok()?;
+    let (metrics, limits, regions) = (Arc::new(Metrics::new()), config.limits, config.regions);
     let scratch = Scratch::create(1 << 20, Pages::Small).ok()?;
     let shared = Shared {
         tenants: tenants?,
@@ -134,6 +136,7 @@ fn make() -> Option<Bed> {
         learned: Arc::default(),
         descriptor_socket: String::new(),
         limits,
+        regions,
         drain: watch::channel(Drain::No).0,
         drain_limit: Duration::from_secs(1),
         saves: Semaphore::new(usize::try_from(SAVES_MAX).ok()?),

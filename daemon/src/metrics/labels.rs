@@ -6,11 +6,15 @@
 //! Not here on purpose: no namespace, session or model as a label; their number has no bound
 //! that a metrics database would like, and names of tenants are nobody else's business.
 
+use kvtier_proto::region::Handover;
 use kvtier_proto::{Level, Miss, Quality};
 use strum::{EnumIter, IntoEnumIterator, IntoStaticStr};
 
 use super::family::Label;
-use crate::config::DISKS_MAX;
+
+mod device;
+
+pub use device::Device;
 
 /// Declares an enum that is a label.
 macro_rules! label {
@@ -116,6 +120,58 @@ label! {
     }
 }
 
+label! {
+    /// Which way bytes moved between the daemon and an engine's region.
+    Moved is "way" {
+        /// From the engine.
+        Saved,
+        /// To the engine.
+        Restored,
+    }
+}
+
+label! {
+    /// Why an engine's region was refused, or is not used any more.
+    RegionRefused is "reason" {
+        /// Its user is not one of `regions.trusted_uids`.
+        Untrusted,
+        /// Its slots do not lie where they could.
+        Geometry,
+        /// The session has as many regions, or bytes of them, as allowed.
+        TooMany,
+        /// The ticket was not shown, or not as it must be.
+        Ticket,
+        /// No descriptor came.
+        Missing,
+        /// The file is not memory of small pages.
+        NotMemory,
+        /// The file cannot be read and written.
+        NotWritable,
+        /// The file is sealed against writing.
+        Sealed,
+        /// The file is smaller than the region.
+        TooSmall,
+        /// The file could not be mapped.
+        Unmapped,
+        /// The file changed its size, or the kernel did not copy.
+        Lost,
+    }
+}
+
+impl From<Handover> for RegionRefused {
+    fn from(answer: Handover) -> Self {
+        match answer {
+            Handover::Refused | Handover::Taken => Self::Ticket,
+            Handover::Missing => Self::Missing,
+            Handover::NotMemory => Self::NotMemory,
+            Handover::NotWritable => Self::NotWritable,
+            Handover::Sealed => Self::Sealed,
+            Handover::TooSmall => Self::TooSmall,
+            Handover::Unmapped => Self::Unmapped,
+        }
+    }
+}
+
 /// A rung of the codec ladder: its place in [`Level::ALL`], or behind the last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rung(usize);
@@ -212,52 +268,6 @@ label! {
         Read,
         /// Memory to device.
         Write,
-    }
-}
-
-/// Number of a device of the disk tier: its place among the `[[disk]]` tables, from 0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Device(usize);
-
-/// Texts of the numbers.
-const DEVICES: [&str; DISKS_MAX] = [
-    "0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "13", "14", "15",
-];
-
-impl Device {
-    /// The first device, or the only one.
-    pub const FIRST: Self = Self(0);
-
-    /// Its number.
-    pub fn number(self) -> u32 {
-        u32::try_from(self.0).unwrap_or(u32::MAX)
-    }
-
-    /// Its place in the configuration.
-    pub const fn position(self) -> usize {
-        self.0
-    }
-}
-
-impl std::fmt::Display for Device {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "disk {}", self.0)
-    }
-}
-
-impl Label for Device {
-    const NAME: &'static str = "device";
-    fn all() -> Vec<Self> {
-        (0..DISKS_MAX).map(Self).collect()
-    }
-    fn count() -> usize {
-        DISKS_MAX
-    }
-    fn index(self) -> usize {
-        self.0
-    }
-    fn text(self) -> &'static str {
-        DEVICES.get(self.0).copied().unwrap_or("?")
     }
 }
 

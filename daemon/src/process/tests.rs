@@ -132,6 +132,7 @@ fn to_save(number: usize, len: usize) -> v1::BlockToSave {
         kind: KIND,
         opaque_bytes: len as u64,
         through: 0,
+        slot: 0,
     }
 }
 
@@ -177,6 +178,7 @@ impl Session {
             deadline_ms: 0,
             scattered: true,
             two_ended: None,
+            into: None,
         };
         v1::RestoreCommand {
             restore_id: 1,

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::block::{BlockFacts, BlockId};
 
-fn planned(key: u8, bytes: u64) -> PlannedBlock {
+pub(crate) fn planned(key: u8, bytes: u64) -> PlannedBlock {
     let layout = Arc::new(BlockLayout::opaque(16, bytes).unwrap());
     let id = BlockId {
         namespace: NamespaceId(1),

@@ -66,7 +66,6 @@ mod tests {
                 compute_blocks: 0,
                 load_blocks: 0,
                 open: true,
-                late: None,
                 reason: "",
             },
             took: Duration::ZERO,

@@ -1,7 +1,7 @@
 //! What a two-ended restore is expected to take, and whether its engine shall compute at all.
 //!
 //! Upstairs:   `run`, once a restore, when it knows where the blocks are.
-//! Downstairs: `plan`; `rates` and `engines` have what was seen before.
+//! Downstairs: `plan`, `decide`; `rates` and `engines` have what was seen before.
 //!
 //! A block is one column: an engine computes all of its layers in one step and a record is read
 //! with one operation. What is not known is not guessed: without a rate or a prefill model both
@@ -9,25 +9,19 @@
 //!
 //! Invariants kept here
 //!   O1  The gate is closed only if everything can be loaded, and computing would save hardly
-//!       anything.
+//!       anything; nothing that is in memory is computed.
 
 use std::time::Duration;
 
 use kvtier_proto::{Level, Miss};
 
+use super::decide::{Course, Known, Load, SAVING_MIN_S, SAVING_PART, Steps};
+use super::plan::found::Plan;
 use super::plan::{self, Action, Form, GPU, PlanRequest, Prefill, Reader, Resource, Variant};
 use super::rates::Rates;
 use crate::metrics::Device;
 use crate::tier::Located;
 
-/// Computing beside loads is not begun for less than this ...
-const SAVING_MIN: Duration = Duration::from_millis(2);
-/// ... or less than this part of the time.
-const SAVING_PART: f64 = 0.03;
-/// A device whose first block takes this many times what was expected, and more than [`LATE`], is
-/// late: the engine begins to compute all the same.
-const LATE_TIMES: u32 = 4;
-const LATE: Duration = Duration::from_millis(20);
 /// Most devices that are told apart; others share the last one's place. The GPU is the first of a
 /// plan's resources.
 const DEVICES_MAX: usize = plan::request::RESOURCES_MAX - 1;
@@ -60,8 +54,6 @@ pub struct Outlook {
     pub load_blocks: usize,
     /// Whether the engine computes from the start.
     pub open: bool,
-    /// When it does anyway, if no block has come by then.
-    pub late: Option<Duration>,
     /// Why, in a sentence.
     pub reason: &'static str,
 }
@@ -83,9 +75,14 @@ pub fn outlook(
         compute_blocks: missing,
         load_blocks,
         open: true,
-        late: None,
         reason,
     };
+    if load_blocks + missing == 0 {
+        return Outlook {
+            open: false,
+            ..unknown("everything is in memory")
+        };
+    }
     let Some(prefill) = prefill else {
         return unknown("the engine has not said yet how long its prefill takes");
     };
@@ -99,24 +96,66 @@ pub fn outlook(
     let compute_blocks = is(|action| matches!(action, Action::Recompute | Action::Tail));
     let otherwise = plan.otherwise;
     let saving = otherwise.load_s - plan.ttft_s;
-    let enough = SAVING_MIN.as_secs_f64().max(SAVING_PART * otherwise.load_s);
+    let enough = SAVING_MIN_S.max(SAVING_PART * otherwise.load_s);
     let open = missing > 0 || saving >= enough;
-    let load = seconds(otherwise.load_s);
-    let first = load.and_then(|load| load.checked_div(u32::try_from(load_blocks).ok()?));
     Outlook {
         planned: seconds(plan.ttft_s),
-        load,
+        load: seconds(otherwise.load_s),
         compute: seconds(otherwise.recompute_s),
         compute_blocks: if open { compute_blocks } else { 0 },
         load_blocks: is(|action| matches!(action, Action::Load(_))),
         open,
-        late: first.map(|first| first.saturating_mul(LATE_TIMES).max(LATE)),
         reason: match (open, missing > 0) {
             (false, _) => "loading alone is as fast",
             (true, true) => "blocks are missing",
             (true, false) => "both together are faster",
         },
     }
+}
+
+/// How a restore is to run whose blocks were found like this. `open` is what the outlook says.
+pub fn course(
+    found: &[Result<Located, Miss>],
+    todo: &Plan,
+    asked: &Asked,
+    prefill: Option<Prefill>,
+    rates: &Rates,
+    open: bool,
+) -> Course {
+    let mut devices: Vec<Device> = Vec::new();
+    // Of each device, blocks and what they take together, if that is known.
+    let mut takes: Vec<(f64, Option<f64>)> = Vec::new();
+    let mut loads = Vec::with_capacity(todo.load.len());
+    for index in &todo.load {
+        let Some(Ok(Located::Disk(device, _, level))) = found.get(*index) else {
+            continue;
+        };
+        let known = devices.iter().position(|one| one == device);
+        let at = known.unwrap_or_else(|| {
+            devices.push(*device);
+            takes.push((0.0, Some(0.0)));
+            devices.len() - 1
+        });
+        let load_s = rates.of((*device, *level));
+        let load_s = load_s.map(|rate| bytes(asked) / rate.bytes_s);
+        if let Some((blocks, seconds)) = takes.get_mut(at) {
+            *blocks += 1.0;
+            *seconds = seconds.zip(load_s).map(|(sum, load_s)| sum + load_s);
+        }
+        let (index, device) = (*index, at);
+        loads.push(Load { index, device });
+    }
+    let missing: Vec<usize> = todo.missed.iter().map(|(index, _)| *index).collect();
+    let mean = |(blocks, seconds): (f64, Option<f64>)| seconds.map(|seconds| seconds / blocks);
+    let known = Known {
+        open,
+        load_s: takes.into_iter().map(mean).collect(),
+        steps: prefill.map(|prefill| Steps {
+            prefill: after(prefill, asked.first_token),
+            block_tokens: asked.block_tokens,
+        }),
+    };
+    Course::two_ended(&loads, &missing, &known)
 }
 
 /// `None` when a rate is not known.
@@ -146,10 +185,8 @@ fn request(
                         known.len().checked_sub(1)?
                     }
                 };
-                #[expect(clippy::cast_precision_loss, reason = "blocks are at most 1 GiB")]
-                let bytes = asked.block_bytes as f64;
                 let variant = Variant::new(Form::Kv(*level), plan::Tier::Device);
-                Some(variant.through(GPU + 1 + at, bytes))
+                Some(variant.through(GPU + 1 + at, bytes(asked)))
             }
         };
         cells.push(variant.into_iter().collect());
@@ -179,6 +216,11 @@ fn after(prefill: Prefill, first_token: u32) -> Prefill {
         per_token_s: prefill.per_token_s + 2.0 * prefill.attention_s * first,
         ..prefill
     }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "blocks are at most 1 GiB")]
+fn bytes(asked: &Asked) -> f64 {
+    asked.block_bytes as f64
 }
 
 fn seconds(seconds: f64) -> Option<Duration> {

@@ -1,8 +1,8 @@
 //! The plan of a restore: for every cell, whether to load it and in which form, to project it from
 //! hidden states, or to let the engine compute it again, so that all of it ends as early as it can.
 //!
-//! Upstairs:   `restore::run` uses `found`, for readers that only take a loaded prefix. Nothing in
-//!             the daemon asks for the rest yet.
+//! Upstairs:   `restore::run` uses `found`, for readers that only take a loaded prefix; `outlook`
+//!             the rest, for engines that compute meanwhile.
 //! Downstairs: nothing: no I/O, no clock, no hidden state. The same request gives the same plan.
 //!
 //! `request` says what is known, `table` makes seconds of it. `exact` answers simple cases by
@@ -26,7 +26,6 @@
 pub mod found;
 pub mod order;
 pub mod request;
-pub mod value;
 
 mod draft;
 mod exact;
@@ -190,7 +189,11 @@ pub fn plan(request: &PlanRequest) -> Result<RestorePlan, Invalid> {
         ends.extend((stored < chunks).then_some(chunks));
         for end in ends {
             let table = Table::new(request, end, true);
-            let drafts = search(&table, &mut bounds);
+            let mut drafts = search(&table, &mut bounds);
+            // Bounds let the engine begin at once; so do drafts that are balanced by them.
+            if let Some(late) = table.beginning_after_what_is_passed() {
+                drafts.extend(search(&late, &mut { bounds }));
+            }
             drafts
                 .into_iter()
                 .for_each(|draft| take(Candidate::new(request, &table, draft)));
@@ -220,14 +223,18 @@ fn stored(request: &PlanRequest) -> Table {
     }
 }
 
-/// Seconds that no way to run this request is faster than, whatever is loaded or computed in
-/// whatever parts: [`Bounds::fluid_s`] of its plan, for less work.
-pub fn fluid_bound_s(request: &PlanRequest) -> Result<f64, Invalid> {
+/// Seconds that no two-ended reader is faster than, who may split cells but computes layers from 0
+/// up and never more of a later chunk; chunks of memory in front may be loaded before.
+pub fn staircase_bound_s(request: &PlanRequest) -> Result<f64, Invalid> {
     request.check()?;
-    let table = Table::new(request, request.chunks.len(), true);
+    let mut table = Table::new(request, request.chunks.len(), true);
     let nothing = Table::new(request, 0, false);
     let all: f64 = nothing.suffix.iter().sum();
-    Ok(relax(&table, Shape::Free).map_or(all, |relaxed| relaxed.bound_s.min(all)))
+    let passing = relax(&table, Shape::Staircase).map(|relaxed| relaxed.bound_s);
+    table.passed.fill(false);
+    let stairs = relax(&table, Shape::Staircase).map(|relaxed| relaxed.bound_s);
+    let bounds = passing.into_iter().chain(stairs);
+    Ok(bounds.fold(all, f64::min))
 }
 
 /// Drafts of a table where the reader computes from the front. Lowers the bounds to what holds for

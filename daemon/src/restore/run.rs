@@ -2,7 +2,7 @@
 //!
 //! Upstairs:   the server's Restore stream and GetInline; one task a restore. A session is the
 //!             reader that holds the leases.
-//! Downstairs: `plan`, `tier::load`.
+//! Downstairs: `plan` before it runs, `decide` while it does, `tier::load`.
 //!
 //! Invariants kept here
 //!   A1  A block of a worse quality than the request accepts is a miss.
@@ -20,25 +20,25 @@ use std::time::Duration;
 
 use kvtier_proto::{BlockKey, Miss, PayloadKind, Quality};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::Learned;
 use super::claims::Claims;
+use super::decide::Course;
 use super::outlook::Outlook;
 use super::plan::found::{Plan, plan};
 use crate::block::{BlockId, HostBlock, Layouts};
 use crate::metrics::Metrics;
 use crate::tier::host::HostTier;
 use crate::tier::{Located, Tier, Tiers};
-use order::Order;
 
+mod loads;
 mod meeting;
-mod order;
 mod seen;
 
 pub use meeting::TwoEnded;
 
+use loads::Loads;
 use meeting::Meeting;
 use seen::Seen;
 
@@ -177,14 +177,12 @@ struct State {
     last: Option<(Duration, Tier)>,
 }
 
-type Load = (usize, Result<(Arc<HostBlock>, Tier), Miss>);
-
 impl Restore {
     /// Runs to the end. Sends one `Plan`, any number of `Ready`, and one `Done` while somebody
     /// listens.
     ///
-    /// Cancel safety: dropped early, leases handed over so far stay with the session; loads in
-    /// flight end in host memory for the next reader.
+    /// Cancel safety: dropped early, leases handed over so far stay with the session; loads whose
+    /// read has begun end in host memory for the next reader.
     pub async fn run(mut self) {
         let begin = Instant::now();
         let deadline = self.request.deadline.map(|deadline| begin + deadline);
@@ -206,14 +204,18 @@ impl Restore {
             self.miss(&mut state, *index, *miss);
         }
         state.seen = Seen::new(&found);
-        state.meeting = self.meeting(&found, &todo);
+        let (meeting, mut course) = match self.meeting(&found, &todo).await {
+            Some((meeting, course)) => (Some(meeting), course),
+            None => (None, Course::forward(todo.load.clone())),
+        };
+        state.meeting = meeting;
         let outlook = state.meeting.as_ref();
         let outlook = outlook.map(|meeting| meeting.outlook.clone());
         let tiers = found.into_iter().map(|place| place.map(Located::tier));
         let planned = Event::Plan(tiers.collect(), outlook);
         let heard = self.events.send(planned).await.is_ok();
         if heard && self.lease_residents(&todo, &mut state, begin).await {
-            self.load(todo, &mut state, begin, deadline).await;
+            self.load(&mut course, &mut state, begin, deadline).await;
         }
         self.met(&state, begin.elapsed());
         self.finish(state).await;
@@ -243,23 +245,22 @@ impl Restore {
 
     async fn load(
         &mut self,
-        todo: Plan,
+        course: &mut Course,
         state: &mut State,
         begin: Instant,
         deadline: Option<Instant>,
     ) {
-        let mut order = Order::new(todo.load, self.claims().cloned());
         let first = Instant::now();
-        let mut loads: JoinSet<Load> = JoinSet::new();
+        let mut loads = Loads::default();
         loop {
             let control = *self.control.borrow();
             if control.cancelled {
                 state.cancelled = true;
                 return;
             }
-            while loads.len() < order.depth(first.elapsed())
-                && let Some(index) = order.next(control.computed..state.end)
-            {
+            self.leave_what_was_taken_over(course, &mut loads, begin.elapsed());
+            let wanted = control.computed..state.end;
+            while let Some(index) = course.next(begin.elapsed(), &wanted, |at| self.take(at)) {
                 self.start(&mut loads, index);
             }
             if loads.is_empty() {
@@ -276,16 +277,17 @@ impl Restore {
                     let engines = |index| self.is_engines(index);
                     return state.give_up(control.computed, engines);
                 }
-                () = sleep_until(state.late_at()) => {
-                    if !self.late(state, &order).await { return; }
+                () = sleep_until(course.late_at().map(|after| begin + after)) => {
+                    self.late(course, state, begin.elapsed());
+                    if !self.hint(state).await { return; }
                 }
-                Some(load) = loads.join_next() => {
+                ended = loads.ended() => {
                     let mut ready = Vec::new();
-                    let mut next = Some(load);
-                    while let Some(load) = next {
-                        self.land(load, &mut order, (state, first), &mut ready);
-                        next = loads.try_join_next();
+                    for (index, loaded) in ended {
+                        course.landed(begin.elapsed(), index, loaded.is_ok());
+                        self.land(index, loaded, (state, first), &mut ready);
                     }
+                    self.turn_gate(course, state, begin.elapsed());
                     if !self.announce(ready, state, begin).await || !self.hint(state).await {
                         return;
                     }
@@ -294,11 +296,26 @@ impl Restore {
         }
     }
 
-    fn start(&self, loads: &mut JoinSet<Load>, index: usize) {
+    /// Blocks that the engine computes after all are not waited for.
+    fn leave_what_was_taken_over(&self, course: &mut Course, loads: &mut Loads, now: Duration) {
+        for index in course.under_way() {
+            if self.is_engines(index) {
+                loads.abandon(index);
+                course.landed(now, index, false);
+            }
+        }
+    }
+
+    /// Takes a block to load it. False when the engine has it.
+    fn take(&self, index: usize) -> bool {
+        self.claims().is_none_or(|claims| claims.take(index))
+    }
+
+    fn start(&self, loads: &mut Loads, index: usize) {
         let Some(id) = self.id(index) else { return };
         let (tiers, reader) = (Arc::clone(&self.tiers), Arc::clone(&self.reader));
         let accept = self.request.accept;
-        loads.spawn(async move {
+        loads.start(index, async move {
             let (host, layouts) = (reader.host(), reader.layouts());
             (index, tiers.fetch(host, layouts, id, accept).await)
         });
@@ -306,23 +323,18 @@ impl Restore {
 
     fn land(
         &self,
-        load: Result<Load, tokio::task::JoinError>,
-        order: &mut Order,
+        index: usize,
+        loaded: Result<(Arc<HostBlock>, Tier), Miss>,
         (state, first): (&mut State, Instant),
         ready: &mut Vec<Leased>,
     ) {
-        match load {
-            Ok((index, Ok((block, tier)))) => {
+        match loaded {
+            Ok((block, tier)) => {
                 let bytes = block.payload().len();
-                order.landed(index, Some(bytes));
-                state.landed(index, bytes, first.elapsed());
+                state.seen.landed(index, bytes, first.elapsed());
                 self.lease(index, block, tier, state, ready);
             }
-            Ok((index, Err(miss))) => {
-                order.landed(index, None);
-                self.miss(state, index, miss);
-            }
-            Err(problem) => tracing::error!(%problem, "a load ended without an answer"),
+            Err(miss) => self.miss(state, index, miss),
         }
     }
 
@@ -445,18 +457,6 @@ impl State {
             seen: Seen::default(),
             news: false,
             last: None,
-        }
-    }
-
-    fn late_at(&self) -> Option<Instant> {
-        self.meeting.as_ref().and_then(Meeting::late_at)
-    }
-
-    /// A block of so many raw bytes came so long after the first load began.
-    fn landed(&mut self, index: usize, bytes: usize, after: Duration) {
-        self.seen.landed(index, bytes, after);
-        if let Some(meeting) = &mut self.meeting {
-            meeting.landed();
         }
     }
 

@@ -1,10 +1,13 @@
-//! The companion socket: a ticket comes in, a descriptor of shared memory goes out.
+//! The companion socket: a ticket comes in, a descriptor of shared memory goes out, or comes in
+//! beside it.
 //!
 //! Upstairs:   OpenSession and RegisterRegion hand out tickets; clients show them here.
-//! Downstairs: `SCM_RIGHTS`.
+//! Downstairs: `SCM_RIGHTS`; `region::engine` judges what comes in.
 //!
 //! The whole conversation: the client sends 16 bytes and gets one byte back, 1 with a descriptor
-//! beside it, or 0 without. gRPC cannot carry descriptors, so this socket stands beside it.
+//! beside it, or 0 without. With the ticket of an engine's region it sends the descriptor beside
+//! the 16 bytes, and the byte says what became of it (`Handover`). gRPC cannot carry descriptors,
+//! so this socket stands beside it.
 //!
 //! Invariants kept here
 //!   S1  A ticket is shown once, by the user it was made for, while the session lives.
@@ -12,16 +15,21 @@
 //!       tickets never keep another from getting one.
 
 use std::collections::HashMap;
-use std::io::IoSlice;
+use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
-use tokio::io::{AsyncReadExt, Interest};
+use kvtier_proto::region::Handover;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
+};
+use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
 
+use crate::region::engine::EngineRegion;
 use crate::session::Token;
 
 /// How long a ticket waits to be shown.
@@ -29,14 +37,25 @@ const TICKET_LIFE: Duration = Duration::from_secs(10);
 /// How long a connected peer may take to show its ticket. Much shorter than clients wait for
 /// their turn: it sends 16 bytes at once or it is no client.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Bytes of a ticket.
+const TICKET_LEN: usize = 16;
 /// Most tickets of one user that wait. A session needs one or two at a time.
 const TICKETS_MAX: usize = 256;
 /// Most connections at a time; one more waits in the kernel's queue.
 const CONNECTIONS_MAX: usize = 64;
 
+/// What a ticket is good for.
+#[derive(Debug)]
+pub(crate) enum Promise {
+    /// A descriptor to fetch.
+    Give(OwnedFd),
+    /// The region whose descriptor is to be handed over.
+    Take(Arc<EngineRegion>),
+}
+
 #[derive(Debug)]
 struct Waiting {
-    fd: OwnedFd,
+    promise: Promise,
     uid: u32,
     since: Instant,
 }
@@ -65,6 +84,15 @@ impl Tickets {
     /// Keeps a duplicate of `fd` for the user `uid` and returns the ticket for it.
     pub fn issue(&self, fd: impl AsFd, uid: u32) -> Result<Token, TicketError> {
         let fd = fd.as_fd().try_clone_to_owned()?;
+        self.keep(Promise::Give(fd), uid)
+    }
+
+    /// Returns the ticket with which the user `uid` hands over the memory of a region.
+    pub fn promise(&self, region: Arc<EngineRegion>, uid: u32) -> Result<Token, TicketError> {
+        self.keep(Promise::Take(region), uid)
+    }
+
+    fn keep(&self, promise: Promise, uid: u32) -> Result<Token, TicketError> {
         let ticket = Token::random()?;
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.retain(|_, ticket| ticket.since.elapsed() < TICKET_LIFE);
@@ -75,7 +103,7 @@ impl Tickets {
         waiting.insert(
             ticket,
             Waiting {
-                fd,
+                promise,
                 uid,
                 since: Instant::now(),
             },
@@ -83,12 +111,12 @@ impl Tickets {
         Ok(ticket)
     }
 
-    pub(crate) fn redeem(&self, ticket: &[u8], uid: u32) -> Option<OwnedFd> {
+    pub(crate) fn redeem(&self, ticket: &[u8], uid: u32) -> Option<Promise> {
         let ticket = Token::from_slice(ticket)?;
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let mine = waiting.get(&ticket)?.uid == uid;
         let found = if mine { waiting.remove(&ticket) } else { None }?;
-        (found.since.elapsed() < TICKET_LIFE).then_some(found.fd)
+        (found.since.elapsed() < TICKET_LIFE).then_some(found.promise)
     }
 }
 
@@ -123,29 +151,60 @@ pub async fn serve(listener: UnixListener, tickets: Arc<Tickets>, stop: impl Fut
     }
 }
 
-async fn answer(mut stream: UnixStream, tickets: &Tickets) -> std::io::Result<()> {
+async fn answer(stream: UnixStream, tickets: &Tickets) -> std::io::Result<()> {
     let uid = stream.peer_cred()?.uid();
-    let mut ticket = [0; 16];
-    stream.read_exact(&mut ticket).await?;
-    let fd = tickets.redeem(&ticket, uid);
-    loop {
-        stream.writable().await?;
-        let sent = stream.try_io(Interest::WRITABLE, || send(&stream, fd.as_ref()));
-        match sent {
-            Err(problem) if problem.kind() == std::io::ErrorKind::WouldBlock => {}
-            other => return other,
-        }
+    let (mut ticket, mut given) = ([0; TICKET_LEN], None);
+    let mut shown = 0;
+    while shown < TICKET_LEN {
+        let rest = ticket.get_mut(shown..).unwrap_or_default();
+        let read = stream.async_io(Interest::READABLE, || receive(&stream, rest, &mut given));
+        shown += match read.await? {
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            read => read,
+        };
     }
+    let (answer, fd) = match tickets.redeem(&ticket, uid) {
+        None => (Handover::Refused, None),
+        Some(Promise::Give(fd)) => (Handover::Taken, Some(fd)),
+        Some(Promise::Take(region)) => match given.take() {
+            Some(given) => (region.adopt(given), None),
+            None => {
+                region.refuse(Handover::Missing);
+                (Handover::Missing, None)
+            }
+        },
+    };
+    let send = || send(&stream, answer, fd.as_ref());
+    stream.async_io(Interest::WRITABLE, send).await
 }
 
-fn send(stream: &UnixStream, fd: Option<&OwnedFd>) -> std::io::Result<()> {
+/// Reads on, and keeps the last descriptor that comes; others are closed.
+fn receive(
+    stream: &UnixStream,
+    into: &mut [u8],
+    given: &mut Option<OwnedFd>,
+) -> std::io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut into = [IoSliceMut::new(into)];
+    let flags = RecvFlags::CMSG_CLOEXEC;
+    let message = rustix::net::recvmsg(stream, &mut into, &mut control, flags)?;
+    for part in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = part {
+            *given = rights.last().or(given.take());
+        }
+    }
+    Ok(message.bytes)
+}
+
+fn send(stream: &UnixStream, answer: Handover, fd: Option<&OwnedFd>) -> std::io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     let fds = fd.map(|fd| [fd.as_fd()]);
     if let Some(fds) = &fds {
         control.push(SendAncillaryMessage::ScmRights(fds));
     }
-    let status = [u8::from(fd.is_some())];
+    let status = [answer as u8];
     rustix::net::sendmsg(
         stream,
         &[IoSlice::new(&status)],

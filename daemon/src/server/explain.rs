@@ -7,7 +7,9 @@
 
 use std::sync::Arc;
 
-use kvtier_proto::{BlockKey, Level, Miss, NamespaceId, PayloadKind, Quality, key_from_wire, v1};
+use kvtier_proto::{
+    BlockKey, LayoutFingerprint, Level, Miss, NamespaceId, PayloadKind, Quality, key_from_wire, v1,
+};
 use strum::IntoEnumIterator;
 use tonic::{Request, Status};
 
@@ -68,6 +70,18 @@ fn explain_unfit(best: Option<Quality>, reply: &mut v1::ExplainReply) {
             ));
         }
     }
+}
+
+/// Says what model a block is of, where somebody has said what has this layout.
+fn tell_model(shared: &Shared, layout: &LayoutFingerprint, reply: &mut v1::ExplainReply) {
+    let Some(known) = shared.tiers.codecs().known(|name| name == layout) else {
+        return;
+    };
+    // The adapter is no part of a layout: it may be another tenant's.
+    reply.model = Some(v1::ModelDescriptor {
+        adapter: String::new(),
+        ..known.layouts.model().into()
+    });
 }
 
 /// Name of a level, as this daemon knows it.
@@ -154,7 +168,9 @@ fn explain_host(
         device: None,
         quality: v1::Quality::from(quality) as i32,
         tables: 0,
+        position: block.facts().position,
     });
+    tell_model(shared, &block.facts().fingerprint, reply);
     if shared.tiers.is_writing(&tenant.host, id) {
         reply
             .notes
@@ -176,17 +192,21 @@ async fn explain_disk(
     let disk = shared.tiers.disk()?;
     let stored = disk.find(vec![id]).await.into_iter().next().flatten()?;
     let quality = stored.quality();
-    let missing = shared.tiers.missing_tables(id, &stored).await;
+    let head = shared.tiers.head(id, &stored).await;
+    let missing = shared.tiers.missing_tables(id, &stored, head.as_ref());
+    let block = head.map(|head| head.summary);
     reply.variants.push(v1::VariantInfo {
         kind: wire_kind,
         tier: v1::Tier::Disk as i32,
         level: stored.level.0.into(),
         level_name: level_name(shared, stored.level),
         stored_bytes: stored.place.len.into(),
-        raw_bytes: 0,
+        raw_bytes: head.map_or(0, |head| head.raw_len.into()),
         leases: 0,
-        tokens: 0,
-        parent: Vec::new().into(),
+        tokens: block.map_or(0, |block| block.tokens),
+        parent: block
+            .map_or_else(Vec::new, |block| block.parent.0.to_vec())
+            .into(),
         pinned: stored.pinned,
         place: format!(
             "segment {} offset {}",
@@ -195,7 +215,11 @@ async fn explain_disk(
         device: Some(stored.device.number()),
         quality: v1::Quality::from(quality) as i32,
         tables: missing.unwrap_or(0),
+        position: block.map_or(0, |block| block.position),
     });
+    if let Some(block) = block {
+        tell_model(shared, &block.layout, reply);
+    }
     if let Some(tables) = missing {
         let which = match tables {
             0 => "tables of its model".to_owned(),

@@ -142,7 +142,7 @@ fn arena_grant(
     }))
 }
 
-/// Makes a staging region.
+/// Makes a region.
 pub async fn region(
     shared: &Shared,
     request: Request<v1::RegisterRegionRequest>,
@@ -158,9 +158,16 @@ pub async fn region(
         Ok(v1::RegionPurpose::Claims) => {
             return claims_region(shared, &session, uid, request.get_ref().bytes);
         }
+        Ok(v1::RegionPurpose::Engine) => {
+            return super::engine::register(shared, &session, uid, request.get_ref()).await;
+        }
         Err(_) => {
             let purpose = request.get_ref().purpose;
-            return Err(convert::bad_field("purpose", purpose, "staging or claims"));
+            return Err(convert::bad_field(
+                "purpose",
+                purpose,
+                "staging, claims or engine",
+            ));
         }
     }
     let (bytes, max) = (request.get_ref().bytes, session.tenant.staging_max);
@@ -217,7 +224,7 @@ fn claims_region(
     Ok(v1::RegisterRegionReply { grant: Some(grant) })
 }
 
-fn ticket(problem: TicketError) -> Status {
+pub(super) fn ticket(problem: TicketError) -> Status {
     match problem {
         TicketError::TooMany { .. } => Status::resource_exhausted(problem.to_string()),
         TicketError::System(problem) => internal(problem),

@@ -168,22 +168,6 @@ pub async fn stats(
         ),
         lowest_quality: v1::Quality::from(tenant.host.lowest()) as i32,
     });
-    let session = |session: &Arc<crate::session::Session>| {
-        let (uid, pid) = match session.peer {
-            Peer::Unix { uid, pid } => (uid, pid),
-            Peer::Tcp => (0, 0),
-        };
-        v1::SessionStats {
-            client: session.client.clone(),
-            namespace_id: session.tenant.id.0,
-            uid,
-            pid,
-            leases: session.leases() as u64,
-            region_bytes: session.region_bytes(),
-            open_s: session.opened.elapsed().as_secs(),
-            model: session.layouts.model().model.clone(),
-        }
-    };
     shared.gauge();
     let counters = shared.metrics.counters().into_iter();
     Ok(v1::StatsReply {
@@ -192,7 +176,7 @@ pub async fn stats(
         state: shared.health.state().as_str().into(),
         tiers,
         namespaces: namespaces.collect(),
-        sessions: sessions.iter().map(session).collect(),
+        sessions: sessions.iter().map(session_stats).collect(),
         counters: counters
             .map(|(name, value)| v1::Counter { name, value })
             .collect(),
@@ -212,6 +196,24 @@ pub async fn stats(
             .cold()
             .map_or_else(String::new, |cold| level_name(shared, cold.level)),
     })
+}
+
+fn session_stats(session: &Arc<crate::session::Session>) -> v1::SessionStats {
+    let (uid, pid) = match session.peer {
+        Peer::Unix { uid, pid } => (uid, pid),
+        Peer::Tcp => (0, 0),
+    };
+    v1::SessionStats {
+        client: session.client.clone(),
+        namespace_id: session.tenant.id.0,
+        uid,
+        pid,
+        leases: session.leases() as u64,
+        region_bytes: session.region_bytes(),
+        open_s: session.opened.elapsed().as_secs(),
+        model: session.layouts.model().model.clone(),
+        engine_bytes: session.engine_bytes(),
+    }
 }
 
 fn tables_stats(tables: &Tables) -> v1::TablesStats {
@@ -286,6 +288,8 @@ impl Shared {
         metrics.leases.of(()).set(signed(leases));
         let bytes = sessions.iter().map(|session| session.region_bytes()).sum();
         metrics.region_bytes.of(()).set(signed(bytes));
+        let bytes = sessions.iter().map(|session| session.engine_bytes()).sum();
+        metrics.engine_region_bytes.of(()).set(signed(bytes));
     }
 
     fn gauge_disks(&self, devices: &[DiskStatus]) {

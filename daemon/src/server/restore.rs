@@ -1,7 +1,7 @@
 //! The Restore stream: commands of many restores in, their events out.
 //!
 //! Upstairs:   `server`.
-//! Downstairs: `restore::run`, one task a restore.
+//! Downstairs: `restore::run`, one task a restore; `landing` where blocks go to an engine's slots.
 //!
 //! Restores on one stream are told apart by a number the client chose. When the stream ends,
 //! every restore on it is cancelled. Leases whose event tonic had taken for sending stay with the
@@ -15,11 +15,13 @@ use std::time::Duration;
 
 use kvtier_proto::limits::REPORTS_PER_CALL_MAX;
 use kvtier_proto::{Miss, keys_from_wire, v1};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tonic::{Request, Status, Streaming};
 use v1::restore_event::Event;
 
+use super::landing::Landing;
 use super::{Drain, Replies, Shared, convert, kind, peer};
+use crate::region::engine::Reserved;
 use crate::restore::claims::{BadMap, Claims};
 use crate::restore::engines::Step;
 use crate::restore::outlook::Outlook;
@@ -147,14 +149,19 @@ impl Stream {
             accept: convert::accept(start.accept)?,
             two_ended: two_ended(&session, start.two_ended.as_ref(), start.keys.len())?,
         };
+        let into = into(&session, start.into.as_ref(), start.keys.len())?;
         let permit = Arc::clone(&session.restores).try_acquire_owned();
         // Asked after the permit is taken: whoever stops the daemon waits for permits.
         let Some(permit) = permit.ok().filter(|_| !self.shared.stopping()) else {
+            // Its slots are free before the client can know that it ended.
+            drop(into);
             self.refuse(id, &request).await;
             return Ok(());
         };
         let (control, listen) = watch::channel(Control::default());
         self.running.insert(id, control);
+        let metrics = &self.shared.metrics;
+        let landing = into.map(|into| Landing::new(into, listen.clone(), Arc::clone(metrics)));
         let (events, mut happened) = mpsc::channel(EVENTS_WAITING);
         let restore = Restore {
             reader: Arc::<Session>::clone(&session),
@@ -167,15 +174,15 @@ impl Stream {
         };
         let out = self.out.clone();
         tokio::spawn(restore.run());
+        let mut telling = Telling {
+            id,
+            out,
+            permit: Some(permit),
+            landing,
+        };
         tokio::spawn(async move {
-            let mut permit = Some(permit);
             while let Some(event) = happened.recv().await {
-                // The place is free before the client can know, so that it may start the next.
-                if matches!(event, run::Event::Done(_)) {
-                    permit.take();
-                }
-                let (event, holds) = to_wire(id, event);
-                if out.send((Ok(event), holds)).await.is_err() {
+                if !telling.tell(event).await {
                     return;
                 }
             }
@@ -201,6 +208,44 @@ impl Stream {
             .out
             .send((Ok(wire(id, Event::Done(done(summary)))), Vec::new()))
             .await;
+    }
+}
+
+/// Tells a client what happens in one of its restores.
+struct Telling {
+    id: u64,
+    out: mpsc::Sender<Waiting>,
+    permit: Option<OwnedSemaphorePermit>,
+    landing: Option<Landing>,
+}
+
+impl Telling {
+    /// False when nobody listens any more.
+    async fn tell(&mut self, event: run::Event) -> bool {
+        let event = match (event, &mut self.landing) {
+            (run::Event::Ready(ready), Some(landing)) => {
+                for group in Landing::groups(ready) {
+                    let blocks = landing.land(group).await;
+                    let event = wire(self.id, Event::Ready(v1::BlocksReady { blocks }));
+                    if self.out.send((Ok(event), Vec::new())).await.is_err() {
+                        return false;
+                    }
+                }
+                return true;
+            }
+            (run::Event::Done(mut summary), _) => {
+                // Places and slots are free before the client can know, so that it may start the
+                // next.
+                self.permit.take();
+                if let Some(landing) = self.landing.take() {
+                    landing.end(&mut summary);
+                }
+                run::Event::Done(summary)
+            }
+            (event, _) => event,
+        };
+        let (event, holds) = to_wire(self.id, event);
+        self.out.send((Ok(event), holds)).await.is_ok()
     }
 }
 
@@ -295,6 +340,30 @@ fn two_ended(
         first_token: two_ended.first_token,
         suffix_tokens: two_ended.suffix_tokens,
     }))
+}
+
+/// Slots of the engine that the blocks go to.
+fn into(
+    session: &Session,
+    into: Option<&v1::IntoSlots>,
+    blocks: usize,
+) -> Result<Option<Reserved>, Status> {
+    let Some(into) = into else {
+        return Ok(None);
+    };
+    let region = session.engine(into.region).ok_or_else(|| {
+        let accepted = "a region of its own memory that this session registered";
+        convert::bad_field("into.region", into.region, accepted)
+    })?;
+    if into.slots.len() != blocks {
+        let value = format!("{} entries long", into.slots.len());
+        let accepted = format!("{blocks} entries, one for each key");
+        return Err(convert::bad_field("into.slots", value, accepted));
+    }
+    let reserved = region.reserve(&into.slots);
+    let accepted = "slots of the region that no other transfer has, each once";
+    let refused = |bad| convert::bad_field("into.slots", bad, accepted);
+    reserved.map(Some).map_err(refused)
 }
 
 fn leased(leased: &run::Leased) -> v1::LeasedBlock {

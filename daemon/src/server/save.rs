@@ -3,6 +3,7 @@
 //! Upstairs:   `server`, and `inline` for the part after the bytes are here.
 //! Downstairs: `session`, `region`, `tier::save`.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use kvtier_proto::limits::KEYS_PER_CALL_MAX;
@@ -12,6 +13,8 @@ use tonic::{Request, Status};
 use super::{Shared, convert, kind};
 use crate::block::{BlockFacts, BlockId, PlannedBlock};
 use crate::metrics::{Acknowledge, Saved};
+use crate::region::engine::EngineRegion;
+use crate::region::{SlotName, Staging};
 use crate::session::Session;
 use crate::tier::Located;
 use crate::tier::save::{Payload, SaveFailed};
@@ -30,21 +33,21 @@ pub async fn save(
     let session = shared.session(&request, &request.get_ref().session)?;
     let asked = request.into_inner();
     check_count("blocks", asked.blocks.len())?;
-    let staging = session.region(asked.region).ok_or_else(|| {
-        convert::bad_field(
-            "region",
-            asked.region,
-            "a region of this session; RegisterRegion",
-        )
-    })?;
+    let room = Room::of(&session, asked.region)?;
     let planned = asked.blocks.iter().enumerate();
     let planned: Vec<_> = planned
-        .map(|(at, block)| plan(&session, &format!("blocks[{at}]"), block))
-        .collect::<Result<_, _>>()?;
+        .map(|(at, block)| {
+            let field = format!("blocks[{at}]");
+            let planned = plan(&session, &field, block)?;
+            room.check(&field, &planned, block.slot)?;
+            Ok(planned)
+        })
+        .collect::<Result<_, Status>>()?;
     let present = present(shared, &session, &planned).await;
     let quota = session.tenant.host.arena().capacity();
     let mut grants = Vec::with_capacity(planned.len());
-    for (block, present) in planned.into_iter().zip(present) {
+    let slots = asked.blocks.iter().map(|block| block.slot);
+    for ((block, slot), present) in planned.into_iter().zip(slots).zip(present) {
         let grant = if let Some(acknowledge) = present {
             shared.metrics.save_blocks.of(Saved::Already).inc();
             Grant::Already(acknowledge as i32)
@@ -53,7 +56,7 @@ pub async fn save(
         } else if block.facts.layout.payload_len() > quota {
             refuse(shared, v1::SaveRefusal::OverQuota, Saved::OverQuota)
         } else {
-            match staging.grant(block) {
+            match room.grant(block, slot) {
                 Some(slot) => Grant::Slot(convert::slot(slot)),
                 None => refuse(shared, v1::SaveRefusal::RegionFull, Saved::RegionFull),
             }
@@ -61,6 +64,47 @@ pub async fn save(
         grants.push(v1::SaveGrant { grant: Some(grant) });
     }
     Ok(v1::SaveReply { grants })
+}
+
+/// Where a save's blocks are, or will be.
+enum Room {
+    Staging(Arc<Staging>),
+    Engine(Arc<EngineRegion>),
+}
+
+impl Room {
+    fn of(session: &Session, number: u32) -> Result<Self, Status> {
+        let staging = session.region(number).map(Self::Staging);
+        let room = staging.or_else(|| session.engine(number).map(Self::Engine));
+        let accepted = "a region of this session; RegisterRegion";
+        room.ok_or_else(|| convert::bad_field("region", number, accepted))
+    }
+
+    /// An engine's slot must be there, and of the block's size.
+    fn check(&self, field: &str, block: &PlannedBlock, slot: u32) -> Result<(), Status> {
+        let Self::Engine(region) = self else {
+            return Ok(());
+        };
+        let (bytes, slot_bytes) = (block.facts.layout.payload_len(), region.slot_bytes());
+        if bytes != slot_bytes {
+            let accepted = format!("exactly {slot_bytes}, a slot of the region");
+            return Err(convert::bad_field(
+                field,
+                format!("{bytes} bytes long"),
+                accepted,
+            ));
+        }
+        let accepted = "a slot of the region";
+        let refused = |bad| convert::bad_field(format!("{field}.slot"), bad, accepted);
+        region.check(slot).map_err(refused)
+    }
+
+    fn grant(&self, block: PlannedBlock, slot: u32) -> Option<SlotName> {
+        match self {
+            Self::Staging(staging) => staging.grant(block),
+            Self::Engine(region) => region.grant(block, slot),
+        }
+    }
 }
 
 fn refuse(shared: &Shared, refusal: v1::SaveRefusal, saved: Saved) -> v1::save_grant::Grant {

@@ -12,20 +12,21 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use kvtier_kernels::calibrate::measure::{MeasureError, measure};
-use kvtier_kernels::calibrate::samples::{Document, Fisher, SampleError};
+use kvtier_kernels::calibrate::samples::{Fisher, SampleError};
 use kvtier_kernels::calibrate::{CalibrateError, calibrate};
 use kvtier_kernels::profile::ProfileError;
 use kvtier_proto::Bytes;
 use kvtier_proto::layout::PartCode;
 
 pub use kvtier_kernels::calibrate::measure::Stored;
+pub use kvtier_kernels::calibrate::samples::{DOCUMENT_TOKENS_MAX, Document};
 pub use kvtier_kernels::calibrate::{
     LevelReport, Model, Options, PartReport, Progress, Report, Target,
 };
 pub use kvtier_kernels::profile::{Rope, TokenPredictor};
 
 /// Largest file that is read. A file is held in memory whole.
-const FILE_BYTES_MAX: Bytes = Bytes::gib(16);
+pub const FILE_BYTES_MAX: Bytes = Bytes::gib(16);
 
 /// Why there is no profile.
 #[derive(Debug, thiserror::Error)]

@@ -22,7 +22,7 @@ use super::codec::DecodeFailed;
 use super::disk::{DiskTier, Held, OnDisk};
 use super::host::HostTier;
 use super::scratch::Line;
-use super::{BlockEvent, Loaded, Tier, Tiers, codec};
+use super::{BlockEvent, LoadName, Loaded, Tier, Tiers, codec};
 use crate::block::{BlockFacts, BlockId, HostBlock, Layouts};
 use crate::metrics::Damage;
 
@@ -30,7 +30,8 @@ impl Tiers {
     /// The block in host memory, at least as good as `accept`; loaded when it is not there. Says
     /// which tier had it.
     ///
-    /// Cancel safety: dropped early, a load that has started goes on for whoever asks next.
+    /// Cancel safety: dropped early, a load whose read has begun goes on for whoever asks next. One
+    /// that still waits for its turn ends there, unless somebody else waits for it.
     pub async fn fetch(
         self: &Arc<Self>,
         host: &Arc<HostTier>,
@@ -127,19 +128,39 @@ impl Tiers {
         let name = (id, layouts.fingerprint(), accept);
         let mut loads = self.lock_loads();
         if let Some(load) = loads.get(&name) {
-            return Ok(load.clone());
+            return Ok(load.subscribe());
         }
         let (done, load) = watch::channel::<Loaded>(None);
-        loads.insert(name, load.clone());
+        loads.insert(name, done.clone());
         let (tiers, host, layouts) = (Arc::clone(self), Arc::clone(host), Arc::clone(layouts));
         tokio::spawn(async move {
-            let loaded = tiers.load(&host, &layouts, id, accept).await;
+            let turn = host.lines.loads.acquire().await;
+            if tiers.is_given_up(&name) {
+                return;
+            }
+            let loaded = match turn {
+                Ok(_turn) => tiers.load(&host, &layouts, id, accept).await,
+                Err(closed) => Err(stopping(closed)),
+            };
             tiers.lock_loads().remove(&name);
             done.send_replace(Some(loaded));
         });
         Ok(load)
     }
 
+    /// True when nobody waits for a load any more: then nobody can begin to.
+    fn is_given_up(&self, name: &LoadName) -> bool {
+        let mut loads = self.lock_loads();
+        let given_up = loads
+            .get(name)
+            .is_some_and(|done| done.receiver_count() == 0);
+        if given_up {
+            loads.remove(name);
+        }
+        given_up
+    }
+
+    /// Loads a block, when it is its turn.
     async fn load(
         self: &Arc<Self>,
         host: &Arc<HostTier>,
@@ -148,7 +169,6 @@ impl Tiers {
         accept: Quality,
     ) -> Result<Arc<HostBlock>, Miss> {
         let disk = self.disk.as_ref().ok_or(Miss::Absent)?;
-        let _turn = host.lines.loads.acquire().await.map_err(stopping)?;
         let life = host.life();
         let stored = disk
             .find(vec![id])

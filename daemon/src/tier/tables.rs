@@ -92,7 +92,7 @@ fn tables(path: &Path, bytes: &[u8]) -> Result<Tables, String> {
 }
 
 /// True for the model that the tables are of: its name, revision and weights are theirs, and it
-/// hands K over, turned as they expect it. Of any other nobody has measured what they lose. What
+/// hands K over turned as they expect it. Of any other nobody has measured what they lose. What
 /// either side does not say is taken to fit. Layers that are not as they say are left to other
 /// levels. A stage of a pipeline counts its layers from 0, so that nobody knows which they are.
 fn fits(profile: &Profile, model: &ModelDescriptor) -> bool {
@@ -100,7 +100,6 @@ fn fits(profile: &Profile, model: &ModelDescriptor) -> bool {
     let weights = own.is_empty() || weights.is_empty() || own == weights;
     let (own, revision) = (&profile.revision, &model.revision);
     let revision = own.is_empty() || revision.is_empty() || own == revision;
-    let rope = profile.rope.as_ref().zip(model.rope.as_ref());
     let parts = profile.parts.iter().all(|part| {
         let layer = usize::try_from(part.layer).ok();
         let layer = layer.and_then(|layer| model.layers.get(layer));
@@ -108,12 +107,24 @@ fn fits(profile: &Profile, model: &ModelDescriptor) -> bool {
     });
     profile.model == model.model
         && profile.element == model.element
-        && profile.k_after_rope == model.k_after_rope
         && model.shard.pp_size == 1
         && weights
         && revision
         && parts
-        && rope.is_none_or(|(own, model)| turns_alike(own, model))
+        && hands_k_over_alike(profile, model)
+}
+
+/// True when K comes as the tables expect it. Where nothing turns, before and after RoPE is the
+/// same: of a model without it, tables say that K is not turned, and an engine that K is what it
+/// is after turning.
+fn hands_k_over_alike(profile: &Profile, model: &ModelDescriptor) -> bool {
+    let after = profile.k_after_rope == model.k_after_rope;
+    match (&profile.rope, &model.rope) {
+        (None, None) => true,
+        (Some(own), Some(model)) => after && turns_alike(own, model),
+        // One side does not say.
+        _ => after,
+    }
 }
 
 /// True when both turn the same channels by the same angles, as far as the descriptor's words for

@@ -17,6 +17,7 @@ use crate::block::{BlockFacts, Layouts, PlannedBlock};
 use crate::health::Health;
 use crate::metrics::{Damage, Label};
 
+mod across;
 mod quality;
 mod wipes;
 

@@ -108,11 +108,15 @@ pub(super) fn eigen(symmetric: Matrix) -> Option<(DVector<f64>, Matrix)> {
     Some((values, Matrix::from_columns(&columns)))
 }
 
-/// The symmetric root of a positive matrix and the root's inverse.
-pub(super) fn roots(positive: Matrix) -> Option<(Matrix, Matrix)> {
+/// The symmetric root of a matrix and the root's inverse. `None` where an eigenvalue is below
+/// `least`, which is positive.
+pub(super) fn roots(positive: Matrix, least: f64) -> Option<(Matrix, Matrix)> {
     let (values, vectors) = eigen(positive)?;
+    if values.iter().any(|value| *value < least) {
+        return None;
+    }
     let power = |exponent: f64| {
-        let scaled = values.map(|value| value.max(f64::MIN_POSITIVE).powf(exponent));
+        let scaled = values.map(|value| value.powf(exponent));
         let mut left = vectors.clone();
         for (mut column, scale) in left.column_iter_mut().zip(scaled.iter()) {
             column *= *scale;
@@ -174,9 +178,10 @@ mod tests {
     #[test]
     fn root_times_root_is_the_matrix_and_times_its_inverse_is_one() {
         let given = matrix(2, &[4.0, 1.0, 1.0, 3.0]);
-        let (root, inverse) = roots(given.clone()).unwrap();
-        assert!((&root * &root - given).norm() < 1e-12);
+        let (root, inverse) = roots(given.clone(), 1.0).unwrap();
+        assert!((&root * &root - &given).norm() < 1e-12);
         assert!((root * inverse - Matrix::identity(2, 2)).norm() < 1e-12);
+        assert!(roots(given, 3.0).is_none(), "it has an eigenvalue below 3");
     }
 
     #[test]

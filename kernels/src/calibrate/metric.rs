@@ -59,29 +59,34 @@ impl Metric {
         }
     }
 
-    /// That of the gradients; `None` when there are none for this part.
+    /// That of the gradients.
+    ///
+    /// # Errors
+    /// Index of the first head whose matrix is no sum of outer products, or is not there.
     pub(super) fn of(
         fisher: &Fisher,
         (layer, code): (usize, PartCode),
         (heads, dim): (usize, usize),
         least_trace: f64,
-    ) -> Option<Self> {
+    ) -> Result<Self, usize> {
         let channels = heads * dim;
         let mut all = [(); 3].map(|()| Matrix::zeros(channels, channels));
         for head in 0..heads {
-            let given = fisher.head(layer, code, head)?;
+            let given = fisher.head(layer, code, head).ok_or(head)?;
             let given = Matrix::from_row_iterator(dim, dim, given.iter().copied().map(f64::from));
             // Sums of outer products are symmetric; files need not be, to the last bit.
             let plain = (&given + given.transpose()) / 2.0;
             let floor = FLOOR * plain.trace().max(least_trace) / dim.max(1) as f64;
-            let (root, inverse) = roots(&plain + Matrix::identity(dim, dim) * floor)?;
+            // Such a sum has no negative eigenvalue, beside what rounding left of it.
+            let positive = &plain + Matrix::identity(dim, dim) * floor;
+            let (root, inverse) = roots(positive, floor / 2.0).ok_or(head)?;
             let at = head * dim;
             for (whole, block) in all.iter_mut().zip([root, inverse, plain]) {
                 whole.view_mut((at, at), (dim, dim)).copy_from(&block);
             }
         }
         let [root, inverse, fisher] = all;
-        Some(Self {
+        Ok(Self {
             root,
             inverse,
             fisher: Some(fisher),
@@ -139,7 +144,7 @@ mod tests {
     fn basis_makes_coefficients_independent_in_the_metric_when_there_are_gradients() {
         let covariance = Matrix::from_row_slice(2, 2, &[3.0, 1.0, 1.0, 2.0]);
         let fisher = Matrix::from_row_slice(2, 2, &[0.5, -0.2, -0.2, 4.0]);
-        let (root, inverse) = roots(fisher.clone()).unwrap();
+        let (root, inverse) = roots(fisher.clone(), 0.1).unwrap();
         let metric = Metric {
             root,
             inverse,

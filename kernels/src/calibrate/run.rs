@@ -168,10 +168,10 @@ impl<'a> Run<'a> {
         let (heads, dim) = shape.map_or((1, samples.nrows()), |shape| (shape.heads, shape.dim));
         let moments = Moments::of(&samples);
         let metric = match self.fisher {
-            Some(fisher) => Metric::of(fisher, name, (heads, dim), self.least_trace),
-            None => Some(Metric::flat(&moments)),
+            Some(fisher) => Metric::of(fisher, name, (heads, dim), self.least_trace)
+                .map_err(|head| CalibrateError::Indefinite { layer, code, head })?,
+            None => Metric::flat(&moments),
         };
-        let metric = metric.ok_or_else(singular)?;
         let basis = metric.basis(&moments.covariance()).ok_or_else(singular)?;
         let mean: Vec<f64> = moments.mean().iter().copied().collect();
         plain::centre(&mut samples, &mean);

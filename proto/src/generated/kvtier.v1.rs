@@ -287,11 +287,12 @@ pub struct RegionGrant {
     pub region: u32,
     #[prost(uint64, tag = "2")]
     pub bytes: u64,
-    /// Shown once on the companion socket, which answers with the descriptor. 16 secret bytes.
+    /// Shown once on the companion socket, which answers with the descriptor, or takes that of an
+    /// engine's region. 16 secret bytes.
     #[prost(bytes = "bytes", tag = "3")]
     pub ticket: ::prost::bytes::Bytes,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RegisterRegionRequest {
     #[prost(bytes = "bytes", tag = "1")]
     pub session: ::prost::bytes::Bytes,
@@ -300,13 +301,52 @@ pub struct RegisterRegionRequest {
     pub bytes: u64,
     #[prost(enumeration = "RegionPurpose", tag = "3")]
     pub purpose: i32,
+    /// Of an engine's region: where its slots lie.
+    #[prost(message, optional, tag = "4")]
+    pub geometry: ::core::option::Option<RegionGeometry>,
+    /// Of an engine's region: a session of the same user that its client gave up. It ends before the
+    /// answer, and nothing is copied for it any more. Empty: none.
+    #[prost(bytes = "bytes", tag = "5")]
+    pub replaces: ::prost::bytes::Bytes,
+}
+/// Where the slots of an engine's region lie. A slot is a place for one whole block.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RegionGeometry {
+    /// What the slots hold.
+    #[prost(enumeration = "PayloadKind", tag = "1")]
+    pub kind: i32,
+    /// How many there are; they are numbered from 0.
+    #[prost(uint32, tag = "2")]
+    pub slots: u32,
+    /// Pieces of a slot. Their rows, one after the other, are the block's payload: K then V of layer
+    /// after layer, unpadded. At most 4096 pieces, and 65536 rows in all of them.
+    #[prost(message, repeated, tag = "3")]
+    pub pieces: ::prost::alloc::vec::Vec<RegionPiece>,
+}
+/// Rows that lie in equal distance. Unit: bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RegionPiece {
+    /// First byte of the first row of slot 0, in the file.
+    #[prost(uint64, tag = "1")]
+    pub offset: u64,
+    /// From a slot's first row to the next slot's.
+    #[prost(uint64, tag = "2")]
+    pub slot_stride: u64,
+    #[prost(uint32, tag = "3")]
+    pub rows: u32,
+    #[prost(uint64, tag = "4")]
+    pub row_bytes: u64,
+    /// From a row of a slot to its next.
+    #[prost(uint64, tag = "5")]
+    pub row_stride: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RegisterRegionReply {
     #[prost(message, optional, tag = "1")]
     pub grant: ::core::option::Option<RegionGrant>,
 }
-/// A place in a region. Valid while its generation is the one the daemon knows.
+/// A place in a region. Valid while its generation is the one the daemon knows. In an engine's
+/// region the offset is the number of the slot.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Slot {
     #[prost(uint32, tag = "1")]
@@ -380,6 +420,9 @@ pub struct BlockToSave {
     /// not get it.
     #[prost(enumeration = "Quality", tag = "7")]
     pub through: i32,
+    /// Where the region of the request is an engine's: the slot that holds the block.
+    #[prost(uint32, tag = "8")]
+    pub slot: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SaveRequest {
@@ -505,6 +548,18 @@ pub struct RestoreStart {
     /// only use a loaded prefix. With it every block stands for itself, as with `scattered`.
     #[prost(message, optional, tag = "7")]
     pub two_ended: ::core::option::Option<TwoEnded>,
+    /// Copy the blocks into slots of an engine's region instead of leasing them.
+    #[prost(message, optional, tag = "8")]
+    pub into: ::core::option::Option<IntoSlots>,
+}
+/// The slots are the daemon's until `RestoreDone` of this restore.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct IntoSlots {
+    #[prost(uint32, tag = "1")]
+    pub region: u32,
+    /// One for each key, each once.
+    #[prost(uint32, repeated, tag = "2")]
+    pub slots: ::prost::alloc::vec::Vec<u32>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TwoEnded {
@@ -614,10 +669,11 @@ pub struct LeasedBlock {
     /// Index into the keys of the request.
     #[prost(uint32, tag = "1")]
     pub index: u32,
-    /// Where the payload lies in the arena; unchanged until the lease is released.
+    /// Where the payload lies in the arena; unchanged until the lease is released. With `into` the
+    /// engine's slot that it was copied to.
     #[prost(message, optional, tag = "2")]
     pub slot: ::core::option::Option<Slot>,
-    /// Give back with Release.
+    /// Give back with Release. With `into` 0: there is none.
     #[prost(uint64, tag = "3")]
     pub lease: u64,
     #[prost(enumeration = "Tier", tag = "4")]
@@ -843,6 +899,10 @@ pub struct ExplainReply {
     /// What is known, in sentences.
     #[prost(string, repeated, tag = "3")]
     pub notes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The model that the block is of, without its adapter: a session with it has been open since the
+    /// daemon started. Absent when there was none, or the block is nowhere.
+    #[prost(message, optional, tag = "4")]
+    pub model: ::core::option::Option<ModelDescriptor>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct VariantInfo {
@@ -878,6 +938,9 @@ pub struct VariantInfo {
     /// Identity of the tables that it was coded with; 0 when none are needed, or it is not known.
     #[prost(uint32, tag = "14")]
     pub tables: u32,
+    /// Index of its first token in the prefix.
+    #[prost(uint32, tag = "15")]
+    pub position: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WipeRequest {
@@ -1068,6 +1131,9 @@ pub struct SessionStats {
     pub open_s: u64,
     #[prost(string, tag = "8")]
     pub model: ::prost::alloc::string::String,
+    /// Memory of the engine that it registered.
+    #[prost(uint64, tag = "9")]
+    pub engine_bytes: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Counter {
@@ -1097,6 +1163,9 @@ pub enum RegionPurpose {
     Staging = 0,
     /// Maps of two-ended restores, which both ends write.
     Claims = 1,
+    /// The engine's own host pool: it hands the descriptor over, and the daemon copies blocks from and
+    /// to its slots.
+    Engine = 2,
 }
 impl RegionPurpose {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1107,6 +1176,7 @@ impl RegionPurpose {
         match self {
             Self::Staging => "REGION_PURPOSE_STAGING",
             Self::Claims => "REGION_PURPOSE_CLAIMS",
+            Self::Engine => "REGION_PURPOSE_ENGINE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1114,6 +1184,7 @@ impl RegionPurpose {
         match value {
             "REGION_PURPOSE_STAGING" => Some(Self::Staging),
             "REGION_PURPOSE_CLAIMS" => Some(Self::Claims),
+            "REGION_PURPOSE_ENGINE" => Some(Self::Engine),
             _ => None,
         }
     }
@@ -1204,6 +1275,7 @@ pub enum MissReason {
     NoSpace = 13,
     Deadline = 14,
     NoTables = 15,
+    Region = 16,
 }
 impl MissReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1228,6 +1300,7 @@ impl MissReason {
             Self::NoSpace => "MISS_REASON_NO_SPACE",
             Self::Deadline => "MISS_REASON_DEADLINE",
             Self::NoTables => "MISS_REASON_NO_TABLES",
+            Self::Region => "MISS_REASON_REGION",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1249,6 +1322,7 @@ impl MissReason {
             "MISS_REASON_NO_SPACE" => Some(Self::NoSpace),
             "MISS_REASON_DEADLINE" => Some(Self::Deadline),
             "MISS_REASON_NO_TABLES" => Some(Self::NoTables),
+            "MISS_REASON_REGION" => Some(Self::Region),
             _ => None,
         }
     }
@@ -1331,7 +1405,7 @@ impl Acknowledge {
 #[repr(i32)]
 pub enum SaveRefusal {
     Unspecified = 0,
-    /// The staging region has no room: commit or release slots first.
+    /// The staging region has no room, or the engine's slot is in use: commit or release slots first.
     RegionFull = 1,
     /// The block is larger than the namespace may hold.
     OverQuota = 2,
@@ -1524,7 +1598,8 @@ pub mod kvtier_client {
             self.inner.server_streaming(req, path, codec).await
         }
         /// Makes a staging region: memory that the client fills and the daemon reads. The descriptor is
-        /// fetched from the companion socket with the ticket.
+        /// fetched from the companion socket with the ticket. For an engine's own region it is handed
+        /// over there instead.
         pub async fn register_region(
             &mut self,
             request: impl tonic::IntoRequest<super::RegisterRegionRequest>,
@@ -1892,7 +1967,8 @@ pub mod kvtier_server {
             tonic::Status,
         >;
         /// Makes a staging region: memory that the client fills and the daemon reads. The descriptor is
-        /// fetched from the companion socket with the ticket.
+        /// fetched from the companion socket with the ticket. For an engine's own region it is handed
+        /// over there instead.
         async fn register_region(
             &self,
             request: tonic::Request<super::RegisterRegionRequest>,

@@ -98,12 +98,23 @@ impl RawSession {
         (grant, file.expect("the ticket is good"))
     }
 
+    /// The code with which a staging region is refused.
+    pub async fn region_refused(&mut self) -> tonic::Code {
+        let request = v1::RegisterRegionRequest {
+            session: self.token(),
+            bytes: 1 << 20,
+            ..v1::RegisterRegionRequest::default()
+        };
+        self.rpc.register_region(request).await.unwrap_err().code()
+    }
+
     /// Makes a region for claims and fetches its memory.
     pub async fn claims(&mut self, bytes: u64) -> Result<(v1::RegionGrant, File), Status> {
         let request = v1::RegisterRegionRequest {
             session: self.token(),
             bytes,
             purpose: v1::RegionPurpose::Claims.into(),
+            ..v1::RegisterRegionRequest::default()
         };
         let reply = self.rpc.register_region(request).await?;
         let grant = reply.into_inner().grant.unwrap();
@@ -150,6 +161,7 @@ pub fn block(block: &SaveBlock) -> v1::BlockToSave {
         kind: v1::PayloadKind::from(block.kind).into(),
         opaque_bytes: block.opaque_bytes,
         through: 0,
+        slot: 0,
     }
 }
 

@@ -51,20 +51,41 @@ fn ending(sequence: &mut Sequence) -> (Vec<u32>, Vec<u32>) {
     (bits, sequence.generate(16, None).unwrap())
 }
 
+/// A daemon that holds the hidden states of the prompt, and the cold run that left them behind.
+struct Saved {
+    daemon: Daemon,
+    model: Arc<Model>,
+    link: EngineLink,
+    cold: Sequence,
+}
+
+impl Saved {
+    async fn new() -> Self {
+        let daemon = Daemon::start(Options::default().level("lossless"));
+        let model = model();
+        let link = open(&daemon, &model, true).await;
+        let mut cold = empty(&model);
+        let durable = link.prefill_saving_hidden(&mut cold, &prompt()).await;
+        assert_eq!(durable.unwrap(), 6);
+        Self {
+            daemon,
+            model,
+            link,
+            cold,
+        }
+    }
+}
+
 // Goal: what a prefill leaves as hidden states is enough to go on from, after a restart of the
 // daemon, with the tokens of a cold run; and it takes a quarter of the bytes of KV.
 #[test]
 fn hidden_states_restore_to_the_tokens_of_a_cold_run_after_a_restart() {
     run(LIMIT, async {
-        let mut daemon = Daemon::start(Options::default().level("lossless"));
-        let (model, prompt) = (model(), prompt());
-        let link = open(&daemon, &model, true).await;
-        let mut cold = empty(&model);
-        let durable = link.prefill_saving_hidden(&mut cold, &prompt).await;
-        assert_eq!(durable.unwrap(), 6);
-        let cold = ending(&mut cold);
-        drop(link);
-        daemon.restart();
+        let mut saved = Saved::new().await;
+        let (cold, prompt) = (ending(&mut saved.cold), prompt());
+        drop(saved.link);
+        saved.daemon.restart();
+        let (daemon, model) = (saved.daemon, saved.model);
 
         let link = open(&daemon, &model, true).await;
         let mut warm = empty(&model);
@@ -84,13 +105,13 @@ fn hidden_states_restore_to_the_tokens_of_a_cold_run_after_a_restart() {
 #[test]
 fn hidden_states_are_never_served_as_kv_nor_to_an_engine_of_other_bits() {
     run(LIMIT, async {
-        let daemon = Daemon::start(Options::default().level("lossless"));
-        let (model, prompt) = (model(), prompt());
-        let link = open(&daemon, &model, true).await;
-        let mut cold = empty(&model);
-        link.prefill_saving_hidden(&mut cold, &prompt)
-            .await
-            .unwrap();
+        let Saved {
+            daemon,
+            model,
+            link,
+            ..
+        } = Saved::new().await;
+        let prompt = prompt();
         let keys = link.session().prefix_keys(&prompt, b"");
         let missed = misses(&link, &keys, PayloadKind::Kv).await;
         assert_eq!(missed, vec![Miss::Absent; 6]);
@@ -163,15 +184,10 @@ impl Driver for Leased {
 #[test]
 fn computed_loaded_and_rebuilt_blocks_of_one_prompt_end_in_the_tokens_of_a_cold_run() {
     run(LIMIT, async {
-        let daemon = Daemon::start(Options::default().level("lossless"));
-        let (model, prompt) = (model(), prompt());
-        let link = open(&daemon, &model, true).await;
-        let mut cold = empty(&model);
-        link.prefill_saving_hidden(&mut cold, &prompt)
-            .await
-            .unwrap();
-        link.save_prefix(&cold, &prompt).await.unwrap();
-        let cold = ending(&mut cold);
+        let mut saved = Saved::new().await;
+        let (link, prompt) = (&saved.link, prompt());
+        link.save_prefix(&saved.cold, &prompt).await.unwrap();
+        let cold = ending(&mut saved.cold);
 
         let keys = link.session().prefix_keys(&prompt, b"");
         let mut blocks = Vec::new();
@@ -191,7 +207,7 @@ fn computed_loaded_and_rebuilt_blocks_of_one_prompt_end_in_the_tokens_of_a_cold_
             layers: 3,
             costs: Vec::new(),
         };
-        let mut mixed = empty(&model);
+        let mut mixed = empty(&saved.model);
         mixed
             .prefill_driven(&prompt, PROMPT_TOKENS - 1, &mut driver)
             .unwrap();

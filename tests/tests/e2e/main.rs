@@ -13,6 +13,7 @@
 
 mod clients;
 mod driven;
+mod engine_region;
 mod hidden;
 mod identity;
 mod model;
@@ -23,6 +24,7 @@ mod restores;
 mod room;
 mod roundtrip;
 mod slots;
+mod together;
 mod two_ended;
 
 use std::time::Duration;

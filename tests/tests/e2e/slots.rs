@@ -62,6 +62,7 @@ fn blocks_that_cannot_be_saved_are_refused_by_index_and_field() {
             kind: KV,
             opaque_bytes: 0,
             through: 0,
+            slot: 0,
         };
         let bad = Code::InvalidArgument;
         let with = |change: fn(&mut v1::BlockToSave)| {

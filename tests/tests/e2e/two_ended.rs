@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
 
 use kvtier_client::{
-    Miss, NextCompute, PayloadKind, PrefillStep, Restore, RestoreEvent, RestoreOptions,
+    Miss, NextCompute, Outlook, PayloadKind, PrefillStep, Restore, RestoreEvent, RestoreOptions,
     RestoreSummary, SaveBlock, Session, TwoEnded,
 };
 use kvtier_proto::claims::{HEAD, map_len};
@@ -22,16 +22,19 @@ use super::requests::{key, opened, refused, still_works};
 
 /// Who brought each block, in the order of the prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum By {
+pub(super) enum By {
     Engine,
     Daemon,
 }
 
 /// What came of a restore.
 #[derive(Debug)]
-struct Met {
-    by: Vec<By>,
+pub(super) struct Met {
+    pub(super) by: Vec<By>,
     summary: Option<RestoreSummary>,
+    outlook: Option<Outlook>,
+    /// Whether the daemon let the engine in at any time.
+    let_in: bool,
 }
 
 impl Met {
@@ -49,7 +52,7 @@ fn two_ended() -> RestoreOptions {
 async fn play(session: &Session, set: &[SaveBlock], mut restore: Restore, step: Duration) -> Met {
     let compute = restore.compute_end();
     let mut by: Vec<Option<By>> = vec![None; set.len()];
-    let mut summary = None;
+    let (mut summary, mut outlook, mut let_in) = (None, None, false);
     let mut bring = |index: usize, who: By| {
         assert_eq!(by[index].replace(who), None, "block {index} came twice");
     };
@@ -61,10 +64,12 @@ async fn play(session: &Session, set: &[SaveBlock], mut restore: Restore, step: 
                     blocks::check(session, &set[index], block.payload().unwrap());
                     bring(index, By::Daemon);
                 }
+                RestoreEvent::Outlook(told) => outlook = Some(told),
                 RestoreEvent::Done(done) => summary = Some(done),
                 _ => {}
             }
         }
+        let_in |= compute.is_let_in();
         match compute.next() {
             NextCompute::Block(index) => {
                 tokio::time::sleep(step).await;
@@ -82,10 +87,15 @@ async fn play(session: &Session, set: &[SaveBlock], mut restore: Restore, step: 
         }
     }
     let by = by.into_iter().map(Option::unwrap).collect();
-    Met { by, summary }
+    Met {
+        by,
+        summary,
+        outlook,
+        let_in,
+    }
 }
 
-async fn meet(session: &Session, set: &[SaveBlock], step: Duration) -> Met {
+pub(super) async fn meet(session: &Session, set: &[SaveBlock], step: Duration) -> Met {
     let keys = blocks::keys(set);
     let restore = session.restore(&keys, PayloadKind::Kv, two_ended()).await;
     play(session, set, restore.unwrap(), step).await
@@ -130,6 +140,48 @@ fn the_two_ends_meet_and_every_block_is_brought_once() {
     });
 }
 
+// Goal: a restore is told what those before it and the engine have shown, and an engine that would
+// save nothing is kept out.
+#[test]
+fn a_second_restore_is_told_what_was_learned_and_keeps_a_slow_engine_out() {
+    const FIRST: usize = 16;
+    run(LIMIT, async {
+        let (daemon, session, set) = slow("raw").await;
+        let keys = blocks::keys(&set[..FIRST]);
+        let options = RestoreOptions::default();
+        let first = session.restore(&keys, PayloadKind::Kv, options).await;
+        assert_eq!(first.unwrap().collect().await.unwrap().usable_blocks, FIRST);
+        // 200 ms a token, whatever else: a block takes longer than all loads together.
+        let step = |before, tokens| PrefillStep {
+            before,
+            tokens,
+            took: Duration::from_millis(200) * tokens,
+        };
+        session.report_prefill(&[step(0, 16), step(16, 32), step(48, 8)]);
+        eventually(Duration::from_secs(10), async || {
+            match daemon.metrics().get("kvtier_prefill_steps_total") {
+                3.0 => Ok(()),
+                steps => Err(format!("{steps} steps are known")),
+            }
+        })
+        .await;
+        let met = meet(&session, &set[FIRST..], Duration::ZERO).await;
+        let outlook = met.outlook.unwrap();
+        let near = |time: Option<Duration>, seconds: f64| {
+            let time = time.unwrap().as_secs_f64();
+            let within = (seconds * 0.8..seconds * 1.2).contains(&time);
+            assert!(within, "{time} and not {seconds}: {outlook:?}");
+        };
+        // 48 blocks at 32 a second, and 16 tokens that are computed after them in any case.
+        near(outlook.load, 48.0 / 32.0 + 3.2);
+        near(outlook.planned, 48.0 / 32.0 + 3.2);
+        near(outlook.compute, 49.0 * 3.2);
+        assert_eq!((outlook.compute_blocks, outlook.load_blocks), (0, 48));
+        assert!(!met.let_in, "{outlook:?}");
+        assert_eq!(met.by, vec![By::Daemon; 48]);
+    });
+}
+
 #[test]
 fn a_slow_engine_gets_most_blocks_loaded_and_a_fast_one_few() {
     run(LIMIT, async {
@@ -155,7 +207,8 @@ fn blocks_that_are_not_there_are_computed_and_those_behind_them_are_loaded() {
         let session = _daemon.session(&model).await;
         let whole = blocks::chain(&session, 1, 16 * 12, PayloadKind::Kv);
         assert_eq!((set.len(), whole.len()), (10, 12));
-        let met = meet(&session, &whole, Duration::from_millis(1)).await;
+        // Long enough that blocks behind the second gap are loaded before the engine comes there.
+        let met = meet(&session, &whole, Duration::from_millis(50)).await;
         assert_eq!((met.by[0], met.by[7]), (By::Engine, By::Engine));
         let summary = met.summary.unwrap();
         assert!(summary.missed.contains(&(0, Miss::Absent)), "{summary:?}");

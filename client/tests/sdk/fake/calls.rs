@@ -200,8 +200,9 @@ impl v1::kvtier_server::Kvtier for Service {
         self.0.enter("register_region").await?;
         let (state, asked) = (&self.0, request.get_ref());
         let file = descriptors::memory(asked.bytes, false, false);
+        let is_staging = asked.purpose() == v1::RegionPurpose::Staging;
         let grant = Some(v1::RegionGrant {
-            region: 1,
+            region: if is_staging { 1 } else { 2 },
             bytes: asked.bytes,
             ticket: state.ticket(&file),
         });
@@ -210,7 +211,9 @@ impl v1::kvtier_server::Kvtier for Service {
             ..Places::default()
         };
         state.session(&asked.session, |open| {
-            open.staging = Some(Region { file, places })
+            if is_staging {
+                open.staging = Some(Region { file, places });
+            }
         })?;
         Ok(Response::new(v1::RegisterRegionReply { grant }))
     }

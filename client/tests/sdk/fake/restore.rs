@@ -1,4 +1,4 @@
-//! The fake's Restore stream: a plan, all blocks at once, an end; or nothing, when told to hold.
+//! The fake's Restore stream: a plan, all blocks at once, an end; or no end, when told so.
 //!
 //! Upstairs:   `calls`.
 //! Downstairs: `State`.
@@ -25,7 +25,13 @@ pub(crate) async fn run(state: Arc<State>, mut commands: Streaming<v1::RestoreCo
             let _ = out.send(Ok(v1::RestoreEvent { restore_id, event }));
         };
         match command.command {
-            Some(Command::Start(start)) => one(&state, &start, send),
+            Some(Command::Start(start)) => {
+                one(&state, &start, send);
+                if state.knobs().break_restore {
+                    let _ = out.send(Err(Status::internal("told to break")));
+                    return;
+                }
+            }
             Some(Command::Progress(progress)) => {
                 state.store().progress.push(progress.computed_blocks);
             }
@@ -43,6 +49,8 @@ pub(crate) async fn run(state: Arc<State>, mut commands: Streaming<v1::RestoreCo
 
 fn one(state: &State, start: &v1::RestoreStart, send: impl Fn(Event)) {
     state.store().calls.push("restore");
+    let map = start.two_ended.as_ref().and_then(|engine| engine.map);
+    state.store().maps.push(map);
     let mut done = v1::RestoreDone::default();
     let (mut plan, mut ready) = (Vec::new(), Vec::new());
     for (index, key) in (0u32..).zip(&start.keys) {
@@ -65,16 +73,16 @@ fn one(state: &State, start: &v1::RestoreStart, send: impl Fn(Event)) {
     let first_miss = done.missed.first().map(|missed| missed.index);
     let asked = u32::try_from(start.keys.len()).unwrap();
     done.usable_blocks = first_miss.unwrap_or(asked);
+    let knobs = state.knobs();
     send(Event::Plan(v1::RestorePlan {
         blocks: plan,
-        outlook: None,
+        outlook: knobs.outlook,
     }));
-    let knobs = state.knobs();
     if knobs.lease_twice {
         ready.push(ready[0]);
     }
     send(Event::Ready(v1::BlocksReady { blocks: ready }));
-    if !knobs.hold_restore {
+    if !knobs.hold_restore && !knobs.break_restore {
         send(Event::Done(done));
     }
 }

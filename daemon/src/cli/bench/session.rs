@@ -1,12 +1,12 @@
 //! One session of the benchmark: the calls that are timed, without any measuring.
 //!
 //! Upstairs:   `bench`.
-//! Downstairs: the control protocol.
+//! Downstairs: `cli::session`, the control protocol.
 //!
 //! Not here on purpose: no shared memory. A lease is timed until the daemon has granted it; what
 //! the engine then does with the mapped bytes is its own time.
 
-use kvtier_proto::limits::{INLINE_CHUNK_MAX, PROTOCOL_VERSION};
+use kvtier_proto::limits::INLINE_CHUNK_MAX;
 use kvtier_proto::v1::kvtier_client::KvtierClient;
 use kvtier_proto::v1::{
     self, get_inline_reply, put_inline_request, restore_command, restore_event,
@@ -18,6 +18,7 @@ use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
 use crate::cli::connect::CliError;
+use crate::cli::session::{self, unexpected};
 
 /// A block that was made for the benchmark.
 #[derive(Debug, Clone)]
@@ -31,11 +32,8 @@ pub(super) struct Block {
 
 /// An open session and its restore stream.
 pub(super) struct Session {
-    client: KvtierClient<Channel>,
-    id: bytes::Bytes,
+    session: session::Session,
     deriver: KeyDeriver,
-    /// The session lives as long as this stream.
-    _events: Streaming<v1::SessionEvent>,
     commands: mpsc::Sender<v1::RestoreCommand>,
     restores: Option<Streaming<v1::RestoreEvent>>,
     commands_taken: Option<mpsc::Receiver<v1::RestoreCommand>>,
@@ -43,38 +41,18 @@ pub(super) struct Session {
     tokens: u32,
 }
 
-/// What the daemon must not do.
-fn unexpected(what: impl Into<String>) -> CliError {
-    CliError::Usage(format!(
-        "the daemon did not answer as it should: {}",
-        what.into()
-    ))
-}
-
 impl Session {
     pub(super) async fn open(
-        mut client: KvtierClient<Channel>,
+        client: KvtierClient<Channel>,
         model: &ModelDescriptor,
     ) -> Result<Self, CliError> {
-        let request = v1::OpenSessionRequest {
-            protocol_version: PROTOCOL_VERSION,
-            client: format!("kvtier bench {}", env!("CARGO_PKG_VERSION")),
-            model: Some(model.into()),
-            reader: None,
-        };
-        let mut events = client.open_session(request).await?.into_inner();
-        let first = events.message().await?.and_then(|event| event.event);
-        let Some(v1::session_event::Event::Opened(opened)) = first else {
-            return Err(unexpected("the first event of the session is not `opened`"));
-        };
-        let secret = <[u8; 32]>::try_from(opened.key_secret.as_ref());
+        let session = session::Session::open(client, model, "kvtier bench").await?;
+        let secret = <[u8; 32]>::try_from(session.opened.key_secret.as_ref());
         let secret = secret.map_err(|_| unexpected("key_secret is not 32 bytes"))?;
         let (commands, taken) = mpsc::channel(16);
         Ok(Self {
-            client,
-            id: opened.session,
+            session,
             deriver: KeyDeriver::new(KeySecret::new(secret), model.fingerprint(), ""),
-            _events: events,
             commands,
             restores: None,
             commands_taken: Some(taken),
@@ -91,7 +69,7 @@ impl Session {
     /// Saves one block; its bytes travel in the stream.
     pub(super) async fn put(&mut self, block: &Block) -> Result<(), CliError> {
         let mut parts = vec![put_inline_request::Part::Block(v1::PutInlineBlock {
-            session: self.id.clone(),
+            session: self.session.id.clone(),
             block: Some(v1::BlockToSave {
                 key: bytes::Bytes::copy_from_slice(block.key.as_bytes()),
                 parent: bytes::Bytes::copy_from_slice(block.parent.as_bytes()),
@@ -100,6 +78,7 @@ impl Session {
                 kind: v1::PayloadKind::Kv as i32,
                 opaque_bytes: 0,
                 through: 0,
+                slot: 0,
             }),
             crc32: block.crc32,
             wait_for: v1::Acknowledge::Accepted as i32,
@@ -115,6 +94,7 @@ impl Session {
             .into_iter()
             .map(|part| v1::PutInlineRequest { part: Some(part) });
         let reply = self
+            .session
             .client
             .put_inline(tokio_stream::iter(requests))
             .await?
@@ -135,13 +115,14 @@ impl Session {
     /// How many leading blocks of `keys` could be restored.
     pub(super) async fn lookup(&mut self, keys: &[bytes::Bytes]) -> Result<u32, CliError> {
         let request = v1::LookupRequest {
-            session: self.id.clone(),
+            session: self.session.id.clone(),
             keys: keys.to_vec(),
             kind: v1::PayloadKind::Kv as i32,
             prefix_only: true,
             accept: v1::Quality::Exact as i32,
         };
         Ok(self
+            .session
             .client
             .lookup(request)
             .await?
@@ -154,13 +135,14 @@ impl Session {
         self.restore_id += 1;
         let restore_id = self.restore_id;
         let start = v1::RestoreStart {
-            session: self.id.clone(),
+            session: self.session.id.clone(),
             keys: keys.to_vec(),
             kind: v1::PayloadKind::Kv as i32,
             deadline_ms: 0,
             scattered: false,
             accept: v1::Quality::Exact as i32,
             two_ended: None,
+            into: None,
         };
         let command = v1::RestoreCommand {
             restore_id,
@@ -186,7 +168,11 @@ impl Session {
     async fn restore_event(&mut self) -> Result<v1::RestoreEvent, CliError> {
         // The first command must be on its way before the daemon answers the stream's header.
         if let Some(commands) = self.commands_taken.take() {
-            let stream = self.client.restore(ReceiverStream::new(commands)).await?;
+            let stream = self
+                .session
+                .client
+                .restore(ReceiverStream::new(commands))
+                .await?;
             self.restores = Some(stream.into_inner());
         }
         let ended = || CliError::from(Status::unavailable("the restore stream ended"));
@@ -197,24 +183,24 @@ impl Session {
     /// Gives leases back.
     pub(super) async fn release(&mut self, leases: Vec<u64>) -> Result<(), CliError> {
         let request = v1::ReleaseRequest {
-            session: self.id.clone(),
+            session: self.session.id.clone(),
             leases,
             slots: Vec::new(),
         };
-        self.client.release(request).await?;
+        self.session.client.release(request).await?;
         Ok(())
     }
 
     /// Restores one block; its bytes travel in the stream. True when they are the right ones.
     pub(super) async fn get(&mut self, block: &Block) -> Result<bool, CliError> {
         let request = v1::GetInlineRequest {
-            session: self.id.clone(),
+            session: self.session.id.clone(),
             keys: vec![bytes::Bytes::copy_from_slice(block.key.as_bytes())],
             kind: v1::PayloadKind::Kv as i32,
             scattered: false,
             accept: v1::Quality::Exact as i32,
         };
-        let mut stream = self.client.get_inline(request).await?.into_inner();
+        let mut stream = self.session.client.get_inline(request).await?.into_inner();
         let mut got = 0;
         let mut right = true;
         while let Some(reply) = stream.message().await? {

@@ -46,6 +46,7 @@ fn to_save(number: u8) -> v1::BlockToSave {
         kind: KIND,
         opaque_bytes: 1000,
         through: 0,
+        slot: u32::from(number - 1),
     }
 }
 
@@ -115,6 +116,71 @@ fn restored() -> Vec<u8> {
     call("Restore", &messages)
 }
 
+/// An engine's own region, without memory; two of its slots are saved, two restored into.
+fn engine() -> Vec<u8> {
+    use v1::restore_command::Command;
+    let row = |offset: u64| v1::RegionPiece {
+        offset,
+        slot_stride: 1000,
+        rows: 2,
+        row_bytes: 250,
+        row_stride: 250,
+    };
+    let geometry = v1::RegionGeometry {
+        kind: KIND,
+        slots: 4,
+        pieces: vec![row(0), row(500)],
+    };
+    let register = v1::RegisterRegionRequest {
+        bytes: 4000,
+        purpose: v1::RegionPurpose::Engine as i32,
+        geometry: Some(geometry),
+        ..v1::RegisterRegionRequest::default()
+    };
+    let save = v1::SaveRequest {
+        region: 2,
+        blocks: (1..=2).map(to_save).collect(),
+        ..v1::SaveRequest::default()
+    };
+    let filled = v1::FilledSlot {
+        key: key(1),
+        slot: Some(v1::Slot {
+            region: 2,
+            offset: 0,
+            length: 1000,
+            generation: 1,
+        }),
+        crc32: None,
+        through: 0,
+    };
+    let commit = v1::CommitRequest {
+        blocks: vec![filled],
+        wait_for: 1,
+        ..v1::CommitRequest::default()
+    };
+    let start = Command::Start(v1::RestoreStart {
+        keys: vec![key(1), key(2)],
+        kind: KIND,
+        scattered: true,
+        into: Some(v1::IntoSlots {
+            region: 2,
+            slots: vec![3, 2],
+        }),
+        ..v1::RestoreStart::default()
+    });
+    let restore = v1::RestoreCommand {
+        restore_id: 6,
+        command: Some(start),
+    };
+    [
+        one("RegisterRegion", &register),
+        one("Save", &save),
+        one("Commit", &commit),
+        call("Restore", &[(true, restore.encode_to_vec())]),
+    ]
+    .concat()
+}
+
 fn inline() -> Vec<u8> {
     use v1::put_inline_request::Part;
     let part = |part| v1::PutInlineRequest { part: Some(part) }.encode_to_vec();
@@ -127,6 +193,24 @@ fn inline() -> Vec<u8> {
     });
     let data = Part::Data(payload.into());
     call("PutInline", &[(true, part(block)), (false, part(data))])
+}
+
+fn opening() -> v1::OpenSessionRequest {
+    let cost = v1::LayerCost {
+        token_flop: 1 << 20,
+        pair_flop: 1 << 10,
+        projection_flop: 1,
+    };
+    v1::OpenSessionRequest {
+        protocol_version: 1,
+        client: "fuzz".into(),
+        model: Some(v1::ModelDescriptor::from(&model())),
+        reader: Some(v1::ReaderSpec {
+            two_ended: true,
+            layers: vec![cost; model().layers.len()],
+            ..v1::ReaderSpec::default()
+        }),
+    }
 }
 
 pub(in crate::fuzzing) fn seeds() -> Vec<Vec<u8>> {
@@ -164,23 +248,7 @@ pub(in crate::fuzzing) fn seeds() -> Vec<Vec<u8>> {
         key: key(1),
         ..v1::ExplainRequest::default()
     };
-    let open = v1::OpenSessionRequest {
-        protocol_version: 1,
-        client: "fuzz".into(),
-        model: Some(v1::ModelDescriptor::from(&model())),
-        reader: Some(v1::ReaderSpec {
-            two_ended: true,
-            layers: vec![
-                v1::LayerCost {
-                    token_flop: 1 << 20,
-                    pair_flop: 1 << 10,
-                    projection_flop: 1
-                };
-                model().layers.len()
-            ],
-            ..v1::ReaderSpec::default()
-        }),
-    };
+    let open = opening();
     let region = v1::RegisterRegionRequest {
         bytes: 64 << 10,
         ..v1::RegisterRegionRequest::default()
@@ -197,5 +265,7 @@ pub(in crate::fuzzing) fn seeds() -> Vec<Vec<u8>> {
         [inline(), one("Lookup", &lookup), wipe].concat(),
         [open, one("RegisterRegion", &region), stats].concat(),
         [watch, one("Prefetch", &pin)].concat(),
+        engine(),
+        [inline(), engine()].concat(),
     ]
 }

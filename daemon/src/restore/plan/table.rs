@@ -167,6 +167,22 @@ impl Table {
         given
     }
 
+    /// The same for an engine that waits until all that is passed over has been loaded. `None` when
+    /// nothing is.
+    pub(super) fn beginning_after_what_is_passed(&self) -> Option<Self> {
+        let passed = |cell: &usize| self.is_passed(cell / self.layers.max(1));
+        let mut first = [0.0; RESOURCES_MAX];
+        for cell in (0..self.cells()).filter(passed) {
+            let exact = self.choices(cell).iter().filter(|one| one.damage <= 0.0);
+            let fastest = exact.min_by(|a, b| a.alone_s().total_cmp(&b.alone_s()))?;
+            add(&mut first, &fastest.cost, 1.0);
+        }
+        let first_s = first.into_iter().fold(0.0, f64::max);
+        let mut late = self.clone();
+        late.after[GPU] += first_s;
+        (first_s > 0.0).then_some(late)
+    }
+
     pub(super) fn cells(&self) -> usize {
         self.class.len()
     }

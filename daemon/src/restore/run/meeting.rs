@@ -1,29 +1,22 @@
 //! The two-ended part of a restore: the outlook, the gate, and what became of it.
 //!
 //! Upstairs:   `run`.
-//! Downstairs: `claims`, `outlook`.
-//!
-//! Invariants kept here
-//!   O2  When the device is late the gate opens, and the engine may have what is on its way: nobody
-//!       waits for a device that has stopped while it could compute.
+//! Downstairs: `claims`, `outlook`; `decide` says when the gate turns.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use kvtier_proto::claims::Gate;
 use kvtier_proto::{Miss, PayloadKind};
-use tokio::time::Instant;
 
-use super::order::Order;
-use super::{Event, Restore, State};
+use super::{Learned, Restore, State};
 use crate::metrics::By;
 use crate::restore::claims::Claims;
+use crate::restore::decide::Course;
 use crate::restore::history::Met;
-use crate::restore::outlook::{Asked, Outlook, outlook};
+use crate::restore::outlook::{Asked, Outlook, course, outlook};
 use crate::restore::plan::found::Plan;
 use crate::tier::Located;
-
-/// A device of which no rate is known is late when nothing comes for this long.
-const LATE_UNKNOWN: Duration = Duration::from_millis(250);
 
 /// What an engine says that computes while blocks load.
 #[derive(Debug, Clone)]
@@ -41,37 +34,22 @@ pub struct TwoEnded {
 pub(super) struct Meeting {
     pub(super) outlook: Outlook,
     claims: Claims,
-    /// When the device is late if no block comes before.
-    late_at: Option<Instant>,
 }
 
 impl Meeting {
-    /// When the device counts as late.
-    pub(super) fn late_at(&self) -> Option<Instant> {
-        self.late_at
-    }
-
-    /// A block came.
-    pub(super) fn landed(&mut self) {
-        self.late_at = self.due();
-    }
-
-    /// The device is late: the engine may compute.
-    pub(super) fn open(&mut self) {
-        self.claims.set_gate(Gate::Open);
-        self.outlook.open = true;
-        self.late_at = None;
-    }
-
-    fn due(&self) -> Option<Instant> {
-        let late = self.outlook.late.unwrap_or(LATE_UNKNOWN);
-        Instant::now().checked_add(late)
+    fn set_gate(&mut self, gate: Gate) {
+        self.claims.set_gate(gate);
+        self.outlook.open |= gate == Gate::Open;
     }
 }
 
 impl Restore {
     /// Looks ahead and lets the engine begin, when this restore is two-ended.
-    pub(super) fn meeting(&self, found: &[Result<Located, Miss>], todo: &Plan) -> Option<Meeting> {
+    pub(super) async fn meeting(
+        &self,
+        found: &[Result<Located, Miss>],
+        todo: &Plan,
+    ) -> Option<(Meeting, Course)> {
         let two_ended = self.request.two_ended.as_ref()?;
         let claims = two_ended.claims.clone();
         for index in &todo.resident {
@@ -86,35 +64,47 @@ impl Restore {
             first_token: two_ended.first_token,
             suffix_tokens: two_ended.suffix_tokens,
         };
-        let engines = &self.learned.engines;
-        let prefill = engines.prefill(self.reader.host().namespace(), layouts.fingerprint());
-        // Blocks of other kinds save an engine other work than prefill.
-        let prefill = prefill.filter(|_| self.request.kind == PayloadKind::Kv);
-        let outlook = outlook(found, &asked, prefill, &self.learned.rates);
-        let gate = if outlook.open {
-            Gate::Open
-        } else {
-            Gate::Closed
-        };
-        claims.set_gate(gate);
-        let mut meeting = Meeting {
-            outlook,
-            claims,
-            late_at: None,
-        };
-        meeting.late_at = meeting.due();
-        Some(meeting)
+        let name = (self.reader.host().namespace(), layouts.fingerprint());
+        let is_prefill = self.request.kind == PayloadKind::Kv;
+        let (learned, found, todo) = (Arc::clone(&self.learned), found.to_vec(), todo.clone());
+        // Some milliseconds for a prompt of thousands of blocks: not on a thread of all others.
+        let planned = tokio::task::spawn_blocking(move || {
+            let Learned { engines, rates, .. } = &*learned;
+            let prefill = engines.prefill(name.0, name.1);
+            // Blocks of other kinds save an engine other work than prefill.
+            let prefill = prefill.filter(|_| is_prefill);
+            let outlook = outlook(&found, &asked, prefill, rates);
+            let course = course(&found, &todo, &asked, prefill, rates, outlook.open);
+            (outlook, course)
+        });
+        let (outlook, course) = planned.await.ok()?;
+        claims.set_gate(course.gate());
+        Some((Meeting { outlook, claims }, course))
     }
 
-    /// The device is late. False when nobody listens.
-    pub(super) async fn late(&self, state: &mut State, order: &Order) -> bool {
+    /// A device is late.
+    pub(super) fn late(&self, course: &mut Course, state: &mut State, now: Duration) {
         let Some(meeting) = &mut state.meeting else {
-            return true;
+            return;
         };
-        meeting.open();
-        order.give_back();
-        tracing::debug!("the device is late: the engine computes beside it");
-        self.events.send(Event::Hint).await.is_ok()
+        meeting.set_gate(Gate::Open);
+        for index in course.give_back(now) {
+            meeting.claims.give_back(index);
+        }
+        state.news = true;
+        tracing::debug!("a device is late: the engine computes beside it");
+    }
+
+    /// Opens or closes the gate as the restore goes.
+    pub(super) fn turn_gate(&self, course: &mut Course, state: &mut State, now: Duration) {
+        let Some(meeting) = &mut state.meeting else {
+            return;
+        };
+        let claims = meeting.claims.clone();
+        if let Some(gate) = course.turn_gate(now, |index| claims.of(index)) {
+            meeting.set_gate(gate);
+            state.news |= gate == Gate::Open;
+        }
     }
 
     /// Says what came of it.

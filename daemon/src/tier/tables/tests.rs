@@ -105,11 +105,10 @@ fn load_takes_files_and_the_tables_of_a_directory_and_names_what_it_cannot_use()
 fn tables_fit_the_model_that_they_are_of_and_no_other() {
     let tables = profile(2, 0.1);
     assert!(fits(&tables, &model()));
-    let others: [fn(&mut ModelDescriptor); 6] = [
+    let others: [fn(&mut ModelDescriptor); 5] = [
         |model| (model.shard.pp_rank, model.shard.pp_size) = (1, 2),
         |model| model.model = "another".into(),
         |model| model.element = Element::F16,
-        |model| model.k_after_rope = false,
         |model| model.layers.truncate(1),
         |model| {
             model.layers[1] = LayerSpec::Opaque {
@@ -138,6 +137,12 @@ fn tables_fit_the_model_that_they_are_of_and_no_other() {
         fits(&turned, &ModelDescriptor { rope, ..model() })
     };
     assert!(fits(&turned, &model()), "a model may not say how it turns");
+    let before = |rope| ModelDescriptor {
+        k_after_rope: false,
+        rope,
+        ..model()
+    };
+    assert!(!fits(&turned, &before(None)) && !fits(&turned, &before(Some(rope.clone()))));
     assert!(with(|_| {}));
     assert!(with(
         |rope| (rope.theta, rope.scaling) = (1.0, "yarn".into())
@@ -158,4 +163,30 @@ fn tables_fit_the_model_that_they_are_of_and_no_other() {
     assert!(fits(&own, &model()));
     own.weights_fingerprint = vec![8; 8];
     assert!(!fits(&own, &model()));
+}
+
+// Goal: what calibration makes of K that is not rotated is used where engines hand over such K.
+// Method: tables as `--rope none` makes them, and every way in which a descriptor speaks of RoPE.
+#[test]
+fn tables_of_k_that_nothing_turned_fit_models_without_rope_and_k_from_before_it() {
+    let mut tables = profile(2, 0.1);
+    (tables.rope, tables.k_after_rope) = (None, false);
+    let fits = |rope: Option<f64>, k_after_rope| {
+        let rope = rope.map(|theta| Rope {
+            theta,
+            rotary_dim: 32,
+            rotate_half: true,
+            scaling: String::new(),
+        });
+        let model = ModelDescriptor {
+            rope,
+            k_after_rope,
+            ..model()
+        };
+        fits(&tables, &model)
+    };
+    assert!(fits(None, true), "a model without RoPE");
+    assert!(fits(None, false));
+    assert!(fits(Some(10_000.0), false), "K from before RoPE");
+    assert!(!fits(Some(10_000.0), true), "K is turned");
 }

@@ -250,7 +250,7 @@ async fn a_save_replaces_what_is_stored_worse_than_it_would_be_and_nothing_else(
     assert_eq!(fixture.stored_level(id(1, 1)).await, Some(Level::LOSSLESS));
 }
 
-fn coding(level: Level, tables: &[Profile]) -> Coding {
+pub(super) fn coding(level: Level, tables: &[Profile]) -> Coding {
     let dir = tempfile::tempdir().unwrap();
     let write = |(number, profile): (usize, &Profile)| {
         let path = dir.path().join(format!("{number}.kvtables"));

@@ -17,8 +17,8 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use kvtier_client::{
-    ComputeEnd, Error, LeasedBlock, NextCompute, PayloadKind, PrefillStep, Restore, RestoreEvent,
-    RestoreOptions, Session, TwoEnded,
+    ComputeEnd, Error, LeasedBlock, NextCompute, Outlook, PayloadKind, PrefillStep, Restore,
+    RestoreEvent, RestoreOptions, Session, TwoEnded,
 };
 use tokio::runtime::Handle;
 
@@ -41,6 +41,12 @@ pub struct Met {
     pub loaded: BTreeSet<usize>,
     /// Blocks that the engine computed.
     pub computed: BTreeSet<usize>,
+    /// What the daemon expected of a two-ended restore.
+    pub outlook: Option<Outlook>,
+    /// True when the engine could compute what can be loaded, at any time.
+    pub let_in: bool,
+    /// Time in which the engine had nothing to do but to wait for loads.
+    pub waited: Duration,
     /// Time from the request of the restore until the scores after the prompt were there.
     pub took: Duration,
 }
@@ -105,13 +111,17 @@ impl Driven<'_> {
         let mut read = Vec::new();
         // An error is an end: the compute end gives out the rest.
         while let Ok(Some(event)) = self.restore.try_next() {
-            if let RestoreEvent::Ready(block) = event {
-                let start = block.index() * self.block_tokens;
-                match block.payload() {
-                    Ok(bytes) => place(intake, &block, bytes, start, self.restorable)?,
-                    Err(_) => _ = self.doubtful.insert(block.index()),
+            match event {
+                RestoreEvent::Ready(block) => {
+                    let start = block.index() * self.block_tokens;
+                    match block.payload() {
+                        Ok(bytes) => place(intake, &block, bytes, start, self.restorable)?,
+                        Err(_) => _ = self.doubtful.insert(block.index()),
+                    }
+                    read.push(block);
                 }
-                read.push(block);
+                RestoreEvent::Outlook(outlook) => self.met.outlook = Some(outlook),
+                _ => {}
             }
         }
         self.confirm(read);
@@ -155,6 +165,7 @@ impl Driver for Driven<'_> {
     fn next_compute(&mut self, intake: &mut Intake<'_>) -> Result<Option<Cells>, EngineError> {
         loop {
             self.take(intake)?;
+            self.met.let_in |= self.compute.is_let_in();
             match self.next() {
                 // The last token of the prompt may be a block of its own: the engine computes it.
                 NextCompute::Block(block) if block * self.block_tokens >= self.restorable => {
@@ -165,8 +176,12 @@ impl Driver for Driven<'_> {
                     let layers = 0..self.layers;
                     return Ok(Some(Cells { block, layers }));
                 }
-                // An error is an end here too.
-                NextCompute::Wait => _ = self.runtime.block_on(self.restore.wait()),
+                NextCompute::Wait => {
+                    let begin = Instant::now();
+                    // An error is an end here too.
+                    let _ = self.runtime.block_on(self.restore.wait());
+                    self.met.waited += begin.elapsed();
+                }
                 NextCompute::Finished => return Ok(None),
             }
         }

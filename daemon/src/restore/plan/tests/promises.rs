@@ -3,7 +3,6 @@
 use proptest::prelude::*;
 
 use super::cases::{ABLE, random, raw, simple};
-use crate::restore::plan::value::saved_s;
 use crate::restore::plan::{
     Action, Invalid, LoadOrder, PlanRequest, Prefill, Reader, RestorePlan, Tier, plan,
 };
@@ -223,7 +222,9 @@ fn the_front_is_worth_little_to_two_ended_readers_and_most_to_the_others() {
     request.prefill.per_token_s = 2e-5;
     request.reader = ABLE;
     let of = |request: &PlanRequest, chunks: std::ops::Range<usize>| {
-        saved_s(request, 1.0, |chunk, _, _| chunks.contains(&chunk)).unwrap()
+        let mut without = request.clone();
+        without.cells[chunks].fill(Vec::new());
+        plan(&without).unwrap().ttft_s - plan(request).unwrap().ttft_s
     };
     let (front, back) = (of(&request, 0..2), of(&request, 14..16));
     assert!(front < 1e-9 && back > 1e-3, "{front} {back}");

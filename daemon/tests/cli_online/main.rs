@@ -8,6 +8,8 @@
     reason = "a panic is the failure report"
 )]
 
+mod export;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -39,7 +41,10 @@ fn arg(path: &Path) -> &str {
 
 impl Daemon {
     fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::start_in(tempfile::tempdir().unwrap())
+    }
+
+    fn start_in(dir: tempfile::TempDir) -> Self {
         let at = |name: &str| dir.path().join(name);
         let log = std::fs::File::create(at("log")).unwrap();
         let process = clean(env!("CARGO_BIN_EXE_kvtierd"))
@@ -65,6 +70,13 @@ impl Daemon {
             std::thread::sleep(Duration::from_millis(50));
         }
         daemon
+    }
+
+    /// Kills it and starts another one over what it left.
+    fn restart(mut self) -> Self {
+        let dir = std::mem::replace(&mut self.dir, tempfile::tempdir().unwrap());
+        drop(self);
+        Self::start_in(dir)
     }
 
     fn log(&self) -> String {

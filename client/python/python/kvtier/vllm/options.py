@@ -1,0 +1,110 @@
+"""What a user sets in `kv_connector_extra_config`, checked once.
+
+Upstairs:   both sides of the connector.
+Downstairs: nothing.
+
+Every problem is named at once, with what would be accepted: a misspelt key that is ignored
+looks like a cache that never hits.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+DEFAULT_SOCKET = "/run/kvtier/kvtierd.sock"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of the connector. Times are in seconds."""
+
+    socket: str = DEFAULT_SOCKET
+    """Where the daemon listens. Default: the variable KVTIER_SOCKET, else the packaged path."""
+
+    descriptor_socket: str = ""
+    """Where it hands out memory, when a container mounts it elsewhere."""
+
+    async_load: bool = True
+    """Load between steps, so that others are computed meanwhile. False: before the step."""
+
+    save: bool = True
+    """Save blocks. A `kv_role` of kv_consumer switches it off as well."""
+
+    load: bool = True
+    """Load blocks. A `kv_role` of kv_producer switches it off as well."""
+
+    save_output: bool = True
+    """Save blocks of generated tokens too: the next turn of a conversation begins with them."""
+
+    min_load_blocks: int = 1
+    """A shorter run of stored blocks is computed."""
+
+    lookup_timeout_s: float = 0.25
+    """A request whose lookup takes longer is computed."""
+
+    load_timeout_s: float = 20.0
+    """Blocks that have not come by then are computed."""
+
+    save_backlog_blocks: int = 4096
+    """Most blocks that wait to be saved. More are not saved: they hold memory of the engine."""
+
+    shutdown_timeout_s: float = 10.0
+    """Longest wait for saves that are under way when the engine stops."""
+
+    staging_mib: int = 0
+    """Memory that this process shares with the daemon to save through. Default: 64 MiB, or four
+    blocks where that is more."""
+
+    weights_fingerprint: str = ""
+    """Identity of the weights. Default: taken from samples of the model's files."""
+
+    @classmethod
+    def parse(cls, given: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Options:
+        """Reads `kv_connector_extra_config`; ValueError names all that is wrong with it."""
+        problems = []
+        values: dict[str, Any] = {}
+        if environ.get("KVTIER_SOCKET"):
+            values["socket"] = environ["KVTIER_SOCKET"]
+        known = {field.name: field for field in fields(cls)}
+        for name, value in given.items():
+            field = known.get(name)
+            if field is None:
+                problems.append(f"{name} is no setting; accepted: {', '.join(known)}")
+                continue
+            wanted = type(field.default)
+            if wanted is float and type(value) is int:
+                value = float(value)
+            if type(value) is not wanted:
+                problems.append(f"{name} is {value!r}; accepted: a {wanted.__name__}")
+                continue
+            values[name] = value
+        options = cls(**values)
+        problems += options._problems()
+        if problems:
+            raise ValueError("kv_connector_extra_config: " + "; ".join(problems))
+        return options
+
+    def of_role(self, producer: bool, consumer: bool) -> Options:
+        """The same for a `kv_role`: who produces saves, who consumes loads."""
+        return replace(self, save=self.save and producer, load=self.load and consumer)
+
+    def _problems(self) -> list[str]:
+        problems = []
+        for name, least in (
+            ("min_load_blocks", 1),
+            ("save_backlog_blocks", 1),
+            ("staging_mib", 0),
+            ("lookup_timeout_s", 0.001),
+            ("load_timeout_s", 0.001),
+            ("shutdown_timeout_s", 0.0),
+        ):
+            value = getattr(self, name)
+            # Written so that NaN is a problem too.
+            if not value >= least:
+                problems.append(f"{name} is {value}; accepted: at least {least}")
+        if not self.socket:
+            problems.append("socket is empty; accepted: a path, or tcp://HOST:PORT")
+        return problems
