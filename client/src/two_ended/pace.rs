@@ -77,11 +77,12 @@ impl Pace {
     }
 
     /// True when a block that nobody has, the first of so many that are not here, is to be
-    /// computed: that ends before all of them are loaded, as far as anything is known of loads.
-    pub(super) fn is_worth(&self, blocks: usize, now: Instant) -> bool {
+    /// computed: that ends before all of them are loaded, as far as anything is known of loads, and
+    /// the daemon lets the engine in, or does not bring them (W3).
+    pub(super) fn is_worth(&self, blocks: usize, open: bool, now: Instant) -> bool {
         let load = self.seen().or(self.expected.load);
         let ends_first = |load| self.left(load, blocks, now) > self.step();
-        load.is_none_or(ends_first) || self.is_overdue(true, now)
+        (open && load.is_none_or(ends_first)) || self.is_overdue(open, now)
     }
 
     /// True when a block that is loading, the first of so many that are not here, is to be taken
@@ -166,16 +167,18 @@ mod tests {
     fn is_worth_says_no_when_the_rest_is_loaded_before_one_block_is_computed() {
         let begin = Instant::now();
         let mut pace = Pace::new(begin);
-        assert!(pace.is_worth(1, begin), "nothing is known of loads");
+        assert!(pace.is_worth(1, true, begin), "nothing is known of loads");
         pace.given(begin);
         pace.computed(begin + ms(30));
         (1..=10).for_each(|block| pace.came(begin + ms(4 * block)));
         let now = begin + ms(41);
-        assert!(pace.is_worth(8, now));
-        assert!(!pace.is_worth(7, now));
+        assert!(pace.is_worth(8, true, now));
+        assert!(!pace.is_worth(7, true, now));
         let overdue = pace.overdue_at(true).unwrap();
         assert_eq!(overdue, begin + ms(40 + 4 + 30));
-        assert!(pace.is_worth(7, overdue), "the loads have stopped");
+        assert!(pace.is_worth(7, true, overdue), "the loads have stopped");
+        assert!(!pace.is_worth(8, false, now), "the daemon brings them");
+        assert!(pace.is_worth(7, false, overdue), "it does not");
     }
 
     #[test]
@@ -186,7 +189,7 @@ mod tests {
             step: Some(ms(50)),
             load: Some(ms(10)),
         });
-        assert!(pace.is_worth(6, begin) && !pace.is_worth(5, begin));
+        assert!(pace.is_worth(6, true, begin) && !pace.is_worth(5, true, begin));
         assert!(!pace.is_slow(6, true, begin), "it may be in memory");
         assert_eq!(pace.overdue_at(true), Some(begin + ms(50)));
         pace.given(begin);

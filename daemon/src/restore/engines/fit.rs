@@ -7,8 +7,10 @@
 //! four terms with a solution that is nowhere negative: of those the one with the least error, and
 //! of equally good ones the smallest. Of sets as small, what grows with the tokens of a step comes
 //! first: engines whose steps are all of one length cannot tell it from what each step takes, and
-//! that a step of half the length takes half is nearer to the truth than that it takes all. Four terms have fifteen sets; trying them all is the simplest
-//! exact way (Lawson and Hanson, Solving Least Squares Problems, ch. 23, has the general one).
+//! that a step of half the length takes half is nearer to the truth than that it takes all.
+//!
+//! Four terms have fifteen sets; trying them all is the simplest exact way (Lawson and Hanson,
+//! Solving Least Squares Problems, ch. 23, has the general one).
 //!
 //! Invariants kept here
 //!   L1  Every coefficient is finite and not negative; at least one is above zero.
