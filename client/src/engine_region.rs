@@ -29,7 +29,7 @@ use crate::error::{Call, Error};
 use crate::link::Link;
 use crate::options::RestoreOptions;
 use crate::restore::Restore;
-use crate::save::{SAVE, SaveBlock, SaveOutcome, commit_staged};
+use crate::save::{SAVE, SaveBlock, SaveOutcome, commit_whole};
 use crate::session::Session;
 use crate::values::{Acknowledge, SaveRefusal};
 
@@ -293,7 +293,11 @@ impl EngineRegion {
         let blocks = blocks.to_vec();
         let (link, region) = (Arc::clone(&now.link), now.number);
         let work = async move {
-            let saved = save(&link, region, (&blocks, wire), wait, limit).await;
+            let saved = save(&link, region, (&blocks, wire), wait).await;
+            if saved.is_err() && !link.life.is_lost() {
+                // What the daemon granted and did not take it still has to give up.
+                let _ = link.releases.flushed(SAVE, limit).await;
+            }
             // Until here, whoever has gone away meanwhile (W1).
             drop(taken);
             saved
@@ -353,7 +357,6 @@ async fn save(
     region: u32,
     (blocks, wire): (&[(SaveBlock, u32)], Vec<v1::BlockToSave>),
     wait: Acknowledge,
-    limit: std::time::Duration,
 ) -> Result<Vec<SaveOutcome>, Error> {
     let request = v1::SaveRequest {
         session: link.session.clone(),
@@ -367,7 +370,7 @@ async fn save(
     let (outcomes, filled) = granted.inspect_err(|error| link.life.lose(&error.to_string()))?;
     let committed = match filled.is_empty() {
         true => Vec::new(),
-        false => commit_staged(link, filled, wait, limit).await?,
+        false => commit_whole(Arc::clone(link), filled, wait).await?,
     };
     let mut committed = committed.into_iter().map(SaveOutcome::from);
     let outcome = |outcome: Option<SaveOutcome>| outcome.or_else(|| committed.next());

@@ -273,7 +273,9 @@ impl Link {
         let life = Arc::clone(&self.life);
         let task = tokio::spawn(async move {
             let patience = limit.saturating_mul(PATIENCE);
-            let done = tokio::time::timeout(patience, work).await;
+            // What the work holds goes only after the session is known to be lost.
+            let mut work = std::pin::pin!(work);
+            let done = tokio::time::timeout(patience, &mut work).await;
             done.unwrap_or_else(|_| {
                 life.lose(&format!("{} did not answer within {patience:?}", call.name));
                 Err(call.timeout(patience))

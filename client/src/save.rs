@@ -426,11 +426,22 @@ fn granted(
     }
 }
 
-pub(crate) async fn commit_staged(
+async fn commit_staged(
     link: &Arc<Link>,
     blocks: Vec<v1::FilledSlot>,
     wait: Acknowledge,
     limit: std::time::Duration,
+) -> Result<Vec<CommitOutcome>, Error> {
+    let work = commit_whole(Arc::clone(link), blocks, wait);
+    link.see_through(COMMIT, limit, work).await
+}
+
+/// Ends when the daemon reads none of the slots any more, or the session is lost. To be seen
+/// through: dropping it in the middle leaves slots with the daemon.
+pub(crate) async fn commit_whole(
+    link: Arc<Link>,
+    blocks: Vec<v1::FilledSlot>,
+    wait: Acknowledge,
 ) -> Result<Vec<CommitOutcome>, Error> {
     let keys: Vec<_> = blocks.iter().map(|block| block.key.clone()).collect();
     let slots: Vec<_> = blocks.iter().filter_map(|block| block.slot).collect();
@@ -439,16 +450,10 @@ pub(crate) async fn commit_staged(
         blocks,
         wait_for: wait.to_wire(),
     };
-    let work = {
-        let link = Arc::clone(link);
-        async move {
-            let mut rpc = link.rpc.clone();
-            let answer = link.answer(COMMIT, rpc.commit(request)).await;
-            let outcomes = answer.and_then(|reply| results(COMMIT, &keys, &reply));
-            outcomes.inspect_err(|error| take_back(&link, slots, error))
-        }
-    };
-    link.see_through(COMMIT, limit, work).await
+    let mut rpc = link.rpc.clone();
+    let answer = link.answer(COMMIT, rpc.commit(request)).await;
+    let outcomes = answer.and_then(|reply| results(COMMIT, &keys, &reply));
+    outcomes.inspect_err(|error| take_back(&link, slots, error))
 }
 
 /// A commit failed as a whole. Slots that the daemon refused unseen are given back; where it may

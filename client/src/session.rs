@@ -263,7 +263,7 @@ impl Session {
         target: Option<Target>,
     ) -> Result<Restore, Error> {
         let wire = check::keys_to_wire(keys)?;
-        if link.arena.is_none() {
+        if link.arena.is_none() && target.is_none() {
             return Ok(self.start_inline(link, keys, kind, &options));
         }
         let place = match options.two_ended {

@@ -168,11 +168,7 @@ impl Meeting {
         let waits = self.blocks.get(index)?.load(Ordering::Acquire) == WAITED_FOR;
         let place = self.place.as_ref().filter(|_| waits)?;
         let open = is_open(place);
-        let comes = match claim_of(place, index) {
-            Claim::Loading => true,
-            Claim::Empty => open,
-            _ => false,
-        };
+        let comes = matches!(claim_of(place, index), Claim::Loading | Claim::Empty);
         comes.then(|| self.pace(|pace| pace.overdue_at(open)))?
     }
 
@@ -230,7 +226,7 @@ impl Meeting {
         match claim_of(place, index) {
             Claim::Missed => swap(Claim::Missed),
             Claim::Empty => {
-                open && self.pace(|pace| pace.is_worth(left(), now)) && swap(Claim::Empty)
+                self.pace(|pace| pace.is_worth(left(), open, now)) && swap(Claim::Empty)
             }
             Claim::Loading => {
                 self.pace(|pace| pace.is_slow(left(), open, now)) && swap(Claim::Loading)

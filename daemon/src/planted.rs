@@ -19,8 +19,10 @@ pub(crate) enum Bug {
     LeaseAfterEnd,
     /// A slot is looked at, and taken later.
     TakeInTwoSteps,
-    /// Bytes move after the look whether the region is open.
+    /// Bytes move in a region that was closed.
     CopyAfterClose,
+    /// Who ends a session second does not wait for its engine's memory.
+    EngineOfOneEnd,
 }
 
 /// Whether this bug is switched on.

@@ -223,6 +223,8 @@ impl Session {
         make: impl FnOnce(u32) -> EngineRegion,
     ) -> Result<Arc<EngineRegion>, TooMany> {
         let mut held = self.held();
+        // One that was never handed over is nothing that an engine could use.
+        held.engines.retain(|_, region| region.is_usable());
         if held.ended || held.engines.len() >= ENGINE_REGIONS_MAX {
             return Err(TooMany {
                 what: "regions of an engine's memory in one session",
@@ -306,20 +308,27 @@ impl Session {
         self.held().region_bytes
     }
 
-    /// Lets everything go (E2). Later leases and regions are refused.
+    /// Lets everything go (E2). Later leases and regions are refused. Of two who end it each
+    /// returns only when nothing moves in its engine's memory any more.
     pub fn end(&self) {
-        let ended = {
+        let engines: Vec<_> = {
             let mut held = self.held();
-            std::mem::replace(
-                &mut *held,
-                Held {
-                    ended: true,
-                    ..Held::default()
-                },
-            )
+            held.ended = true;
+            match planted(Bug::EngineOfOneEnd) {
+                true => held.engines.drain().map(|(_, region)| region).collect(),
+                false => held.engines.values().map(Arc::clone).collect(),
+            }
         };
         self.restores.close();
-        ended.engines.values().for_each(|region| region.close());
+        engines.iter().for_each(|region| region.close());
+        let ended = {
+            let mut held = self.held();
+            let nothing = Held {
+                ended: true,
+                ..Held::default()
+            };
+            std::mem::replace(&mut *held, nothing)
+        };
         drop(ended);
         self.ended.send_replace(true);
     }

@@ -15,6 +15,7 @@ pub enum Bug {
     LeaseAfterEnd,
     TakeInTwoSteps,
     CopyAfterClose,
+    EngineOfOneEnd,
 }
 
 thread_local! {

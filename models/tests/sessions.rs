@@ -4,19 +4,26 @@
 //! Downstairs: `session`, `tenant`, `tier::host`, as the daemon has them.
 #![allow(clippy::unwrap_used, reason = "a panic is the failure report")]
 
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 
 use kvtier_models::block::{BlockFacts, BlockId, HostBlock};
 use kvtier_models::config::Config;
+use kvtier_models::metrics::Metrics;
 use kvtier_models::planted::Bug;
+use kvtier_models::region::engine::EngineRegion;
 use kvtier_models::session::{Session, Token};
 use kvtier_models::tenant::{Peer, Tenant, TenantOptions, TenantSpec, Tenants};
 use kvtier_models::tier::directory::Name;
 use kvtier_models::{finds, holds};
 use kvtier_proto::descriptor::PartOrder;
-use kvtier_proto::{BlockKey, BlockLayout, Bytes, LayoutFingerprint, PayloadKind, Quality};
+use kvtier_proto::region::Handover;
+use kvtier_proto::{
+    BlockKey, BlockLayout, Bytes, LayoutFingerprint, PayloadKind, Piece, Quality, RegionGeometry,
+};
 use kvtier_store::mem::Pages;
+use rustix::fs::MemfdFlags;
 use shuttle::thread;
 
 const BLOCK: usize = 4096;
@@ -149,4 +156,52 @@ fn leases_and_an_end() {
 fn nothing_that_a_session_held_outlives_it_in_any_order() {
     holds(leases_and_an_end);
     assert!(finds(Bug::LeaseAfterEnd, leases_and_an_end));
+}
+
+/// A session is ended by its client's going and by the next session of that client, at once, while
+/// a restore writes into its engine's memory.
+fn two_ends_of_an_engine() {
+    let session = Arc::new(session(&tenant()));
+    let geometry = RegionGeometry {
+        kind: PayloadKind::Opaque,
+        slots: 1,
+        pieces: vec![Piece::row(0, 2, 2)],
+    };
+    let region = session.add_engine(2, 2, |number| {
+        EngineRegion::new(number, 2, geometry, Arc::new(Metrics::new()))
+    });
+    let region = region.unwrap();
+    let fd = rustix::fs::memfd_create("model", MemfdFlags::CLOEXEC).unwrap();
+    rustix::fs::ftruncate(&fd, 2).unwrap();
+    let copy = fd.as_fd().try_clone_to_owned().unwrap();
+    assert_eq!(region.adopt(copy), Handover::Taken);
+    let fd = Arc::new(fd);
+    let reserved = region.reserve(&[0]).unwrap();
+    drop(region);
+    let restore = thread::spawn(move || {
+        let _ = reserved.write(0, &[7; 2]);
+    });
+    let end = |byte: u64| {
+        let (session, fd) = (Arc::clone(&session), Arc::clone(&fd));
+        thread::spawn(move || {
+            session.end();
+            // The engine has its slot again: of each end another byte of it.
+            rustix::io::pwrite(&*fd, &[9], byte).unwrap();
+        })
+    };
+    let ends = [end(0), end(1)];
+    restore.join().unwrap();
+    for end in ends {
+        end.join().unwrap();
+    }
+    let mut content = [0; 2];
+    rustix::io::pread(&*fd, &mut content, 0).unwrap();
+    assert_eq!(content, [9; 2], "bytes moved after an end");
+}
+
+// Goal: E2 for an engine's memory: whoever ends a session second waits as well.
+#[test]
+fn nothing_moves_after_either_of_two_ends_has_returned() {
+    holds(two_ends_of_an_engine);
+    assert!(finds(Bug::EngineOfOneEnd, two_ends_of_an_engine));
 }

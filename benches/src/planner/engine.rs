@@ -102,7 +102,8 @@ impl Engine {
 
     /// When it takes over the block that it waits for.
     pub(super) fn overdue_at(&self, map: &Map) -> Option<Duration> {
-        let waits = self.computing.is_none() && map.of(self.front) == Claim::Loading;
+        let comes = matches!(map.of(self.front), Claim::Loading | Claim::Empty);
+        let waits = self.computing.is_none() && comes;
         let open = map.gate.get() == Gate::Open;
         let at = self.pace.overdue_at(open).filter(|_| waits)?;
         Some(at.saturating_duration_since(self.begin))
@@ -116,12 +117,15 @@ impl Engine {
             return map.of(index) != Claim::Ready;
         }
         swap(Claim::Missed)
-            || (open && self.is_worth(now, map) && swap(Claim::Empty))
+            || (self.is_worth(now, map, open) && swap(Claim::Empty))
             || (self.is_slow(now, map, open) && swap(Claim::Loading))
     }
 
-    fn is_worth(&self, now: Duration, map: &Map) -> bool {
-        self.pace.is_worth(self.to_come(map), self.begin + now)
+    fn is_worth(&self, now: Duration, map: &Map, open: bool) -> bool {
+        let free = map.of(self.front) == Claim::Empty;
+        free && self
+            .pace
+            .is_worth(self.to_come(map), open, self.begin + now)
     }
 
     fn is_slow(&self, now: Duration, map: &Map, open: bool) -> bool {

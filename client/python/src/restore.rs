@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use kvtier_client::{
-    BlockStatus, Error, NextCompute, PartOrder, PrefillStep, RestoreEvent,
-    RestoreSummary as Summary,
+    BlockStatus, Error, NextCompute, PartOrder, PrefillStep, Quality, RestoreEvent, RestoreOptions,
+    RestoreSummary as Summary, TwoEnded,
 };
 use pyo3::exceptions::PyStopIteration;
 use pyo3::prelude::*;
@@ -19,10 +19,31 @@ use pyo3::types::PyList;
 use tokio::sync::{Mutex, Notify};
 
 use crate::errors;
+use crate::keys;
 use crate::memory::block::LeasedBlock;
 use crate::runtime::{self, Here};
 use crate::values;
-use crate::words;
+use crate::words::{self, Word};
+
+/// How to restore, from plain values.
+pub(crate) fn options(
+    accept: &str,
+    deadline: Option<f64>,
+    scattered: bool,
+    after: Option<&[u8]>,
+    two_ended: Option<(u32, u32)>,
+) -> PyResult<RestoreOptions> {
+    let mut options = RestoreOptions::default().accept(Quality::read(accept)?);
+    options.deadline = deadline
+        .map(|value| runtime::seconds("deadline", value))
+        .transpose()?;
+    options.scattered = scattered;
+    options.after = after.map(keys::read).transpose()?;
+    if let Some((first_token, suffix_tokens)) = two_ended {
+        options = options.two_ended(TwoEnded::new(suffix_tokens).after(first_token));
+    }
+    Ok(options)
+}
 
 /// What will happen to each block asked for. Comes first, once.
 #[pyclass(frozen, module = "kvtier")]

@@ -6,8 +6,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use kvtier_client::{ModelDescriptor as Descriptor, PayloadKind, PrefillStep, Quality};
-use kvtier_client::{RestoreOptions, SessionState, TwoEnded};
+use kvtier_client::{
+    ModelDescriptor as Descriptor, PayloadKind, PrefillStep, Quality, SessionState,
+};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyTuple};
 
@@ -18,14 +19,14 @@ use crate::memory::array::numbers;
 use crate::model::ModelDescriptor;
 use crate::pages::PagedCache;
 use crate::pending::Pending;
-use crate::restore::Restore;
+use crate::restore::{self, Restore};
 use crate::restoring::Restoring;
 use crate::runtime::{self, Here, seconds};
 use crate::save::{self, SaveBlock};
 use crate::saving::Saving;
 use crate::slot::Slot;
 use crate::values::{Explanation, Lookup, Prefetched};
-use crate::words::Word;
+use crate::words::{self, Word};
 
 /// A session of one model in one namespace.
 #[pyclass(frozen, module = "kvtier")]
@@ -56,24 +57,6 @@ impl Session {
     fn naming(&self, extra: &[u8], salt: &str, adapter: Option<&str>) -> PyResult<Naming> {
         Ok(Naming::new(self.open()?.keys(), extra, salt, adapter))
     }
-}
-
-/// How to restore, from plain values.
-fn restore_options(
-    accept: &str,
-    deadline: Option<f64>,
-    scattered: bool,
-    two_ended: Option<(u32, u32)>,
-) -> PyResult<RestoreOptions> {
-    let mut options = RestoreOptions::default().accept(Quality::read(accept)?);
-    options.deadline = deadline
-        .map(|value| seconds("deadline", value))
-        .transpose()?;
-    options.scattered = scattered;
-    if let Some((first_token, suffix_tokens)) = two_ended {
-        options = options.two_ended(TwoEnded::new(suffix_tokens).after(first_token));
-    }
-    Ok(options)
 }
 
 #[pymethods]
@@ -357,6 +340,19 @@ impl Session {
         Ok(())
     }
 
+    /// How good what is computed behind a block can be, as far as this session knows.
+    fn quality_of(&self, key: &[u8]) -> PyResult<&'static str> {
+        let key = keys::read(key)?;
+        Ok(words::quality(self.open()?.quality_of(&key)))
+    }
+
+    /// Says how good the engine's own blocks are: what is saved behind them is no better.
+    fn set_quality(&self, keys: &Bound<'_, PyAny>, quality: &str) -> PyResult<()> {
+        let (keys, quality) = (keys::read_all(keys)?, Quality::read(quality)?);
+        self.open()?.set_quality(&keys, quality);
+        Ok(())
+    }
+
     /// Saves blocks out of the engine's cache, in the background.
     #[pyo3(signature = (cache, blocks, pages, *, wait="durable"))]
     fn save_pages(
@@ -431,7 +427,8 @@ impl Session {
 
     /// Restores blocks into the engine's cache, in the background.
     #[pyo3(signature = (
-        cache, keys, pages, *, accept="exact", deadline=None, scattered=false, two_ended=None
+        cache, keys, pages, *, accept="exact", deadline=None, scattered=false, after=None,
+        two_ended=None
     ))]
     #[expect(clippy::too_many_arguments, reason = "named arguments of a function")]
     fn restore_pages(
@@ -443,9 +440,10 @@ impl Session {
         accept: &str,
         deadline: Option<f64>,
         scattered: bool,
+        after: Option<&[u8]>,
         two_ended: Option<(u32, u32)>,
     ) -> PyResult<Restoring> {
-        let options = restore_options(accept, deadline, scattered, two_ended)?;
+        let options = restore::options(accept, deadline, scattered, after, two_ended)?;
         let (keys, pages) = (keys::read_all(keys)?, numbers("pages", pages)?);
         let (session, cache) = (self.open()?, cache.get().now());
         Restoring::start(py, session, cache, keys, pages, options)
@@ -453,7 +451,8 @@ impl Session {
 
     /// Starts a restore that hands out blocks to read in place, as events.
     #[pyo3(signature = (
-        keys, kind="kv", *, accept="exact", deadline=None, scattered=false, two_ended=None
+        keys, kind="kv", *, accept="exact", deadline=None, scattered=false, after=None,
+        two_ended=None
     ))]
     #[expect(clippy::too_many_arguments, reason = "named arguments of a function")]
     fn restore(
@@ -464,9 +463,10 @@ impl Session {
         accept: &str,
         deadline: Option<f64>,
         scattered: bool,
+        after: Option<&[u8]>,
         two_ended: Option<(u32, u32)>,
     ) -> PyResult<Restore> {
-        let options = restore_options(accept, deadline, scattered, two_ended)?;
+        let options = restore::options(accept, deadline, scattered, after, two_ended)?;
         let (keys, kind) = (keys::read_all(keys)?, PayloadKind::read(kind)?);
         let session = self.open()?;
         let restore = runtime::call(py, session.restore(&keys, kind, options))?;

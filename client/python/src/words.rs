@@ -75,7 +75,7 @@ impl Word for Element {
 }
 
 impl Word for Quality {
-    const NAME: &'static str = "accept";
+    const NAME: &'static str = "quality";
     const ALL: &'static [(Self, &'static str)] = &[
         (Self::Exact, "exact"),
         (Self::Transparent, "transparent"),
@@ -110,6 +110,10 @@ pub(crate) fn order(value: PartOrder) -> &'static str {
 }
 
 pub(crate) fn element(value: Element) -> &'static str {
+    listed(value)
+}
+
+pub(crate) fn quality(value: Quality) -> &'static str {
     listed(value)
 }
 

@@ -172,6 +172,24 @@ def test_slots_gather_from_pages_layer_by_layer_and_blocks_scatter(
     assert engine.same(fresh, [0, 1, 2, 3], [0, 1, 2, 3], len(TOKENS))
 
 
+def test_what_is_saved_behind_a_lossy_block_is_no_better(session: kvtier.Session) -> None:
+    keys = session.prefix_keys(TOKENS)
+    session.set_quality(keys[:1], "balanced")
+    for slot in (slots := slots_of(session, TOKENS)):
+        slot.write(np.full(slot.layout.nbytes, 5, np.uint8))
+    session.commit(slots)
+    assert session.quality_of(keys[0]) == "balanced"
+    assert session.lookup(keys).prefix_blocks == 0
+    assert session.lookup(keys, accept="balanced").prefix_blocks == 2
+    (block,), _ = session.restore(keys[1:], accept="balanced", after=keys[0]).collect()
+    assert block.quality == "balanced"
+    session.release([block])
+    with pytest.raises(kvtier.Invalid, match="a key of 3 bytes"):
+        session.restore(keys[1:], after=b"abc")
+    with pytest.raises(kvtier.Invalid, match='quality is "best"'):
+        session.set_quality(keys, "best")  # type: ignore[arg-type]
+
+
 def test_a_commit_in_the_background_says_how_far_it_is(session: kvtier.Session) -> None:
     for slot in (slots := slots_of(session, TOKENS)):
         slot.write(np.zeros(slot.layout.nbytes, np.uint8))

@@ -34,8 +34,8 @@ impl ModelledPace {
 
     /// True when a block that nobody has, the first of so many that are not here, is to be
     /// computed.
-    pub fn is_worth(&self, blocks: usize, now: Instant) -> bool {
-        self.0.is_worth(blocks, now)
+    pub fn is_worth(&self, blocks: usize, open: bool, now: Instant) -> bool {
+        self.0.is_worth(blocks, open, now)
     }
 
     /// True when a block that is loading, the first of so many, is to be taken over.

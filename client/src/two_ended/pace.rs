@@ -10,7 +10,9 @@
 //! over what comes later than it would be computed. What is taken over is loaded for nothing, which
 //! is why it is not done sooner.
 //!
-//! Until this side has seen how fast both ends are, it believes what the daemon expects.
+//! Until this side has seen how fast both ends are, it believes what the daemon expects. Of what it
+//! saw the later blocks count more, and a wait that is longer than a block took counts as well, so
+//! that a device that becomes slow is soon known to be.
 //!
 //! Invariants kept here
 //!   W3  No block is waited for longer than a load takes on average and then the time in which it
@@ -27,14 +29,19 @@ use super::outlook::OfBlock;
 const STEP: Duration = Duration::from_millis(20);
 /// Least time that is worth a load for nothing.
 const STEP_MIN: Duration = Duration::from_millis(2);
+/// After so many blocks what was seen before counts half.
+const HALF_LIFE: f64 = 4.0;
+/// No block counts more than so many of those before it: a single pause is no rate.
+const TIMES_MAX: f64 = 4.0;
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Pace {
-    begin: Instant,
-    /// Blocks that came from a device, and when the last of them did.
-    came: u32,
+    /// When the last block came from a device, or the restore began.
     last: Instant,
+    /// Blocks that came, and the time between them, fading. Unit: seconds.
+    blocks: f64,
+    seconds: f64,
     /// When a block was given out, and how long the last one took.
     given: Option<Instant>,
     step: Option<Duration>,
@@ -44,9 +51,9 @@ pub(super) struct Pace {
 impl Pace {
     pub(super) fn new(now: Instant) -> Self {
         Self {
-            begin: now,
-            came: 0,
             last: now,
+            blocks: 0.0,
+            seconds: 0.0,
             given: None,
             step: None,
             expected: OfBlock::default(),
@@ -60,7 +67,10 @@ impl Pace {
 
     /// A block came from a device.
     pub(super) fn came(&mut self, now: Instant) {
-        self.came = self.came.saturating_add(1);
+        let kept = 0.5_f64.powf(1.0 / HALF_LIFE);
+        let gap_s = self.counted(now);
+        self.blocks = kept * self.blocks + 1.0;
+        self.seconds = kept * self.seconds + gap_s;
         self.last = self.last.max(now);
     }
 
@@ -77,11 +87,12 @@ impl Pace {
     }
 
     /// True when a block that nobody has, the first of so many that are not here, is to be
-    /// computed: that ends before all of them are loaded, as far as anything is known of loads.
-    pub(super) fn is_worth(&self, blocks: usize, now: Instant) -> bool {
-        let load = self.seen().or(self.expected.load);
+    /// computed: that ends before all of them are loaded, as far as anything is known of loads, and
+    /// the daemon lets the engine in, or does not bring them (W3).
+    pub(super) fn is_worth(&self, blocks: usize, open: bool, now: Instant) -> bool {
+        let load = self.seen(now).or(self.expected.load);
         let ends_first = |load| self.left(load, blocks, now) > self.step();
-        load.is_none_or(ends_first) || self.is_overdue(true, now)
+        (open && load.is_none_or(ends_first)) || self.is_overdue(open, now)
     }
 
     /// True when a block that is loading, the first of so many that are not here, is to be taken
@@ -90,13 +101,15 @@ impl Pace {
     pub(super) fn is_slow(&self, blocks: usize, open: bool, now: Instant) -> bool {
         let may = open || self.step.is_some();
         let ends_first = |load| self.left(load, blocks, now) > self.step();
-        may && (self.seen().is_some_and(ends_first) || self.is_overdue(open, now))
+        may && (self.seen(now).is_some_and(ends_first) || self.is_overdue(open, now))
     }
 
     /// When the next block is not waited for any longer.
     pub(super) fn overdue_at(&self, open: bool) -> Option<Instant> {
         let may = open || self.step.is_some();
-        let load = self.seen().unwrap_or_default();
+        let load = self
+            .mean_s()
+            .map_or(Duration::ZERO, Duration::from_secs_f64);
         let at = self.last.checked_add(load)?.checked_add(self.step())?;
         may.then_some(at)
     }
@@ -112,10 +125,25 @@ impl Pace {
         load.saturating_mul(blocks).saturating_sub(since)
     }
 
-    /// What a block took that came; `None` while none has.
-    fn seen(&self) -> Option<Duration> {
-        let spent = self.last.saturating_duration_since(self.begin);
-        spent.checked_div(self.came)
+    /// What a block takes, as far as seen: as those that came, or longer if the next one is later
+    /// than that. `None` while none has come.
+    fn seen(&self, now: Instant) -> Option<Duration> {
+        let mean_s = self.mean_s()?;
+        let waited_s = (self.seconds + self.counted(now)) / (self.blocks + 1.0);
+        Some(Duration::from_secs_f64(mean_s.max(waited_s)))
+    }
+
+    fn mean_s(&self) -> Option<f64> {
+        (self.blocks > 0.0).then(|| self.seconds / self.blocks)
+    }
+
+    /// The time since the last block, as far as it counts. Unit: seconds.
+    fn counted(&self, now: Instant) -> f64 {
+        let gap_s = now.saturating_duration_since(self.last).as_secs_f64();
+        match self.mean_s() {
+            Some(mean_s) if mean_s > 0.0 => gap_s.min(TIMES_MAX * mean_s),
+            _ => gap_s,
+        }
     }
 
     /// Time to compute one block.
@@ -166,16 +194,34 @@ mod tests {
     fn is_worth_says_no_when_the_rest_is_loaded_before_one_block_is_computed() {
         let begin = Instant::now();
         let mut pace = Pace::new(begin);
-        assert!(pace.is_worth(1, begin), "nothing is known of loads");
+        assert!(pace.is_worth(1, true, begin), "nothing is known of loads");
         pace.given(begin);
         pace.computed(begin + ms(30));
         (1..=10).for_each(|block| pace.came(begin + ms(4 * block)));
         let now = begin + ms(41);
-        assert!(pace.is_worth(8, now));
-        assert!(!pace.is_worth(7, now));
+        assert!(pace.is_worth(8, true, now));
+        assert!(!pace.is_worth(7, true, now));
         let overdue = pace.overdue_at(true).unwrap();
         assert_eq!(overdue, begin + ms(40 + 4 + 30));
-        assert!(pace.is_worth(7, overdue), "the loads have stopped");
+        assert!(pace.is_worth(7, true, overdue), "the loads have stopped");
+        assert!(!pace.is_worth(8, false, now), "the daemon brings them");
+        assert!(pace.is_worth(7, false, overdue), "it does not");
+    }
+
+    // Goal: what a device was does not keep the engine from computing when it has become slow.
+    #[test]
+    fn is_worth_learns_soon_that_a_device_has_become_slow_and_takes_a_pause_for_none() {
+        let begin = Instant::now();
+        let mut pace = Pace::new(begin);
+        pace.given(begin);
+        pace.computed(begin + ms(100));
+        (1..=40).for_each(|block| pace.came(begin + ms(4 * block)));
+        let pause = begin + ms(160 + 80);
+        pace.came(pause);
+        assert!(!pace.is_worth(12, true, pause), "one pause");
+        assert!(pace.is_worth(40, true, pause));
+        (1..=6).for_each(|block| pace.came(pause + ms(40 * block)));
+        assert!(pace.is_worth(5, true, pause + ms(240)), "40 ms a block");
     }
 
     #[test]
@@ -186,7 +232,7 @@ mod tests {
             step: Some(ms(50)),
             load: Some(ms(10)),
         });
-        assert!(pace.is_worth(6, begin) && !pace.is_worth(5, begin));
+        assert!(pace.is_worth(6, true, begin) && !pace.is_worth(5, true, begin));
         assert!(!pace.is_slow(6, true, begin), "it may be in memory");
         assert_eq!(pace.overdue_at(true), Some(begin + ms(50)));
         pace.given(begin);

@@ -21,13 +21,15 @@
 //!   R4  After `close` has returned no byte is copied from or to the region, whoever is at it.
 //!   R5  A file that changed its size is not used any more: what it tells of itself is wrong.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
-use kvtier_proto::RegionGeometry;
 use kvtier_proto::region::Handover;
+use kvtier_proto::{PayloadKind, RegionGeometry};
 
 use super::{SlotName, StaleSlot};
 use crate::block::PlannedBlock;
@@ -37,6 +39,8 @@ use crate::shm::foreign::{Foreign, Lost};
 use crate::sync::{Mutex, MutexGuard, RwLock};
 use crate::tier::save::Payload;
 
+/// How long a region waits for its memory: as long as the ticket for it is good.
+pub const TICKET_LIFE: Duration = Duration::from_secs(10);
 /// Bytes that are copied before anybody who closes the region gets his turn.
 const STEP: usize = 1 << 20;
 
@@ -50,6 +54,9 @@ pub struct EngineRegion {
     metrics: Arc<Metrics>,
     /// From when the engine has handed it over.
     memory: OnceLock<Foreign>,
+    made: Instant,
+    /// There will be no memory.
+    refused: AtomicBool,
     slots: Mutex<Slots>,
     /// Held while bytes move, so that whoever closes waits for them (R4).
     open: RwLock<bool>,
@@ -81,9 +88,12 @@ pub enum BadSlot {
         /// How many there are.
         slots: u32,
     },
-    /// Another transfer has it, or the same one names it twice.
+    /// Another transfer has it.
     #[error("slot {0}, which is in use")]
     Busy(u32),
+    /// The same transfer names it twice.
+    #[error("slot {0} twice")]
+    Twice(u32),
 }
 
 /// Why a block was not copied. The slot may hold some of its bytes.
@@ -119,6 +129,8 @@ impl EngineRegion {
             geometry,
             metrics,
             memory: OnceLock::new(),
+            made: Instant::now(),
+            refused: AtomicBool::new(false),
             slots: Mutex::new(Slots::default()),
             open: RwLock::new(true),
         }
@@ -127,6 +139,11 @@ impl EngineRegion {
     /// Number in the session.
     pub fn number(&self) -> u32 {
         self.number
+    }
+
+    /// What its slots hold.
+    pub fn kind(&self) -> PayloadKind {
+        self.geometry.kind
     }
 
     /// Size. Unit: bytes.
@@ -163,8 +180,16 @@ impl EngineRegion {
         answer
     }
 
+    /// False when it has no memory and never will: it was refused, or the ticket to hand it over
+    /// with is no longer taken.
+    pub fn is_usable(&self) -> bool {
+        let refused = self.refused.load(Ordering::Acquire);
+        self.memory.get().is_some() || (!refused && self.made.elapsed() < TICKET_LIFE)
+    }
+
     /// Says why there will be no memory.
     pub fn refuse(&self, answer: Handover) {
+        self.refused.store(true, Ordering::Release);
         self.metrics.regions_refused.of(answer.into()).inc();
         tracing::warn!(region = self.number, reason = %answer, "an engine's region was refused");
     }
@@ -238,9 +263,13 @@ impl EngineRegion {
     /// Lends slots for a restore, all of them or none (R3).
     ///
     /// # Errors
-    /// The first that there is not, or that is in use.
+    /// The first that there is not, that is named twice, or that is in use.
     pub fn reserve(self: &Arc<Self>, wanted: &[u32]) -> Result<Reserved, BadSlot> {
         wanted.iter().try_for_each(|slot| self.check(*slot))?;
+        let mut seen = HashSet::with_capacity(wanted.len());
+        if let Some(twice) = wanted.iter().find(|slot| !seen.insert(**slot)) {
+            return Err(BadSlot::Twice(*twice));
+        }
         let mut slots = self.lock();
         let mut reserved = Reserved {
             region: Arc::clone(self),

@@ -14,8 +14,9 @@
 //!
 //! Invariants kept here
 //!   D1  A block is named to be loaded at most once, and only after it was taken.
-//!   O2  When the device is late the gate opens, and the engine may have what is on its way: nobody
-//!       waits for a device that has stopped while it could compute.
+//!   O2  When a device is late the gate opens, and the engine may have what is on its way: nobody
+//!       waits for a device that has stopped while it could compute. Until that brings something
+//!       the gate stays open, and nothing more is asked of it.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -153,7 +154,7 @@ impl Course {
         let flows = &self.flows;
         let has_room = |device: usize| {
             let flow = flows.get(device);
-            flow.is_some_and(|flow| flow.loading() < most(flow))
+            flow.is_some_and(|flow| !flow.is_stuck() && flow.loading() < most(flow))
         };
         let ours = |index: usize| wanted.contains(&index) && take(index);
         let load = self.line.next(has_room, ours)?;
@@ -180,8 +181,19 @@ impl Course {
     /// What the gate is to be now, when that is something else than it was. `claim` says who has a
     /// block.
     pub fn turn_gate(&mut self, now: Duration, claim: impl Fn(usize) -> Claim) -> Option<Gate> {
+        let blocks = self.line.blocks();
+        self.ends.as_mut()?.look(now, blocks, &claim);
+        let gate = self.weigh(now, claim)?;
         let ends = self.ends.as_mut()?;
-        ends.look(now, self.line.blocks(), &claim);
+        (std::mem::replace(&mut ends.gate, gate) != gate).then_some(gate)
+    }
+
+    /// Whether the engine is to compute, as far as that can be told now.
+    fn weigh(&self, now: Duration, claim: impl Fn(usize) -> Claim) -> Option<Gate> {
+        let ends = self.ends.as_ref()?;
+        if self.flows.iter().any(Flow::is_stuck) {
+            return Some(Gate::Open);
+        }
         // What it has in hand is no longer to be weighed.
         let front = ends.front + usize::from(claim(ends.front) == Claim::Computing);
         let compute_s = ends.compute_s()?;
@@ -199,8 +211,7 @@ impl Course {
             load_all_s,
             compute_s,
         };
-        let gate = ahead.gate(ends.gate);
-        (std::mem::replace(&mut ends.gate, gate) != gate).then_some(gate)
+        Some(ahead.gate(ends.gate))
     }
 
     /// What the gate is.

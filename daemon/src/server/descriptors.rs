@@ -4,15 +4,17 @@
 //! Upstairs:   OpenSession and RegisterRegion hand out tickets; clients show them here.
 //! Downstairs: `SCM_RIGHTS`; `region::engine` judges what comes in.
 //!
-//! The whole conversation: the client sends 16 bytes and gets one byte back, 1 with a descriptor
-//! beside it, or 0 without. With the ticket of an engine's region it sends the descriptor beside
-//! the 16 bytes, and the byte says what became of it (`Handover`). gRPC cannot carry descriptors,
-//! so this socket stands beside it.
+//! The whole conversation: the client sends 16 bytes, all at once, and gets one byte back, 1 with a
+//! descriptor beside it, or 0 without. With the ticket of an engine's region it sends the
+//! descriptor beside the 16 bytes, and the byte says what became of it (`Handover`). gRPC cannot
+//! carry descriptors, so this socket stands beside it.
 //!
 //! Invariants kept here
 //!   S1  A ticket is shown once, by the user it was made for, while the session lives.
 //!   S2  A peer that sends nothing or garbage costs one task for a moment, and one user's
 //!       tickets never keep another from getting one.
+//!   S3  A descriptor is taken only from a user who may register memory, and nobody waits for what
+//!       its file says or does.
 
 use std::collections::HashMap;
 use std::io::{IoSlice, IoSliceMut};
@@ -28,12 +30,11 @@ use rustix::net::{
 };
 use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
 
-use crate::region::engine::EngineRegion;
+use crate::region::engine::{EngineRegion, TICKET_LIFE};
 use crate::session::Token;
 
-/// How long a ticket waits to be shown.
-const TICKET_LIFE: Duration = Duration::from_secs(10);
 /// How long a connected peer may take to show its ticket. Much shorter than clients wait for
 /// their turn: it sends 16 bytes at once or it is no client.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -43,6 +44,8 @@ const TICKET_LEN: usize = 16;
 const TICKETS_MAX: usize = 256;
 /// Most connections at a time; one more waits in the kernel's queue.
 const CONNECTIONS_MAX: usize = 64;
+/// Most descriptors that are looked at at a time.
+const JUDGES_MAX: usize = 4;
 
 /// What a ticket is good for.
 #[derive(Debug)]
@@ -122,7 +125,8 @@ impl Tickets {
 
 /// Serves the companion socket until `stop` resolves.
 pub async fn serve(listener: UnixListener, tickets: Arc<Tickets>, stop: impl Future<Output = ()>) {
-    let slots = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS_MAX));
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let judges = Arc::new(Semaphore::new(JUDGES_MAX));
     tokio::pin!(stop);
     loop {
         let accepted = tokio::select! {
@@ -140,9 +144,10 @@ pub async fn serve(listener: UnixListener, tickets: Arc<Tickets>, stop: impl Fut
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
             return;
         };
-        let tickets = Arc::clone(&tickets);
+        let (tickets, judges) = (Arc::clone(&tickets), Arc::clone(&judges));
         tokio::spawn(async move {
-            let answered = tokio::time::timeout(PATIENCE, answer(stream, &tickets)).await;
+            let answered = answer(stream, &tickets, &judges);
+            let answered = tokio::time::timeout(PATIENCE, answered).await;
             if let Ok(Err(problem)) = answered {
                 tracing::debug!(%problem, "a descriptor was not fetched");
             }
@@ -151,50 +156,74 @@ pub async fn serve(listener: UnixListener, tickets: Arc<Tickets>, stop: impl Fut
     }
 }
 
-async fn answer(stream: UnixStream, tickets: &Tickets) -> std::io::Result<()> {
+async fn answer(
+    stream: UnixStream,
+    tickets: &Tickets,
+    judges: &Arc<Semaphore>,
+) -> std::io::Result<()> {
     let uid = stream.peer_cred()?.uid();
-    let (mut ticket, mut given) = ([0; TICKET_LEN], None);
-    let mut shown = 0;
-    while shown < TICKET_LEN {
-        let rest = ticket.get_mut(shown..).unwrap_or_default();
-        let read = stream.async_io(Interest::READABLE, || receive(&stream, rest, &mut given));
-        shown += match read.await? {
-            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
-            read => read,
-        };
+    let mut ticket = [0; TICKET_LEN];
+    // Looked at first: nobody's descriptors are taken who has no region to hand over (S3).
+    let look = || Ok(rustix::net::recv(&stream, &mut ticket, RecvFlags::PEEK)?.0);
+    if stream.async_io(Interest::READABLE, look).await? != TICKET_LEN {
+        return Err(std::io::ErrorKind::InvalidData.into());
     }
-    let (answer, fd) = match tickets.redeem(&ticket, uid) {
+    let promise = tickets.redeem(&ticket, uid);
+    let takes = matches!(promise, Some(Promise::Take(_)));
+    let read = || receive(&stream, &mut ticket, takes);
+    let given = stream.async_io(Interest::READABLE, read).await?;
+    let (answer, fd) = match promise {
         None => (Handover::Refused, None),
         Some(Promise::Give(fd)) => (Handover::Taken, Some(fd)),
-        Some(Promise::Take(region)) => match given.take() {
-            Some(given) => (region.adopt(given), None),
-            None => {
-                region.refuse(Handover::Missing);
-                (Handover::Missing, None)
-            }
-        },
+        Some(Promise::Take(region)) => (judge(region, given, judges).await, None),
     };
     let send = || send(&stream, answer, fd.as_ref());
     stream.async_io(Interest::WRITABLE, send).await
 }
 
-/// Reads on, and keeps the last descriptor that comes; others are closed.
+/// Looks at what an engine hands over, where it may take as long as it likes: to ask a file about
+/// itself, or to close it, can hang, if it is one of a file system that does.
+async fn judge(
+    region: Arc<EngineRegion>,
+    given: Option<OwnedFd>,
+    judges: &Arc<Semaphore>,
+) -> Handover {
+    let Some(given) = given else {
+        region.refuse(Handover::Missing);
+        return Handover::Missing;
+    };
+    let Ok(judge) = Arc::clone(judges).acquire_owned().await else {
+        return Handover::Refused;
+    };
+    let judged = tokio::task::spawn_blocking(move || {
+        let answer = region.adopt(given);
+        drop(judge);
+        answer
+    });
+    judged.await.unwrap_or(Handover::Refused)
+}
+
+/// Reads the ticket, and takes the descriptor beside it, if any, where it is awaited. Otherwise the
+/// kernel lets go of it.
 fn receive(
     stream: &UnixStream,
-    into: &mut [u8],
-    given: &mut Option<OwnedFd>,
-) -> std::io::Result<usize> {
+    ticket: &mut [u8],
+    takes: bool,
+) -> std::io::Result<Option<OwnedFd>> {
+    if !takes {
+        rustix::net::recv(stream, ticket, RecvFlags::empty())?;
+        return Ok(None);
+    }
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut into = [IoSliceMut::new(into)];
+    let mut into = [IoSliceMut::new(ticket)];
     let flags = RecvFlags::CMSG_CLOEXEC;
-    let message = rustix::net::recvmsg(stream, &mut into, &mut control, flags)?;
-    for part in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(rights) = part {
-            *given = rights.last().or(given.take());
-        }
-    }
-    Ok(message.bytes)
+    rustix::net::recvmsg(stream, &mut into, &mut control, flags)?;
+    let rights = control.drain().find_map(|part| match part {
+        RecvAncillaryMessage::ScmRights(mut rights) => rights.next(),
+        _ => None,
+    });
+    Ok(rights)
 }
 
 fn send(stream: &UnixStream, answer: Handover, fd: Option<&OwnedFd>) -> std::io::Result<()> {

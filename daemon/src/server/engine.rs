@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 
+use kvtier_proto::region::Handover;
 use kvtier_proto::{PayloadKind, RegionGeometry, v1};
 use tonic::Status;
 
@@ -32,7 +33,10 @@ pub async fn register(
         refusal
     })?;
     let ticket = shared.tickets.promise(Arc::clone(&region), uid);
-    let ticket = ticket.map_err(open::ticket)?;
+    let ticket = ticket.map_err(|problem| {
+        region.refuse(Handover::Refused);
+        open::ticket(problem)
+    })?;
     let grant = v1::RegionGrant {
         region: region.number(),
         bytes: region.bytes(),

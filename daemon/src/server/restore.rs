@@ -21,7 +21,7 @@ use v1::restore_event::Event;
 
 use super::landing::Landing;
 use super::{Drain, Replies, Shared, convert, kind, peer};
-use crate::region::engine::Reserved;
+use crate::region::engine::{BadSlot, Reserved};
 use crate::restore::claims::{BadMap, Claims};
 use crate::restore::engines::Step;
 use crate::restore::outlook::Outlook;
@@ -140,22 +140,23 @@ impl Stream {
                     "unknown session: it has ended, or is another user's; open one",
                 )
             })?;
-        let request = run::Request {
-            keys: keys_from_wire("keys", &start.keys).map_err(convert::invalid)?,
-            kind: kind(start.kind)?,
-            deadline: (start.deadline_ms > 0)
-                .then(|| Duration::from_millis(u64::from(start.deadline_ms))),
-            scattered: start.scattered || start.two_ended.is_some(),
-            accept: convert::accept(start.accept)?,
-            two_ended: two_ended(&session, start.two_ended.as_ref(), start.keys.len())?,
+        let request = asked(&session, &start)?;
+        let into = into(&session, start.into.as_ref(), &request)?.transpose();
+        let into = match into {
+            Ok(into) => into,
+            Err(busy) => {
+                self.refuse(id, &request, Miss::Region, &busy.to_string())
+                    .await;
+                return Ok(());
+            }
         };
-        let into = into(&session, start.into.as_ref(), start.keys.len())?;
         let permit = Arc::clone(&session.restores).try_acquire_owned();
         // Asked after the permit is taken: whoever stops the daemon waits for permits.
         let Some(permit) = permit.ok().filter(|_| !self.shared.stopping()) else {
             // Its slots are free before the client can know that it ended.
             drop(into);
-            self.refuse(id, &request).await;
+            let why = "the session runs as many as it may, or the daemon stops";
+            self.refuse(id, &request, Miss::NoSpace, why).await;
             return Ok(());
         };
         let (control, listen) = watch::channel(Control::default());
@@ -190,24 +191,17 @@ impl Stream {
         Ok(())
     }
 
-    /// The session runs as many restores as it may, or the daemon stops: this one ends at once,
-    /// the others go on. A client that does not read its events waits here itself.
-    async fn refuse(&self, id: u64, request: &run::Request) {
-        let missed = (0..request.keys.len())
-            .map(|index| (index, Miss::NoSpace))
-            .collect();
+    /// This restore ends at once, the others go on. A client that does not read its events waits
+    /// here itself.
+    async fn refuse(&self, id: u64, request: &run::Request, miss: Miss, why: &str) {
+        let missed = (0..request.keys.len()).map(|index| (index, miss));
         let summary = run::Summary {
-            missed,
+            missed: missed.collect(),
             ..run::Summary::default()
         };
-        tracing::warn!(
-            restore = id,
-            "a restore was refused: the session runs as many as it may, or the daemon stops"
-        );
-        let _ = self
-            .out
-            .send((Ok(wire(id, Event::Done(done(summary)))), Vec::new()))
-            .await;
+        tracing::warn!(restore = id, why, "a restore was refused");
+        let event = wire(id, Event::Done(done(summary)));
+        let _ = self.out.send((Ok(event), Vec::new())).await;
     }
 }
 
@@ -315,6 +309,19 @@ pub fn to_wire_outlook(outlook: Outlook) -> v1::Outlook {
     }
 }
 
+/// What is to be restored, and how.
+fn asked(session: &Session, start: &v1::RestoreStart) -> Result<run::Request, Status> {
+    let deadline = Duration::from_millis(u64::from(start.deadline_ms));
+    Ok(run::Request {
+        keys: keys_from_wire("keys", &start.keys).map_err(convert::invalid)?,
+        kind: kind(start.kind)?,
+        deadline: (!deadline.is_zero()).then_some(deadline),
+        scattered: start.scattered || start.two_ended.is_some(),
+        accept: convert::accept(start.accept)?,
+        two_ended: two_ended(session, start.two_ended.as_ref(), start.keys.len())?,
+    })
+}
+
 /// What makes a restore two-ended.
 fn two_ended(
     session: &Session,
@@ -342,12 +349,13 @@ fn two_ended(
     }))
 }
 
-/// Slots of the engine that the blocks go to.
+/// The engine's slots that the blocks go to, or which of them another transfer has: then nothing is
+/// copied, and the client, who may have learned of that one's end just now, goes on.
 fn into(
     session: &Session,
     into: Option<&v1::IntoSlots>,
-    blocks: usize,
-) -> Result<Option<Reserved>, Status> {
+    request: &run::Request,
+) -> Result<Option<Result<Reserved, BadSlot>>, Status> {
     let Some(into) = into else {
         return Ok(None);
     };
@@ -355,15 +363,25 @@ fn into(
         let accepted = "a region of its own memory that this session registered";
         convert::bad_field("into.region", into.region, accepted)
     })?;
+    if region.kind() != request.kind {
+        let (kind, accepted) = (request.kind.as_str(), region.kind().as_str());
+        let accepted = format!("{accepted}, the kind of the region's slots");
+        return Err(convert::bad_field("kind", kind, accepted));
+    }
+    let blocks = request.keys.len();
     if into.slots.len() != blocks {
         let value = format!("{} entries long", into.slots.len());
         let accepted = format!("{blocks} entries, one for each key");
         return Err(convert::bad_field("into.slots", value, accepted));
     }
-    let reserved = region.reserve(&into.slots);
-    let accepted = "slots of the region that no other transfer has, each once";
-    let refused = |bad| convert::bad_field("into.slots", bad, accepted);
-    reserved.map(Some).map_err(refused)
+    match region.reserve(&into.slots) {
+        Ok(reserved) => Ok(Some(Ok(reserved))),
+        Err(busy @ BadSlot::Busy(_)) => Ok(Some(Err(busy))),
+        Err(bad) => {
+            let accepted = "slots of the region, each once";
+            Err(convert::bad_field("into.slots", bad, accepted))
+        }
+    }
 }
 
 fn leased(leased: &run::Leased) -> v1::LeasedBlock {

@@ -85,6 +85,11 @@ impl Room {
         let Self::Engine(region) = self else {
             return Ok(());
         };
+        if block.id.kind != region.kind() {
+            let (kind, accepted) = (block.id.kind.as_str(), region.kind().as_str());
+            let accepted = format!("{accepted}, the kind of the region's slots");
+            return Err(convert::bad_field(format!("{field}.kind"), kind, accepted));
+        }
         let (bytes, slot_bytes) = (block.facts.layout.payload_len(), region.slot_bytes());
         if bytes != slot_bytes {
             let accepted = format!("exactly {slot_bytes}, a slot of the region");

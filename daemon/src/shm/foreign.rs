@@ -83,7 +83,9 @@ impl Foreign {
         if seals.intersects(SealFlags::WRITE | SealFlags::FUTURE_WRITE) {
             return Err(Handover::Sealed);
         }
-        let size = u64::try_from(stat.st_size).unwrap_or_default();
+        // Its size is asked after its seals: from when it cannot shrink it stays as long (S1).
+        let size = rustix::fs::fstat(&fd).map_err(unmapped)?.st_size;
+        let size = u64::try_from(size).unwrap_or_default();
         if size < len {
             return Err(Handover::TooSmall);
         }

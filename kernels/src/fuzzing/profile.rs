@@ -220,9 +220,11 @@ fn check(file: &[u8]) {
 
 pub(super) fn seeds() -> Vec<Vec<u8>> {
     let sizes = [(1, 1, 2), (2, 1, 3), (3, 2, 4)];
-    let files = sizes.map(|(layers, heads, dim)| {
-        let profile = fixture(layers, heads, dim).and_then(|profile| profile.to_bytes());
-        profile.unwrap_or_default()
-    });
-    files.into()
+    let file = |profile: Result<Profile, ProfileError>| {
+        let bytes = profile.and_then(|profile| profile.to_bytes());
+        bytes.unwrap_or_default()
+    };
+    let plain = sizes.map(|(layers, heads, dim)| file(fixture(layers, heads, dim)));
+    let exact = file(exact_fixture(2, 1, 2));
+    plain.into_iter().chain([exact]).collect()
 }

@@ -9,11 +9,13 @@ use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
 
 use kvtier_client::{
-    Acknowledge, CommitFailure, Error, Miss, PayloadKind, Piece, RegionGeometry, RestoreEvent,
-    RestoreOptions, SaveBlock, SaveOutcome, Session, Tier, TwoEnded,
+    Acknowledge, Bytes, Client, CommitFailure, Endpoint, Error, LeasedBlock, Miss, PayloadKind,
+    Piece, RegionGeometry, RestoreEvent, RestoreOptions, SaveBlock, SaveOutcome, Session,
+    SessionOptions, Tier, TwoEnded,
 };
 use kvtier_proto::v1;
-use kvtier_tests::harness::{Daemon, Options, blocks, eventually, run};
+use kvtier_tests::harness::daemon::{self, Daemon};
+use kvtier_tests::harness::{Options, blocks, eventually, run};
 use rustix::fs::{MemfdFlags, SealFlags};
 use tonic::Code;
 
@@ -395,7 +397,7 @@ fn geometries_and_slots_that_cannot_be_are_refused_by_field() {
                 "into.slots is 1 entries long; accepted: 2 entries",
             ),
             (into(1, &[0, 4]), "into.slots is slot 4 of 4"),
-            (into(1, &[2, 2]), "into.slots is slot 2, which is in use"),
+            (into(1, &[2, 2]), "into.slots is slot 2 twice"),
         ];
         for (into, part) in cases {
             let start = v1::RestoreStart {
@@ -515,6 +517,70 @@ fn a_wiped_namespace_brings_nothing_into_slots() {
         assert_eq!((restored.placed.len(), restored.missed.len()), (0, 8));
         assert!(pool.rest_is_untouched([]));
     });
+}
+
+// Goal: W1. A save that its caller no longer waits for has its slots until it ends: what the engine
+// puts there afterwards is never stored under the name of what was there.
+#[test]
+fn slots_are_the_daemons_until_a_save_that_was_given_up_has_ended() {
+    run(LIMIT, async {
+        let daemon = Daemon::start(options().host_mib(16));
+        let session = daemon.session(&blocks::wide()).await;
+        let large = blocks::loose(&session, 1, 32, PayloadKind::Kv);
+        blocks::save_durable(&session, &large).await;
+        let held = leases(&session, &large).await;
+        assert!(held.len() > 24, "{} blocks fill host memory", held.len());
+        let mut connect = daemon::connect_options();
+        connect.timeouts.commit = Duration::from_millis(200);
+        let client = Client::connect(Endpoint::unix(daemon.socket()), connect).await;
+        let options = SessionOptions::new("impatient").staging_bytes(Bytes::mib(8));
+        let impatient = client.unwrap().open_session(&blocks::wide(), options).await;
+        let impatient = impatient.unwrap();
+        let pool = Pool::new(&impatient, 8, Kept::Sealed);
+        let region = pool.register(&impatient).await;
+        let set = blocks::chain(&impatient, 2, 16 * 8, PayloadKind::Kv);
+        let other = blocks::chain(&impatient, 3, 16 * 8, PayloadKind::Kv);
+        let named: Vec<_> = set.iter().copied().zip(0..).collect();
+        named
+            .iter()
+            .for_each(|(block, slot)| pool.fill(*slot, block));
+        let given_up = region.save(&named, Acknowledge::Accepted).await;
+        assert!(
+            matches!(given_up, Err(Error::Timeout { .. })),
+            "{given_up:?}"
+        );
+        let reuse = async {
+            region.settle().await.unwrap();
+            other
+                .iter()
+                .zip(0..)
+                .for_each(|(block, slot)| pool.fill(slot, block));
+        };
+        let room = async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            drop(held);
+        };
+        tokio::join!(reuse, room);
+        // Time for a save that goes on after all.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        // Insists that what is there is right.
+        let found = blocks::restore(&session, &set).await.unwrap();
+        assert!(!found.hits.is_empty(), "nothing was stored");
+    });
+}
+
+/// Blocks as they come, held.
+async fn leases(session: &Session, blocks: &[SaveBlock]) -> Vec<LeasedBlock> {
+    let options = RestoreOptions::default().scattered();
+    let keys = blocks::keys(blocks);
+    let restore = session.restore(&keys, PayloadKind::Kv, options).await;
+    let (mut restore, mut held) = (restore.unwrap(), Vec::new());
+    while let Some(event) = restore.next().await.unwrap() {
+        if let RestoreEvent::Ready(block) = event {
+            held.push(block);
+        }
+    }
+    held
 }
 
 // Goal: W1. Slots of a running restore are nobody else's, and come back when it was dropped and its

@@ -652,6 +652,14 @@ class Session:
         """Tells the daemon how long a prefill step took: ``tokens`` computed after ``before``.
         Never waits."""
 
+    def quality_of(self, key: BlockKey) -> Quality:
+        """How good what is computed behind a block can be, as far as this session knows: as good as
+        the worst that it restored there. A block saved behind it is declared as no better."""
+
+    def set_quality(self, keys: Sequence[BlockKey], quality: Quality) -> None:
+        """Says how good the engine's own blocks are, one by one: "exact" after they were computed
+        anew, worse where another session restored them."""
+
     # Saving.
 
     def save_pages(
@@ -696,15 +704,17 @@ class Session:
         accept: Quality = "exact",
         deadline: float | None = None,
         scattered: bool = False,
+        after: BlockKey | None = None,
         two_ended: tuple[int, int] | None = None,
     ) -> Restoring:
         """Restores blocks into the engine's cache, in the background: each is copied to its pages
         as it comes, layer after layer. ``pages`` as for ``save_pages``. Never waits.
 
         ``deadline``: seconds; what has not come by then is missing. ``scattered``: every block
-        stands for itself; otherwise nothing comes after the first miss. ``two_ended``: tokens of
-        the prompt before the first key, tokens computed after the last block; the engine computes
-        from the front meanwhile, by ``Restoring.next_compute``.
+        stands for itself; otherwise nothing comes after the first miss. ``after``: the block before
+        the first key, where the engine has that already. ``two_ended``: tokens of the prompt before
+        the first key, tokens computed after the last block; the engine computes from the front
+        meanwhile, by ``Restoring.next_compute``.
         """
 
     def restore(
@@ -715,6 +725,7 @@ class Session:
         accept: Quality = "exact",
         deadline: float | None = None,
         scattered: bool = False,
+        after: BlockKey | None = None,
         two_ended: tuple[int, int] | None = None,
     ) -> Restore:
         """Starts a restore that hands out blocks to read in place, as events."""
@@ -816,6 +827,10 @@ class LeasedBlock:
     def tier(self) -> Tier: ...
     @property
     def level(self) -> int: ...
+    @property
+    def quality(self) -> Quality:
+        """The worse of its level and of what it was computed from."""
+
     @property
     def layout(self) -> BlockLayout: ...
     @property

@@ -6,7 +6,7 @@
 use std::ffi::c_int;
 use std::sync::Arc;
 
-use kvtier_client::{BlockKey, Level, PartCode, PartOrder, ReadError, Tier};
+use kvtier_client::{BlockKey, Level, PartCode, PartOrder, Quality, ReadError, Tier};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyTuple};
@@ -29,6 +29,7 @@ pub(crate) struct LeasedBlock {
     key: BlockKey,
     tier: Tier,
     level: Level,
+    quality: Quality,
     layout: BlockLayout,
 }
 
@@ -54,7 +55,8 @@ pub(crate) fn take_all(blocks: &Bound<'_, PyTuple>) -> PyResult<Vec<kvtier_clien
 
 impl LeasedBlock {
     pub(crate) fn new(block: kvtier_client::LeasedBlock, order: PartOrder) -> PyResult<Self> {
-        let (index, key, tier, level) = (block.index(), block.key(), block.tier(), block.level());
+        let (index, key, tier) = (block.index(), block.key(), block.tier());
+        let (level, quality) = (block.level(), block.quality());
         let layout = BlockLayout {
             layout: Arc::new(block.layout().clone()),
             order,
@@ -66,6 +68,7 @@ impl LeasedBlock {
             key,
             tier,
             level,
+            quality,
             layout,
         })
     }
@@ -127,6 +130,12 @@ impl LeasedBlock {
     #[getter]
     fn level(&self) -> u8 {
         self.level.0
+    }
+
+    /// How good it is: the worse of its level and of what it was computed from.
+    #[getter]
+    fn quality(&self) -> &'static str {
+        words::quality(self.quality)
     }
 
     #[getter]

@@ -81,7 +81,7 @@ fn reserve_lends_all_slots_or_none_and_take_knows_a_name_once() {
     let (region, _fd) = adopted();
     let number = BadSlot::Number { slot: 4, slots: 4 };
     assert_eq!(region.reserve(&[0, 4]).unwrap_err(), number);
-    assert_eq!(region.reserve(&[0, 1, 0]).unwrap_err(), BadSlot::Busy(0));
+    assert_eq!(region.reserve(&[0, 1, 0]).unwrap_err(), BadSlot::Twice(0));
     let reserved = region.reserve(&[0, 1]).unwrap();
     assert_eq!(region.reserve(&[2, 1]).unwrap_err(), BadSlot::Busy(1));
     assert!(region.grant(planned(1, 100), 1).is_none());

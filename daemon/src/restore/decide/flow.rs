@@ -59,6 +59,7 @@ impl Flow {
     pub(super) fn begin(&mut self, now: Duration, index: usize) {
         if self.under_way.is_empty() {
             self.since = now;
+            self.is_late = false;
         }
         self.under_way.insert(index, now);
     }
@@ -100,6 +101,11 @@ impl Flow {
     /// The device is late.
     pub(super) fn set_late(&mut self) {
         self.is_late = true;
+    }
+
+    /// It was found late, and has brought nothing of what is under way since.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.is_late && !self.under_way.is_empty()
     }
 
     /// Loads under way.

@@ -243,3 +243,42 @@ fn give_back_opens_the_gate_and_names_what_is_on_its_way() {
     assert_eq!(all(&mut course, ms(500), 0..4, &map), [1, 0]);
     assert!(course.late_at().unwrap() < ms(700), "one pause is no rate");
 }
+
+// Goal: O2. What another device brings says nothing of one that is stuck.
+#[test]
+fn gate_stays_open_and_a_late_device_gets_nothing_more_until_it_brings_something() {
+    let map = Map::new(6);
+    let known = Known {
+        load_s: vec![Some(10e-3); 2],
+        ..known(false, None, 100e-3)
+    };
+    let load = |index: usize| Load {
+        index,
+        device: usize::from(index < 4),
+    };
+    let loads: Vec<Load> = (0..6).map(load).collect();
+    let mut course = Course::two_ended(&loads, &[], &known);
+    assert_eq!(all(&mut course, ms(0), 0..6, &map), [5, 4, 3, 2]);
+    assert_eq!(course.give_back(ms(100)), [4, 5, 2, 3]);
+    [2, 3]
+        .iter()
+        .for_each(|index| map.set(*index, Claim::Empty));
+    // One device has come back: all that is left would take it less than computing a block.
+    for (at, index) in [(105, 5), (110, 4)] {
+        map.set(index, Claim::Ready);
+        course.landed(ms(at), index, true);
+        assert_eq!(course.turn_gate(ms(at), |index| map.of(index)), None);
+        assert_eq!(course.gate(), Gate::Open);
+    }
+    assert!(
+        all(&mut course, ms(110), 0..6, &map).is_empty(),
+        "the other is stuck"
+    );
+    // A read of it fails: still nothing came.
+    course.landed(ms(120), 3, false);
+    course.turn_gate(ms(120), |index| map.of(index));
+    assert_eq!(course.gate(), Gate::Open);
+    course.landed(ms(130), 2, true);
+    assert_eq!(all(&mut course, ms(130), 0..6, &map), [1, 0]);
+    assert!(course.late_at().is_some());
+}
