@@ -11,7 +11,6 @@ imported, which takes longer than most phases):
   store     the connector saves; outputs are those of cold
   restore   the daemon was restarted, so blocks come from the device; then again, from host
             memory; in a new engine each: outputs are those of apc, bit by bit
-  sync      the same with loads before the step instead of between steps
   chunked   prompts computed and saved in steps of 1024 tokens
   preempted more requests at once than the engine has memory for
   shared    prompts with a common prefix, all at once, with vLLM's prefix cache on
@@ -41,7 +40,7 @@ from results import Rows, Run, distance, identical, of_length
 from texts import Texts, prompts
 from vllm_phase import run_forked
 
-PHASES = "cold,apc,store,restore,sync,chunked,preempted,shared,others,killed,absent,peer"
+PHASES = "cold,apc,store,restore,chunked,preempted,shared,others,killed,absent,peer"
 TOKENS = 32
 NOISE = 0.2
 """Largest difference of a log-probability between a run and one of other shapes: what bf16
@@ -96,14 +95,14 @@ class Bench:
             shutil.rmtree(folder, ignore_errors=True)
         return Daemon(self.options.kvtierd, folder, self.options.level, self.options.host_mib)
 
-    def connector(self, daemon: Daemon, **extra: Any) -> dict[str, Any]:
+    def connector(self, daemon: Daemon) -> dict[str, Any]:
         """`kv_transfer_config` of our connector."""
         return {
             "kv_connector": "KvtierConnector",
             "kv_connector_module_path": "kvtier.vllm",
             "kv_role": "kv_both",
             "kv_load_failure_policy": "recompute",
-            "kv_connector_extra_config": {"socket": str(daemon.socket), **extra},
+            "kv_connector_extra_config": {"socket": str(daemon.socket)},
         }
 
     def phase(
@@ -200,22 +199,21 @@ def store(bench: Bench, daemon: Daemon) -> None:
         bench.check_identical("store", bench.runs["store"], bench.runs["cold"])
 
 
-def restore(bench: Bench, daemon: Daemon, name: str, **extra: Any) -> None:
+def restore(bench: Bench, daemon: Daemon) -> None:
     """Restores from the device after a restart, and from host memory after that."""
-    leave_one = not extra.get("async_load", True)
     for again in range(bench.options.repeat):
         daemon.restart()
-        tag = name if again == 0 else f"{name}.{again + 1}"
+        tag = "restore" if again == 0 else f"restore.{again + 1}"
         salted = [{**bench.prompts[0], "salt": "another tenant"}]
         steps = [
             bench.run_step(f"{tag}.nvme"),
             bench.run_step(f"{tag}.host"),
             bench.run_step(f"{tag}.salt", salted),
         ]
-        bench.runs |= bench.phase(tag, steps, bench.connector(daemon, **extra))
+        bench.runs |= bench.phase(tag, steps, bench.connector(daemon))
         bench.check(f"{tag}.salt.missed", bench.runs[f"{tag}.salt"][0]["cached"] == 0)
         for run in (f"{tag}.nvme", f"{tag}.host"):
-            bench.check_restored(run, bench.runs[run], leave_one)
+            bench.check_restored(run, bench.runs[run])
             if "apc" in bench.runs:
                 bench.check_identical(run, bench.runs[run], bench.runs["apc"])
 
@@ -376,7 +374,7 @@ def rows(bench: Bench) -> None:
         return [1000 * r[field] for r in of_length(bench.runs[run], length)]
 
     measured = ["cold", "apc", "store"]
-    ways = ("restore.nvme", "restore.host", "sync.nvme", "sync.host", "peer.nvme", "peer.host")
+    ways = ("restore.nvme", "restore.host", "peer.nvme", "peer.host")
     for length in bench.lengths:
         for run in (*measured, *ways):
             if run not in bench.runs:
@@ -457,12 +455,10 @@ def main() -> int:
             apc(bench)
             # The first pass computes as a cold run does, where there is no other.
             bench.runs.setdefault("cold", bench.runs["apc.first"])
-        if wanted & {"store", "restore", "sync", "killed", "others"}:
+        if wanted & {"store", "restore", "killed", "others"}:
             store(bench, daemon)
         if "restore" in wanted:
-            restore(bench, daemon, "restore")
-        if "sync" in wanted:
-            restore(bench, daemon, "sync", async_load=False)
+            restore(bench, daemon)
         if "chunked" in wanted:
             chunked(bench, daemon)
         if "preempted" in wanted:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from kvtier.vllm import identity
-from kvtier.vllm.chain import Chain, loadable, stored_run
+from kvtier.vllm.chain import Chain, full_blocks, stored_run
 from kvtier.vllm.geometry import Geometry, LayerPage, geometry_of, unsupported
 from kvtier.vllm.link import Link, PendingLookup
 from kvtier.vllm.options import Options
@@ -26,12 +26,9 @@ def test_a_chain_names_the_same_blocks_in_any_portions() -> None:
     assert parts.parent(3) == whole[2]
 
 
-@pytest.mark.parametrize(
-    ("tokens", "between", "before"), [(0, 0, 0), (3, 0, 0), (4, 1, 0), (5, 1, 1), (8, 2, 1)]
-)
-def test_loadable_leaves_a_token_to_compute_only_before_a_step(tokens, between, before) -> None:
-    assert loadable(tokens, 4, False) == between
-    assert loadable(tokens, 4, True) == before
+@pytest.mark.parametrize(("tokens", "blocks"), [(0, 0), (3, 0), (4, 1), (5, 1), (8, 2)])
+def test_a_tail_fills_no_block(tokens, blocks) -> None:
+    assert full_blocks(tokens, 4) == blocks
 
 
 def test_a_stored_run_ends_at_the_first_gap_and_at_the_limit() -> None:
@@ -72,12 +69,19 @@ def test_a_commit_is_read_from_the_path_of_a_snapshot() -> None:
 
 def test_options_name_every_problem_at_once() -> None:
     with pytest.raises(ValueError, match="is no setting") as error:
-        Options.parse({"sokcet": "x", "async_load": "yes", "min_load_blocks": 0}, {})
-    for part in ("sokcet is no setting", "async_load is 'yes'", "min_load_blocks is 0"):
+        Options.parse({"sokcet": "x", "save": "yes", "min_load_blocks": 0}, {})
+    for part in ("sokcet is no setting", "save is 'yes'", "min_load_blocks is 0"):
         assert part in str(error.value)
     assert Options.parse({"load_timeout_s": 3}, {}).load_timeout_s == 3.0
     with pytest.raises(ValueError, match="load_timeout_s is nan"):
         Options.parse({"load_timeout_s": float("nan")}, {})
+
+
+@pytest.mark.parametrize("value", [False, 0, "no"])
+def test_a_load_before_the_step_is_refused_since_its_failure_comes_too_late(value) -> None:
+    with pytest.raises(ValueError, match="accepted: true"):
+        Options.parse({"async_load": value}, {})
+    assert Options.parse({"async_load": True}, {}) == Options.parse({}, {})
 
 
 def test_the_socket_comes_from_the_setting_then_the_variable_then_the_package() -> None:

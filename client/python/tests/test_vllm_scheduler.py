@@ -44,12 +44,11 @@ def test_a_prompt_that_is_stored_is_matched_in_whole_blocks_and_loaded_between_s
     assert bench.side.build(step()).loads == []
 
 
-def test_a_prompt_of_whole_blocks_is_matched_to_its_end_only_between_steps() -> None:
-    for async_load, expected in ((True, 12), (False, 8)):
-        bench = Bench(async_load=async_load)
-        request = Request("a", list(range(12)))
-        bench.directory.store(request, 3)
-        assert bench.side.matched(request, 0) == (expected, async_load)
+def test_a_prompt_of_whole_blocks_is_matched_to_its_end() -> None:
+    bench = Bench()
+    request = Request("a", list(range(12)))
+    bench.directory.store(request, 3)
+    assert bench.side.matched(request, 0) == (12, True)
 
 
 def test_matching_does_not_wait_for_an_answer_and_gives_up_after_its_limit() -> None:

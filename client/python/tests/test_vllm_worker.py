@@ -90,16 +90,6 @@ def test_an_order_without_names_fails_as_a_whole() -> None:
     assert not bench.session.restores
 
 
-def test_a_load_before_the_step_has_ended_when_the_step_begins() -> None:
-    bench = Bench(async_load=False)
-    bench.session.stored.update(KEYS[:2])
-    bench.session.slow = True
-    report, bad = bench.step(loads=[load()])
-    assert report.loaded == set(), "vLLM does not wait for it"
-    assert bad == {12}
-    assert bench.session.restores[0].ended
-
-
 def test_saves_name_parent_place_and_size_of_each_block() -> None:
     bench = Bench()
     bench.step(saves=[save(1, first=1)])

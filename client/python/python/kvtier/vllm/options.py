@@ -16,6 +16,12 @@ from typing import Any
 
 DEFAULT_SOCKET = "/run/kvtier/kvtierd.sock"
 
+SYNC_LOAD = (
+    "async_load is {value!r}; accepted: true. That a load before the step has failed is known only "
+    "after it: vLLM has computed over its pages by then, also in requests that share them"
+)
+"""Why there is no load before the step: what such a step computes may be wrong, and saved."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -26,9 +32,6 @@ class Options:
 
     descriptor_socket: str = ""
     """Where it hands out memory, when a container mounts it elsewhere."""
-
-    async_load: bool = True
-    """Load between steps, so that others are computed meanwhile. False: before the step."""
 
     save: bool = True
     """Save blocks. A `kv_role` of kv_consumer switches it off as well."""
@@ -70,6 +73,10 @@ class Options:
             values["socket"] = environ["KVTIER_SOCKET"]
         known = {field.name: field for field in fields(cls)}
         for name, value in given.items():
+            if name == "async_load":
+                if value is not True:
+                    problems.append(SYNC_LOAD.format(value=value))
+                continue
             field = known.get(name)
             if field is None:
                 problems.append(f"{name} is no setting; accepted: {', '.join(known)}")

@@ -11,6 +11,8 @@ Invariants kept here
   S2  Pages that a worker may still read or write are not given away: vLLM keeps those of an
       ended request until its saves are copied, and those of a preempted one are settled first.
   S3  A request is reported as sent only if vLLM was told to wait for it, and not while it loads.
+  S4  Nothing is computed over pages whose load may still fail, so nothing of it is saved: loads
+      are between steps, when their request is not scheduled and its pages are nobody else's.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from .chain import Chain, loadable, stored_run
+from .chain import Chain, full_blocks, stored_run
 from .identity import adapter_fields, block_extra, is_cacheable, prefix_extra
 from .options import Options
 from .orders import StepOrders
@@ -82,15 +84,15 @@ class SchedulerSide:
             self._ask(tracked, 0)
 
     def matched(self, request: Any, computed: int) -> tuple[int | None, bool]:
-        """Tokens beyond `computed` that can be loaded, and whether between steps. None: ask
-        again (S1)."""
+        """Tokens beyond `computed` that can be loaded, and that it is between steps. None: ask
+        again (S1). After a load to the end of the prompt vLLM steps back by a token itself."""
         nothing = (0, False)
         tracked = self._track(request)
         if tracked is None or tracked.gave_up or not self._options.load:
             return nothing
         tracked.matched = (0, 0)
         first = computed // self._block_tokens
-        last = loadable(request.num_tokens, self._block_tokens, not self._options.async_load)
+        last = full_blocks(request.num_tokens, self._block_tokens)
         last = min(last, first + LOOKUP_KEYS_MAX)
         if last - first < self._options.min_load_blocks:
             return nothing
@@ -104,7 +106,7 @@ class SchedulerSide:
         if run < self._options.min_load_blocks:
             return nothing
         tracked.matched = (first, run)
-        return (run * self._block_tokens, self._options.async_load)
+        return (run * self._block_tokens, True)
 
     def allocated(self, request: Any, pages: Sequence[int], external: int) -> None:
         """vLLM has pages for the request; `external` of its tokens are to be loaded."""
@@ -113,7 +115,7 @@ class SchedulerSide:
             return
         tracked.pages = list(pages)
         order = tracked.order_load(external)
-        tracked.loading = self._options.async_load
+        tracked.loading = True
         self._orders.loads.append(order)
         self.stats.count("hit_blocks", len(order.pages))
 
@@ -246,7 +248,7 @@ class SchedulerSide:
 
     def _ask(self, tracked: Tracked, first: int) -> Question | None:
         size, tokens = self._block_tokens, tracked.request.num_tokens
-        last = min(loadable(tokens, size, False), first + LOOKUP_KEYS_MAX)
+        last = min(full_blocks(tokens, size), first + LOOKUP_KEYS_MAX)
         tracked.question = None
         if last > first:
             keys = [keys[first:] for keys in tracked.keys(last)]

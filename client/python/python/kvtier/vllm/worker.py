@@ -100,22 +100,14 @@ class WorkerSide:
                 self._finish_copy(save)
 
     def start_loads(self, orders: StepOrders) -> None:
-        """Starts every load; waits for them where the step needs them (W1)."""
-        started = []
+        """Starts every load (W1)."""
         for order in orders.loads:
             load = Load(order, None, time.monotonic())
             try:
                 load.restoring = self._restore(order)
             except Exception as error:
                 self._trouble("a load could not be started", error)
-            started.append(load)
-        self._loads += started
-        if not self._options.async_load:
-            for load in started:
-                self._wait(load)
-                self._end_load(load)
-            self._loads = []
-            self._done.clear()
+            self._loads.append(load)
 
     def start_saves(self, orders: StepOrders) -> None:
         """Starts every save of blocks that this step has filled."""
