@@ -48,23 +48,11 @@ def test_an_ordinary_request_has_no_extra() -> None:
     assert identity.prefix_extra([], "salt", b"") != identity.prefix_extra([], None, b"salt")
 
 
-def test_weights_change_their_name_with_a_byte_of_a_sample_and_with_size(tmp_path) -> None:
-    file = tmp_path / "model.safetensors"
-    file.write_bytes(bytes(100_000))
-    first = identity.weights_of(str(tmp_path))
-    assert first
-    assert first == identity.weights_of(str(tmp_path))
-    file.write_bytes(bytes(50_000) + b"\1" * 4096 + bytes(100_000 - 54_096))
-    second = identity.weights_of(str(tmp_path))
-    file.write_bytes(bytes(100_001))
-    assert len({first, second, identity.weights_of(str(tmp_path))}) == 3
-    assert identity.weights_of(str(tmp_path / "none")) == b""
-
-
 def test_a_commit_is_read_from_the_path_of_a_snapshot() -> None:
     path = "/c/hub/models--o--n/snapshots/abc123/config.json"
     assert identity.commit_of(path) == "abc123"
     assert identity.commit_of("/models/mine") == ""
+    assert identity.commit_of("/models/snapshots/latest") == ""
 
 
 def test_options_name_every_problem_at_once() -> None:

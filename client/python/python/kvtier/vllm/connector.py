@@ -79,9 +79,9 @@ class KvtierConnector(KVConnectorBase_V1, SupportsHMA):
     ) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         transfer = self._kv_transfer_config
-        self._options = Options.parse(transfer.kv_connector_extra_config).of_role(
-            transfer.is_kv_producer, transfer.is_kv_consumer
-        )
+        options = Options.parse(transfer.kv_connector_extra_config)
+        options = options.of_role(transfer.is_kv_producer, transfer.is_kv_consumer)
+        self._options, self._notice = options.of_policy(transfer.kv_load_failure_policy)
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
         self._link: Link | None = None
@@ -97,12 +97,8 @@ class KvtierConnector(KVConnectorBase_V1, SupportsHMA):
             self._start_worker(engine)
 
     def _start_scheduler(self, engine: Engine) -> None:
-        if self._kv_transfer_config.kv_load_failure_policy != "recompute":
-            logger.warning(
-                "kvtier: kv_load_failure_policy is %r: a request fails when a block that was "
-                'found cannot be loaded. Set it to "recompute".',
-                self._kv_transfer_config.kv_load_failure_policy,
-            )
+        if self._notice:
+            logger.warning("kvtier: %s", self._notice)
         logger.info("kvtier: %s", engine.summary())
         ranks = range(engine.tp_size)
         self._link = Link(lambda: [engine.open(rank, staging=False) for rank in ranks], "scheduler")

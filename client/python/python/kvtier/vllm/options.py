@@ -39,6 +39,10 @@ class Options:
     load: bool = True
     """Load blocks. A `kv_role` of kv_producer switches it off as well."""
 
+    load_may_fail_requests: bool = False
+    """Load also where `kv_load_failure_policy` is not recompute: a request of which a block was
+    found and does not load ends with an error then."""
+
     save_output: bool = True
     """Save blocks of generated tokens too: the next turn of a conversation begins with them."""
 
@@ -97,6 +101,17 @@ class Options:
     def of_role(self, producer: bool, consumer: bool) -> Options:
         """The same for a `kv_role`: who produces saves, who consumes loads."""
         return replace(self, save=self.save and producer, load=self.load and consumer)
+
+    def of_policy(self, policy: str) -> tuple[Options, str]:
+        """The same for a `kv_load_failure_policy`, and what is to be said about it."""
+        if policy == "recompute" or not self.load:
+            return self, ""
+        fails = f"kv_load_failure_policy is {policy!r}: a request fails when a block does not load"
+        if self.load_may_fail_requests:
+            return self, fails
+        return replace(self, load=False), (
+            f'{fails}. Nothing is loaded; accepted: "recompute", or load_may_fail_requests'
+        )
 
     def _problems(self) -> list[str]:
         problems = []

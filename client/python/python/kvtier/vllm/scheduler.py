@@ -13,25 +13,33 @@ Invariants kept here
   S3  A request is reported as sent only if vLLM was told to wait for it, and not while it loads.
   S4  Nothing is computed over pages whose load may still fail, so nothing of it is saved: loads
       are between steps, when their request is not scheduled and its pages are nobody else's.
+  S5  Nothing escapes: a request that cannot be named or saved, whatever the reason, is left to
+      the engine, and the log says once why. An exception would end the engine.
 """
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from .chain import Chain, full_blocks, stored_run
-from .identity import adapter_fields, block_extra, is_cacheable, prefix_extra
+from .identity import block_extra, is_cacheable, prefix_extra
 from .options import Options
 from .orders import StepOrders
 from .stats import Stats
 from .tracker import Lookup, Question, Tracked
+from .weights import Adapters
 
 LOOKUP_KEYS_MAX = 4096
 """Blocks of one question; a longer prefix is asked for as far as that."""
 FRESH_S = 2.0
 """An answer that is older than this is asked for again, while its request waits."""
+REASONS_MAX = 64
+"""Most reasons to leave a request that the log names."""
+
+logger = logging.getLogger("vllm.kvtier")
 
 
 class Names(Protocol):
@@ -73,19 +81,33 @@ class SchedulerSide:
         # Blocks of each order that no worker has said is copied.
         self._backlog: dict[int, int] = {}
         self._epoch = b""
+        self._adapters = Adapters()
+        # Requests that are left to the engine without having been named.
+        self._left: set[str] = set()
+        self._reasons: set[str] = set()
         self.stats = Stats()
 
     # Requests.
 
     def on_new_request(self, request: Any) -> None:
         """Asks early: the answer is often here when the request is first looked at."""
-        tracked = self._track(request)
-        if tracked is not None and self._options.load and tracked.question is None:
-            self._ask(tracked, 0)
+        try:
+            tracked = self._track(request)
+            if tracked is not None and self._options.load and tracked.question is None:
+                self._ask(tracked, 0)
+        except Exception as error:
+            self._leave(request.request_id, error)
 
     def matched(self, request: Any, computed: int) -> tuple[int | None, bool]:
         """Tokens beyond `computed` that can be loaded, and that it is between steps. None: ask
         again (S1). After a load to the end of the prompt vLLM steps back by a token itself."""
+        try:
+            return self._matched(request, computed)
+        except Exception as error:
+            self._leave(request.request_id, error)
+            return (0, False)
+
+    def _matched(self, request: Any, computed: int) -> tuple[int | None, bool]:
         nothing = (0, False)
         tracked = self._track(request)
         if tracked is None or tracked.gave_up or not self._options.load:
@@ -114,7 +136,11 @@ class SchedulerSide:
         if tracked is None or external <= 0:
             return
         tracked.pages = list(pages)
-        order = tracked.order_load(external)
+        try:
+            order = tracked.order_load(external)
+        except Exception as error:
+            self._leave(tracked.req_id, error)
+            order = tracked.fail_load(external)
         tracked.loading = True
         self._orders.loads.append(order)
         self.stats.count("hit_blocks", len(order.pages))
@@ -133,6 +159,7 @@ class SchedulerSide:
 
     def finished(self, request: Any) -> bool:
         """The request has ended. True: vLLM keeps its pages until a worker reports it (S2)."""
+        self._left.discard(request.request_id)
         tracked = self._requests.pop(request.request_id, None)
         if tracked is None:
             return False
@@ -150,8 +177,7 @@ class SchedulerSide:
         self._epoch = secrets.token_bytes(16)
         for tracked in self._requests.values():
             # What is half computed with the old weights is neither saved nor loaded.
-            tracked.gave_up = True
-            tracked.generation = -1
+            tracked.leave()
 
     def has_delayed(self) -> bool:
         """True while vLLM keeps pages of ended requests for us."""
@@ -191,7 +217,12 @@ class SchedulerSide:
         if not self._options.save or not self._is_current(tracked):
             return
         computed += output.num_scheduled_tokens.get(tracked.req_id, 0)
-        for order in tracked.order_saves(computed, self._options.save_output):
+        try:
+            made = tracked.order_saves(computed, self._options.save_output)
+        except Exception as error:
+            self._leave(tracked.req_id, error)
+            return
+        for order in made:
             waiting = sum(self._backlog.values())
             if waiting + len(order.pages) > self._options.save_backlog_blocks:
                 self.stats.count("save_dropped_blocks", len(order.pages))
@@ -230,8 +261,11 @@ class SchedulerSide:
         names = self._directory.names()
         if names is None or not is_cacheable(request):
             return None
+        if request.request_id in self._left:
+            return None
         generation, shards = names
-        prefix = prefix_extra(adapter_fields(request.lora_request), request.cache_salt, self._epoch)
+        adapter = self._adapters.fields(request.lora_request)
+        prefix = prefix_extra(adapter, request.cache_salt, self._epoch)
         features, size = list(request.mm_features or ()), self._block_tokens
 
         def extra_of(block: int) -> bytes:
@@ -241,6 +275,19 @@ class SchedulerSide:
         tracked = Tracked(request.request_id, request, size, chains, generation)
         self._requests[request.request_id] = tracked
         return tracked
+
+    def _leave(self, req_id: str, error: Exception) -> None:
+        """The request is computed, and nothing more of it is saved (S5)."""
+        tracked = self._requests.get(req_id)
+        if tracked is not None:
+            tracked.leave()
+        else:
+            self._left.add(req_id)
+        self.stats.count("left_requests")
+        reason = f"{type(error).__name__}: {error}"
+        if reason not in self._reasons and len(self._reasons) < REASONS_MAX:
+            self._reasons.add(reason)
+            logger.warning("kvtier: requests are computed and not kept: %s", reason)
 
     def _is_current(self, tracked: Tracked) -> bool:
         names = self._directory.names()
