@@ -8,7 +8,7 @@ import pytest
 from kvtier.vllm import identity
 from kvtier.vllm.chain import Chain, full_blocks, stored_run
 from kvtier.vllm.geometry import Geometry, LayerPage, geometry_of, unsupported
-from kvtier.vllm.link import Link, PendingLookup
+from kvtier.vllm.link import DaemonDirectory, Link, PendingLookup
 from kvtier.vllm.options import Options
 from kvtier.vllm.stats import Stats, merge, reduce
 from vllm_fakes import Names
@@ -210,6 +210,48 @@ class Answer:
     def result(self, timeout=None):
         blocks = [SimpleNamespace(tier=tier) for tier in self.tiers]
         return SimpleNamespace(prefix_blocks=len(blocks), blocks=blocks)
+
+
+class ChangingSession:
+    """A session whose daemon has another namespace than the one it was opened in."""
+
+    def __init__(self) -> None:
+        self.asked = []
+
+    def start_lookup(self, keys):
+        self.asked.append(keys)
+        return self
+
+    def done(self) -> bool:
+        return True
+
+    def result(self, timeout=None):
+        raise NamespaceChanged("another namespace")
+
+
+class NamespaceChanged(Exception):
+    """Of the SDK, by its name."""
+
+
+def test_a_probe_notices_that_the_namespace_is_another_and_names_change() -> None:
+    opened = []
+
+    def connect():
+        opened.append(ChangingSession())
+        return [opened[-1]]
+
+    link = Link(connect, "test")
+    link.start(5.0)
+    directory = DaemonDirectory(link)
+    before = directory.names()[0]
+    directory.probe()
+    assert len(opened[0].asked) == 1
+    directory.probe()
+    for thread in threading.enumerate():
+        if thread.name == "kvtier":
+            thread.join(5)
+    assert len(opened) == 2
+    assert directory.names()[0] != before
 
 
 def test_of_several_ranks_the_shortest_prefix_and_the_slower_tier_count() -> None:

@@ -531,6 +531,41 @@ def test_a_load_of_other_tokens_than_were_matched_is_ordered_to_fail() -> None:
     assert load.pages == [1, 2, 3]
 
 
+def test_an_engine_that_only_saves_probes_its_sessions_and_others_do_not_while_they_ask() -> None:
+    bench = Bench(load=False)
+    bench.side.build(step())
+    assert bench.directory.probes == 0
+    for _ in range(3):
+        bench.clock.now += 6
+        bench.side.build(step())
+        bench.side.build(step())
+    assert bench.directory.probes == 3
+    bench = Bench()
+    for number in range(3):
+        bench.clock.now += 6
+        bench.arrive(str(number), first=1000 * number)
+        bench.side.build(step())
+    assert bench.directory.probes == 0
+
+
+@pytest.mark.parametrize("found", [b"other", b""])
+def test_a_worker_that_has_other_blocks_ends_keeping_and_the_log_says_so_once(
+    found, caplog
+) -> None:
+    bench = Bench()
+    bench.side._shards = {0: b"same", 1: b"same"}
+    request = bench.arrive()
+    bench.directory.store(request, 3)
+    bench.side.learned(set(), set(), set(), 0, {0: b"same", 1: b"same"})
+    assert bench.side.matched(request, 0) == (12, True)
+    for _ in range(2):
+        bench.side.learned(set(), set(), set(), 0, {0: b"same", 1: found})
+    assert bench.side.matched(request, 0) == (0, False)
+    assert bench.side.matched(bench.arrive("b"), 0) == (0, False)
+    assert not bench.side.build(step(new=[("a", 0, [1, 2, 3, 4])], scheduled={"a": 14})).saves
+    assert sum("other blocks" in record.getMessage() for record in caplog.records) == 1
+
+
 def test_roles_switch_sides_off() -> None:
     bench = Bench(load=False)
     request = Request("a", list(range(14)))

@@ -53,12 +53,6 @@ class Engine:
     facts: Mapping[str, Any]
     tp_size: int
 
-    def own_rank(self) -> int:
-        """Tensor-parallel rank of this process."""
-        from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
-
-        return int(get_tensor_model_parallel_rank())
-
     def descriptor(self, rank: int) -> Any:
         """Model descriptor of one rank."""
         shard = (rank, self.tp_size)

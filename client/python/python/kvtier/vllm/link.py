@@ -20,6 +20,8 @@ from typing import Any
 
 PAUSE_MIN_S = 0.1
 PAUSE_MAX_S = 5.0
+NOBODYS = b"\xff" * 32
+"""A key that no block has: keys are hashes."""
 
 logger = logging.getLogger("vllm.kvtier")
 
@@ -163,6 +165,7 @@ class DaemonDirectory:
     def __init__(self, link: Link) -> None:
         self._link = link
         self._names: tuple[int, list[ShardNames]] | None = None
+        self._probe: PendingLookup | None = None
 
     def names(self) -> tuple[int, list[ShardNames]] | None:
         """Names stay good while the daemon is away: the secret is the namespace's."""
@@ -172,6 +175,18 @@ class DaemonDirectory:
         if self._names is None or self._names[0] != found[0]:
             self._names = (found[0], [ShardNames(session) for session in found[1]])
         return self._names
+
+    def probe(self) -> None:
+        """Asks after a block that nobody has, so that sessions which no longer serve are noticed
+        where nothing else is asked. Never waits."""
+        if self._probe is not None:
+            try:
+                if self._probe.poll() is None:
+                    return
+            except Exception:  # the link has been told
+                logger.debug("kvtier: a probe failed", exc_info=True)
+        sessions = self._link.usable()
+        self._probe = self.lookup([[NOBODYS] for _ in sessions], 0) if sessions else None
 
     def lookup(self, keys: list[list[bytes]], first: int) -> PendingLookup | None:
         """Starts a lookup of the same blocks for each rank; None while the daemon is away."""

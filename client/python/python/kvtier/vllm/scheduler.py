@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from .chain import Chain, full_blocks, stored_run
@@ -36,6 +36,9 @@ LOOKUP_KEYS_MAX = 4096
 """Blocks of one question; a longer prefix is asked for as far as that."""
 FRESH_S = 2.0
 """An answer that is older than this is asked for again, while its request waits."""
+PROBE_S = 5.0
+"""Where nothing has been looked up for so long, the sessions are probed: an engine that only saves
+would name blocks with the secret of a namespace that is gone."""
 REASONS_MAX = 64
 """Most reasons to leave a request that the log names."""
 
@@ -58,6 +61,9 @@ class Directory(Protocol):
     def lookup(self, keys: list[list[bytes]], first: int) -> Lookup | None:
         """Starts a lookup of the same blocks for each rank; None while the daemon is away."""
 
+    def probe(self) -> None:
+        """Notices sessions that no longer serve. Never waits."""
+
 
 class SchedulerSide:
     """Everything that is decided in the scheduler's process."""
@@ -68,7 +74,9 @@ class SchedulerSide:
         block_tokens: int,
         directory: Directory,
         clock: Callable[[], float],
+        shards: Mapping[int, bytes] | None = None,
     ) -> None:
+        """`shards`: fingerprint of each rank's descriptor, to compare with what workers say."""
         self._options = options
         self._block_tokens = block_tokens
         self._directory = directory
@@ -84,6 +92,9 @@ class SchedulerSide:
         self._adapters = Adapters()
         # Requests that are left to the engine without having been named.
         self._left: set[str] = set()
+        self._shards = shards or {}
+        self._stopped = False
+        self._asked_at = clock()
         self._reasons: set[str] = set()
         self.stats = Stats()
 
@@ -187,6 +198,7 @@ class SchedulerSide:
 
     def build(self, output: Any) -> StepOrders:
         """Orders of the step that vLLM has scheduled."""
+        self._probe()
         orders, self._orders = self._orders, StepOrders()
         for req_id in output.preempted_req_ids or ():
             orders.settle.add(req_id)
@@ -239,8 +251,10 @@ class SchedulerSide:
         reported: set[str],
         bad_pages: set[int],
         copied: int | None,
+        shards: Mapping[int, bytes] | None = None,
     ) -> None:
         """What the workers said after a step."""
+        self._compare(shards or {})
         for req_id in loaded:
             if req_id in self._requests:
                 self._requests[req_id].loading = False
@@ -252,6 +266,30 @@ class SchedulerSide:
             self._copied = copied
             self._backlog = {n: b for n, b in self._backlog.items() if n > copied}
 
+    def _compare(self, shards: Mapping[int, bytes]) -> None:
+        """Keeps nothing more where a worker has other blocks than are named here."""
+        other = [
+            rank
+            for rank, found in shards.items()
+            if not found or self._shards.get(rank, found) != found
+        ]
+        if not other or self._stopped:
+            return
+        self._stopped = True
+        for tracked in self._requests.values():
+            tracked.leave()
+        logger.warning(
+            "kvtier: nothing more is saved or loaded: the worker of rank %s has other blocks than "
+            "the scheduler, or none; its log may say why",
+            ", ".join(map(str, sorted(other))),
+        )
+
+    def _probe(self) -> None:
+        now = self._clock()
+        if now - self._asked_at > PROBE_S:
+            self._asked_at = now
+            self._directory.probe()
+
     # Names and lookups.
 
     def _track(self, request: Any) -> Tracked | None:
@@ -261,7 +299,7 @@ class SchedulerSide:
         names = self._directory.names()
         if names is None or not is_cacheable(request):
             return None
-        if request.request_id in self._left:
+        if self._stopped or request.request_id in self._left:
             return None
         generation, shards = names
         adapter = self._adapters.fields(request.lora_request)
@@ -301,6 +339,7 @@ class SchedulerSide:
             keys = [keys[first:] for keys in tracked.keys(last)]
             lookup = self._directory.lookup(keys, first)
             if lookup is not None:
+                self._asked_at = self._clock()
                 self.stats.count("lookups")
                 tracked.question = Question(lookup, self._clock())
         return tracked.question
