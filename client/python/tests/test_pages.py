@@ -324,3 +324,28 @@ def test_pages_travel_over_tcp_too(
     fresh = Engine(model, 12)
     assert session.restore_pages(fresh.cache, keys, PAGES).result(60).usable_blocks == 4
     assert engine.same(fresh, PAGES, PAGES, len(TOKENS))
+
+
+def test_pages_are_free_once_they_are_read_and_not_only_once_they_are_committed(
+    daemon: Daemon, model: kvtier.ModelDescriptor
+) -> None:
+    session = open_session(daemon, model)
+    seen = 0
+    for seed in range(40):
+        engine = Engine(model, 12, seed=100 + seed)
+        tokens = [seed * 10_000 + token for token in range(len(TOKENS))]
+        keys = session.prefix_keys(tokens)
+        saving = session.save_pages(engine.cache, session.chain(keys, len(tokens)), PAGES)
+        assert saving.wait_copied(60)
+        seen += not saving.accepted()
+        # What is read already is what is stored, whatever becomes of the pages.
+        wanted = [array.copy() for array in engine.arrays]
+        for array in engine.arrays:
+            array[...] = 0
+        assert {outcome.status for outcome in saving.result(60)} == {"stored"}
+        fresh = Engine(model, 12)
+        assert session.restore_pages(fresh.cache, keys, PAGES).result(60).usable_blocks == len(keys)
+        for array, kept in zip(engine.arrays, wanted, strict=True):
+            array[...] = kept
+        assert engine.same(fresh, PAGES, PAGES, len(tokens))
+    assert seen > 20, "a commit asks the daemon; reading pages does not"

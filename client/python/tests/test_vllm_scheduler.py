@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from kvtier.vllm import weights
+from kvtier.vllm import scheduler, weights
 from kvtier.vllm.options import Options
 from kvtier.vllm.scheduler import SchedulerSide
 from vllm_fakes import BLOCK, Clock, FakeDirectory, Request, step
@@ -585,3 +585,22 @@ def test_tokens_to_load_are_told_by_tier() -> None:
     bench.directory.store(request, 1, "host")
     bench.load(request, [1, 2, 3, 4, 5])
     assert bench.side.sources(request, 16) == {"host": 4, "disk": 12}
+
+
+def test_blocks_after_the_longest_question_are_asked_for_when_the_engine_has_the_others(
+    monkeypatch,
+) -> None:
+    monkeypatch.setattr(scheduler, "LOOKUP_KEYS_MAX", 2)
+    bench = Bench()
+    request = Request("a", list(range(18)))
+    bench.directory.store(request, 4)
+    bench.side.on_new_request(request)
+    assert bench.side.matched(request, 8)[0] in (None, 8)
+    assert bench.side.matched(request, 8) == (8, True)
+    # What was asked for and is not there is not asked for again.
+    monkeypatch.undo()
+    bench = Bench()
+    bench.directory.store(request, 2)
+    bench.side.on_new_request(request)
+    assert [bench.side.matched(request, 8) for _ in range(3)] == [(0, False)] * 3
+    assert len(bench.directory.lookups) == 1

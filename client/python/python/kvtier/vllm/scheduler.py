@@ -341,7 +341,7 @@ class SchedulerSide:
             if lookup is not None:
                 self._asked_at = self._clock()
                 self.stats.count("lookups")
-                tracked.question = Question(lookup, self._clock())
+                tracked.question = Question(lookup, last, self._clock())
         return tracked.question
 
     def _question(self, tracked: Tracked, first: int) -> Question | None:
@@ -353,8 +353,9 @@ class SchedulerSide:
         if question.tiers is None:
             return question
         old = self._clock() - question.answered_at > FRESH_S
-        # The daemon lacks a block that the engine has: what follows may be there.
-        if old or question.first > first or question.end < first:
+        # The daemon lacks a block that the engine has, or was not asked for those that follow:
+        # they may be there.
+        if old or question.first > first or question.end < first or question.last <= first:
             asked = self._ask(tracked, first)
             return asked if asked is not None and self._poll(tracked, asked) else None
         return question

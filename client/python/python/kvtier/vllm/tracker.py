@@ -41,6 +41,8 @@ class Question:
     """A lookup and what it said."""
 
     lookup: Lookup
+    last: int
+    """End of what was asked for; a long prefix is asked for in pieces."""
     asked_at: float
     tiers: list[str] | None = None
     answered_at: float = 0.0
