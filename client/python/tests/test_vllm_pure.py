@@ -8,7 +8,7 @@ import pytest
 from kvtier.vllm import identity
 from kvtier.vllm.chain import Chain, full_blocks, stored_run
 from kvtier.vllm.geometry import Geometry, LayerPage, geometry_of, unsupported
-from kvtier.vllm.link import DaemonDirectory, Link, PendingLookup
+from kvtier.vllm.link import DaemonDirectory, Link, PendingLookup, ShardNames
 from kvtier.vllm.options import Options
 from kvtier.vllm.stats import Stats, merge, reduce
 from vllm_fakes import Names
@@ -210,6 +210,32 @@ class Answer:
     def result(self, timeout=None):
         blocks = [SimpleNamespace(tier=tier) for tier in self.tiers]
         return SimpleNamespace(prefix_blocks=len(blocks), blocks=blocks)
+
+
+class NamingSession:
+    """A session that counts its calls."""
+
+    def __init__(self) -> None:
+        self.names, self.calls = Names(), 0
+
+    def prefix_keys(self, tokens, *, extra):
+        self.calls += 1
+        return self.names.name(bytes(32), tokens, 4, extra)
+
+    def derive_key(self, parent, tokens, *, extra):
+        self.calls += 1
+        return self.names.name(parent, tokens, 4, extra)[0]
+
+
+def test_a_prompt_is_named_in_one_call_and_in_portions_the_same() -> None:
+    session, tokens = NamingSession(), list(range(42))
+    whole = Chain(ShardNames(session).name, 4, lambda _: b"x", True).extend(tokens, 99)
+    assert session.calls == 1
+    parts = Chain(ShardNames(session).name, 4, lambda _: b"x", True)
+    for known in (9, 10, 42):
+        parts.extend(tokens[:known], 99)
+    assert parts.keys == whole
+    assert len(whole) == 10
 
 
 class ChangingSession:

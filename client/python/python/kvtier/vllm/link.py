@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .chain import ROOT
+
 PAUSE_MIN_S = 0.1
 PAUSE_MAX_S = 5.0
 NOBODYS = b"\xff" * 32
@@ -151,6 +153,10 @@ class ShardNames:
 
     def name(self, parent: bytes, tokens: Sequence[int], size: int, extra: bytes) -> list[bytes]:
         """See `scheduler.Names`."""
+        if parent == ROOT:
+            # A prompt from its start takes one call; `size` is the descriptor's.
+            whole = list(tokens[: len(tokens) // size * size])
+            return list(self._session.prefix_keys(whole, extra=extra))
         keys = []
         for at in range(0, len(tokens) - size + 1, size):
             block = list(tokens[at : at + size])
