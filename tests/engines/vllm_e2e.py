@@ -42,9 +42,11 @@ from vllm_phase import run_forked
 
 PHASES = "cold,apc,store,restore,chunked,preempted,shared,others,killed,absent,peer"
 TOKENS = 32
-NOISE = 0.2
-"""Largest difference of a log-probability between a run and one of other shapes: what bf16
-rounds differently. vLLM's own prefix cache differs from a cold run by as much."""
+NOISE = 0.5
+"""Largest difference of a log-probability between a run and one of other shapes: one or two steps
+of a logit in bf16, which are 0.125 to 0.25 wide. It is twice what vLLM's own prefix cache differs
+from a cold run by, where that was measured and is more. What is to be the same is compared to the
+bit elsewhere."""
 
 
 def surroundings(threads: int) -> None:
@@ -75,6 +77,7 @@ class Bench:
         self.checks: dict[str, bool] = {}
         self.facts: dict[str, Any] = {}
         self.rows = Rows()
+        self.noise = NOISE
         from transformers import AutoTokenizer
 
         self.texts = Texts(AutoTokenizer.from_pretrained(options.model))
@@ -174,7 +177,7 @@ class Bench:
         ended = all(result["finish"] == "length" for result in run)
         apart = distance(run, reference)
         self.facts[f"{name}.max_dlogprob"] = round(apart, 6)
-        self.check(f"{name}.close", ended and apart <= NOISE)
+        self.check(f"{name}.close", ended and apart <= self.noise)
 
 
 def cold(bench: Bench) -> None:
@@ -189,6 +192,9 @@ def apc(bench: Bench) -> None:
     steps = [bench.run_step("apc.first"), bench.run_step("apc")]
     bench.runs |= bench.phase("apc", steps, enable_prefix_caching=True)
     bench.check_restored("apc", bench.runs["apc"], leave_one=True)
+    apart = distance(bench.runs["apc"], bench.runs["apc.first"])
+    bench.facts["apc.max_dlogprob"] = round(apart, 6)
+    bench.noise = max(NOISE, 2 * apart)
 
 
 def store(bench: Bench, daemon: Daemon) -> None:
@@ -248,7 +254,12 @@ def preempted(bench: Bench, daemon: Daemon) -> None:
     # A block of all is what vLLM keeps for itself.
     step["max_tokens"], blocks = bench.block(), 3 * 12 + 2
     bench.runs |= bench.phase(
-        "preempted", [step], bench.connector(daemon), num_gpu_blocks_override=blocks
+        "preempted",
+        [step],
+        bench.connector(daemon),
+        num_gpu_blocks_override=blocks,
+        # vLLM wants memory for the longest request that it takes.
+        max_model_len=14 * bench.block(),
     )
     bench.check("preempted.happened", bench.facts.get("preempted.preemptions", 0) > 0)
     if "preempted.alone" in bench.runs:
