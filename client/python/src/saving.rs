@@ -7,6 +7,8 @@
 //!   Q1  The engine's pages are read while `copied` is false, and never after it is true. Where all
 //!       blocks are new it is true before any of the last ones is committed.
 //!   Q2  A save ends: in outcomes, in an error, or cancelled.
+//!   Q3  Saves out of one cache take turns: two that fill the staging memory together would be
+//!       refused what each of them has room for alone.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -102,6 +104,7 @@ impl Saving {
         let save = |session: kvtier_client::Session, shared: Arc<Shared>| async move {
             let keys: Vec<BlockKey> = blocks.iter().map(|block| block.key).collect();
             let mut left = parts(&session, &blocks);
+            let turn = cache.turn.lock().await;
             let saved = session.save_blocks(blocks, Acknowledge::Accepted, |block, part, bytes| {
                 let pages = places.get(&block.key);
                 let done =
@@ -113,6 +116,7 @@ impl Saving {
                 }
             });
             let saved = saved.await?;
+            drop(turn);
             // Blocks that were there already, or refused, were never read.
             shared.reach(Stage::Copied);
             Ok((keys, saved))

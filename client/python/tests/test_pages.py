@@ -349,3 +349,21 @@ def test_pages_are_free_once_they_are_read_and_not_only_once_they_are_committed(
             array[...] = kept
         assert engine.same(fresh, PAGES, PAGES, len(tokens))
     assert seen > 20, "a commit asks the daemon; reading pages does not"
+
+
+def test_saves_that_are_started_together_are_all_stored_however_little_staging_there_is(
+    daemon: Daemon, model: kvtier.ModelDescriptor
+) -> None:
+    session = open_session(daemon, model, staging_bytes=64 << 10)
+    engine, started = Engine(model, 12, seed=7), []
+    for number in range(12):
+        tokens = [number * 10_000 + token for token in range(len(TOKENS))]
+        blocks = session.chain(session.prefix_keys(tokens), len(tokens))
+        started.append(session.save_pages(engine.cache, blocks, PAGES))
+    outcomes = [outcome for saving in started for outcome in saving.result(60)]
+    assert {outcome.status for outcome in outcomes} == {"stored"}
+    # One that is cancelled, waiting or not, keeps nobody from their turn.
+    session.save_pages(engine.cache, blocks, PAGES).cancel()
+    blocks = session.chain(session.prefix_keys(TOKENS), len(TOKENS))
+    outcomes = session.save_pages(engine.cache, blocks, PAGES).result(60)
+    assert {outcome.status for outcome in outcomes} == {"stored"}
