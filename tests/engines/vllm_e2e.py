@@ -11,7 +11,6 @@ imported, which takes longer than most phases):
   store     the connector saves; outputs are those of cold
   restore   the daemon was restarted, so blocks come from the device; then again, from host
             memory; in a new engine each: outputs are those of apc, bit by bit
-  sync      the same with loads before the step instead of between steps
   chunked   prompts computed and saved in steps of 1024 tokens
   preempted more requests at once than the engine has memory for
   shared    prompts with a common prefix, all at once, with vLLM's prefix cache on
@@ -41,11 +40,13 @@ from results import Rows, Run, distance, identical, of_length
 from texts import Texts, prompts
 from vllm_phase import run_forked
 
-PHASES = "cold,apc,store,restore,sync,chunked,preempted,shared,others,killed,absent,peer"
+PHASES = "cold,apc,store,restore,chunked,preempted,shared,others,killed,absent,peer"
 TOKENS = 32
-NOISE = 0.2
-"""Largest difference of a log-probability between a run and one of other shapes: what bf16
-rounds differently. vLLM's own prefix cache differs from a cold run by as much."""
+NOISE = 0.5
+"""Largest difference of a log-probability between a run and one of other shapes: one or two steps
+of a logit in bf16, which are 0.125 to 0.25 wide. It is twice what vLLM's own prefix cache differs
+from a cold run by, where that was measured and is more. What is to be the same is compared to the
+bit elsewhere."""
 
 
 def surroundings(threads: int) -> None:
@@ -76,6 +77,7 @@ class Bench:
         self.checks: dict[str, bool] = {}
         self.facts: dict[str, Any] = {}
         self.rows = Rows()
+        self.noise = NOISE
         from transformers import AutoTokenizer
 
         self.texts = Texts(AutoTokenizer.from_pretrained(options.model))
@@ -96,14 +98,14 @@ class Bench:
             shutil.rmtree(folder, ignore_errors=True)
         return Daemon(self.options.kvtierd, folder, self.options.level, self.options.host_mib)
 
-    def connector(self, daemon: Daemon, **extra: Any) -> dict[str, Any]:
+    def connector(self, daemon: Daemon) -> dict[str, Any]:
         """`kv_transfer_config` of our connector."""
         return {
             "kv_connector": "KvtierConnector",
             "kv_connector_module_path": "kvtier.vllm",
             "kv_role": "kv_both",
             "kv_load_failure_policy": "recompute",
-            "kv_connector_extra_config": {"socket": str(daemon.socket), **extra},
+            "kv_connector_extra_config": {"socket": str(daemon.socket)},
         }
 
     def phase(
@@ -141,8 +143,9 @@ class Bench:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, 15)
         self.facts[f"{name}.init_s"] = round(result["init_s"], 1)
-        if result["preemptions"]:
-            self.facts[f"{name}.preemptions"] = result["preemptions"]
+        for count in ("preemptions", "failed_pages"):
+            if result[count]:
+                self.facts[f"{name}.{count}"] = result[count]
         runs: dict[str, Run] = result["runs"]
         return runs
 
@@ -175,7 +178,7 @@ class Bench:
         ended = all(result["finish"] == "length" for result in run)
         apart = distance(run, reference)
         self.facts[f"{name}.max_dlogprob"] = round(apart, 6)
-        self.check(f"{name}.close", ended and apart <= NOISE)
+        self.check(f"{name}.close", ended and apart <= self.noise)
 
 
 def cold(bench: Bench) -> None:
@@ -190,6 +193,9 @@ def apc(bench: Bench) -> None:
     steps = [bench.run_step("apc.first"), bench.run_step("apc")]
     bench.runs |= bench.phase("apc", steps, enable_prefix_caching=True)
     bench.check_restored("apc", bench.runs["apc"], leave_one=True)
+    apart = distance(bench.runs["apc"], bench.runs["apc.first"])
+    bench.facts["apc.max_dlogprob"] = round(apart, 6)
+    bench.noise = max(NOISE, 2 * apart)
 
 
 def store(bench: Bench, daemon: Daemon) -> None:
@@ -200,22 +206,21 @@ def store(bench: Bench, daemon: Daemon) -> None:
         bench.check_identical("store", bench.runs["store"], bench.runs["cold"])
 
 
-def restore(bench: Bench, daemon: Daemon, name: str, **extra: Any) -> None:
+def restore(bench: Bench, daemon: Daemon) -> None:
     """Restores from the device after a restart, and from host memory after that."""
-    leave_one = not extra.get("async_load", True)
     for again in range(bench.options.repeat):
         daemon.restart()
-        tag = name if again == 0 else f"{name}.{again + 1}"
+        tag = "restore" if again == 0 else f"restore.{again + 1}"
         salted = [{**bench.prompts[0], "salt": "another tenant"}]
         steps = [
             bench.run_step(f"{tag}.nvme"),
             bench.run_step(f"{tag}.host"),
             bench.run_step(f"{tag}.salt", salted),
         ]
-        bench.runs |= bench.phase(tag, steps, bench.connector(daemon, **extra))
+        bench.runs |= bench.phase(tag, steps, bench.connector(daemon))
         bench.check(f"{tag}.salt.missed", bench.runs[f"{tag}.salt"][0]["cached"] == 0)
         for run in (f"{tag}.nvme", f"{tag}.host"):
-            bench.check_restored(run, bench.runs[run], leave_one)
+            bench.check_restored(run, bench.runs[run])
             if "apc" in bench.runs:
                 bench.check_identical(run, bench.runs[run], bench.runs["apc"])
 
@@ -250,7 +255,12 @@ def preempted(bench: Bench, daemon: Daemon) -> None:
     # A block of all is what vLLM keeps for itself.
     step["max_tokens"], blocks = bench.block(), 3 * 12 + 2
     bench.runs |= bench.phase(
-        "preempted", [step], bench.connector(daemon), num_gpu_blocks_override=blocks
+        "preempted",
+        [step],
+        bench.connector(daemon),
+        num_gpu_blocks_override=blocks,
+        # vLLM wants memory for the longest request that it takes.
+        max_model_len=14 * bench.block(),
     )
     bench.check("preempted.happened", bench.facts.get("preempted.preemptions", 0) > 0)
     if "preempted.alone" in bench.runs:
@@ -300,7 +310,8 @@ def killed(bench: Bench, daemon: Daemon) -> None:
     reference = [r for r in bench.runs.get("cold", ()) if r["name"] == asked[0]["name"]]
     if reference:
         bench.check_identical("killed", bench.runs["killed"], reference)
-    bench.check("killed.was_loading", bench.runs["killed"][0]["cached"] > 0)
+    # What was to be loaded is no longer counted as such once it has failed.
+    bench.check("killed.was_loading", bench.facts.get("killed.failed_pages", 0) > 0)
     bench.check_restored("killed.back", bench.runs["killed.back"])
 
 
@@ -376,7 +387,7 @@ def rows(bench: Bench) -> None:
         return [1000 * r[field] for r in of_length(bench.runs[run], length)]
 
     measured = ["cold", "apc", "store"]
-    ways = ("restore.nvme", "restore.host", "sync.nvme", "sync.host", "peer.nvme", "peer.host")
+    ways = ("restore.nvme", "restore.host", "peer.nvme", "peer.host")
     for length in bench.lengths:
         for run in (*measured, *ways):
             if run not in bench.runs:
@@ -457,12 +468,10 @@ def main() -> int:
             apc(bench)
             # The first pass computes as a cold run does, where there is no other.
             bench.runs.setdefault("cold", bench.runs["apc.first"])
-        if wanted & {"store", "restore", "sync", "killed", "others"}:
+        if wanted & {"store", "restore", "killed", "others"}:
             store(bench, daemon)
         if "restore" in wanted:
-            restore(bench, daemon, "restore")
-        if "sync" in wanted:
-            restore(bench, daemon, "sync", async_load=False)
+            restore(bench, daemon)
         if "chunked" in wanted:
             chunked(bench, daemon)
         if "preempted" in wanted:

@@ -49,19 +49,26 @@ class Phase:
         self._kill: int | None = None
         self.started: list[int] = []
         self.preemptions = 0
-        self._count_preemptions()
+        self.failed_pages = 0
+        self._watch()
         self.init_s = time.perf_counter() - began
 
-    def _count_preemptions(self) -> None:
-        """vLLM tells nobody how often it preempts; its scheduler is in this process."""
+    def _watch(self) -> None:
+        """vLLM tells nobody how often it preempts, or what did not load; its scheduler is in this
+        process."""
         scheduler = self._engine.engine_core.engine_core.scheduler
-        preempt = scheduler._preempt_request
+        preempt, fail = scheduler._preempt_request, scheduler._handle_invalid_blocks
 
-        def counted(*arguments: Any, **named: Any) -> Any:
+        def preempted(*arguments: Any, **named: Any) -> Any:
             self.preemptions += 1
             return preempt(*arguments, **named)
 
-        scheduler._preempt_request = counted
+        def failed(pages: set[int], *arguments: Any, **named: Any) -> Any:
+            self.failed_pages += len(pages)
+            return fail(pages, *arguments, **named)
+
+        scheduler._preempt_request = preempted
+        scheduler._handle_invalid_blocks = failed
 
     def go(self) -> dict[str, list[dict[str, Any]]]:
         """Does every step."""
@@ -147,6 +154,7 @@ def run(plan: dict[str, Any], out: Path) -> None:
         "runs": runs,
         "started": phase.started,
         "preemptions": phase.preemptions,
+        "failed_pages": phase.failed_pages,
     }
     out.write_text(json.dumps(result))
 

@@ -228,6 +228,8 @@ pub(crate) struct Cache {
     page_tokens: usize,
     pages_per_block: usize,
     sources: HashMap<(u32, PartCode), Arc<Source>>,
+    /// Whose turn it is to save (Q3).
+    pub(crate) turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Cache {
@@ -402,6 +404,7 @@ impl PagedCache {
             page_tokens: usize::try_from(page_tokens)?,
             pages_per_block: usize::try_from(block / page_tokens)?,
             sources: HashMap::new(),
+            turn: Arc::default(),
         };
         cache.layout()?;
         Ok(Self(Mutex::new(Arc::new(cache))))

@@ -4,8 +4,11 @@
 //! Downstairs: one task of the runtime, which calls the SDK.
 //!
 //! Invariants kept here
-//!   Q1  The engine's pages are read while `copied` is false, and never after it is true.
+//!   Q1  The engine's pages are read while `copied` is false, and never after it is true. Where all
+//!       blocks are new it is true before any of the last ones is committed.
 //!   Q2  A save ends: in outcomes, in an error, or cancelled.
+//!   Q3  Saves out of one cache take turns: two that fill the staging memory together would be
+//!       refused what each of them has room for alone.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -100,13 +103,21 @@ impl Saving {
         }
         let save = |session: kvtier_client::Session, shared: Arc<Shared>| async move {
             let keys: Vec<BlockKey> = blocks.iter().map(|block| block.key).collect();
+            let mut left = parts(&session, &blocks);
+            let turn = cache.turn.lock().await;
             let saved = session.save_blocks(blocks, Acknowledge::Accepted, |block, part, bytes| {
                 let pages = places.get(&block.key);
                 let done =
                     pages.is_some_and(|pages| cache.gather(part, pages, block.tokens, bytes));
                 debug_assert!(done, "pages and shapes were checked before");
+                left = left.saturating_sub(1);
+                if left == 0 {
+                    shared.reach(Stage::Copied);
+                }
             });
             let saved = saved.await?;
+            drop(turn);
+            // Blocks that were there already, or refused, were never read.
             shared.reach(Stage::Copied);
             Ok((keys, saved))
         };
@@ -215,6 +226,16 @@ impl Saving {
         let outcomes = result.ok_or_else(|| errors::cancelled("the save"))?;
         save::outcomes(py, outcomes.map_err(errors::raise)?.into_iter())
     }
+}
+
+/// Parts that are read when every block is taken: with the last of them nothing is read any more,
+/// since a block is filled once. As good as infinite where a layout is not known.
+fn parts(session: &kvtier_client::Session, blocks: &[SaveBlock]) -> usize {
+    let of = |block: &SaveBlock| match session.layout(block.kind, block.tokens) {
+        Ok(layout) => layout.parts().len(),
+        Err(_) => usize::MAX,
+    };
+    blocks.iter().map(of).fold(0, usize::saturating_add)
 }
 
 /// Waits until what is accepted is durable. What was there before and will not become durable

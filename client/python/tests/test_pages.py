@@ -324,3 +324,45 @@ def test_pages_travel_over_tcp_too(
     fresh = Engine(model, 12)
     assert session.restore_pages(fresh.cache, keys, PAGES).result(60).usable_blocks == 4
     assert engine.same(fresh, PAGES, PAGES, len(TOKENS))
+
+
+def test_pages_are_free_once_they_are_read_and_not_only_once_they_are_committed(
+    daemon: Daemon,
+) -> None:
+    # One part of 1 MiB: long to check and to commit, beside what waking up takes.
+    width, tries = 8192, 24
+    model = model_of(layers=[kvtier.LayerSpec.latent(width, 0)])
+    session, seen = open_session(daemon, model), 0
+    pages = np.zeros((2, BLOCK, width), np.float32)
+    cache = kvtier.PagedCache(model, BLOCK)
+    cache.add(0, "latent", pages)
+    for number in range(tries):
+        keys = session.prefix_keys([number * 100 + token for token in range(BLOCK)])
+        pages[0] = number + 1
+        saving = session.save_pages(cache, session.chain(keys, BLOCK), [0])
+        assert saving.wait_copied(60)
+        seen += not saving.accepted()
+        # What has been read is what is stored, whatever becomes of the page.
+        pages[0] = -1
+        assert {outcome.status for outcome in saving.result(60)} == {"stored"}
+        assert session.restore_pages(cache, keys, [1]).result(60).usable_blocks == 1
+        assert (pages[1] == number + 1).all()
+    assert seen > tries // 3, f"only {seen} of {tries} were free before they were committed"
+
+
+def test_saves_that_are_started_together_are_all_stored_however_little_staging_there_is(
+    daemon: Daemon, model: kvtier.ModelDescriptor
+) -> None:
+    session = open_session(daemon, model, staging_bytes=64 << 10)
+    engine, started = Engine(model, 12, seed=7), []
+    for number in range(12):
+        tokens = [number * 10_000 + token for token in range(len(TOKENS))]
+        blocks = session.chain(session.prefix_keys(tokens), len(tokens))
+        started.append(session.save_pages(engine.cache, blocks, PAGES))
+    outcomes = [outcome for saving in started for outcome in saving.result(60)]
+    assert {outcome.status for outcome in outcomes} == {"stored"}
+    # One that is cancelled, waiting or not, keeps nobody from their turn.
+    session.save_pages(engine.cache, blocks, PAGES).cancel()
+    blocks = session.chain(session.prefix_keys(TOKENS), len(TOKENS))
+    outcomes = session.save_pages(engine.cache, blocks, PAGES).result(60)
+    assert {outcome.status for outcome in outcomes} == {"stored"}

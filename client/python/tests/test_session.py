@@ -23,10 +23,12 @@ def test_keys_depend_on_everything_that_tells_blocks_apart(session: kvtier.Sessi
         assert session.prefix_keys(np.array(TOKENS, integers)) == plain
     assert session.prefix_keys(range(4 * BLOCK)) == plain
     assert session.prefix_keys(np.array([TOKENS, TOKENS]).T[:, 0]) == plain
-    again = kvtier.ROOT
-    for index, key in enumerate(plain):
-        again = session.derive_key(again, TOKENS[index * BLOCK : (index + 1) * BLOCK])
-        assert again == key
+    for extra in (b"", b"vec"):
+        again = kvtier.ROOT
+        for index, key in enumerate(session.prefix_keys(TOKENS, extra=extra)):
+            block = TOKENS[index * BLOCK : (index + 1) * BLOCK]
+            again = session.derive_key(again, block, extra=extra)
+            assert again == key
     others = [
         session.prefix_keys(TOKENS, extra=b"vec"),
         session.prefix_keys(TOKENS, salt="tenant"),

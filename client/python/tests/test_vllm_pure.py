@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from kvtier.vllm import identity
-from kvtier.vllm.chain import Chain, loadable, stored_run
+from kvtier.vllm.chain import Chain, full_blocks, stored_run
 from kvtier.vllm.geometry import Geometry, LayerPage, geometry_of, unsupported
-from kvtier.vllm.link import Link, PendingLookup
+from kvtier.vllm.link import DaemonDirectory, Link, PendingLookup, ShardNames
 from kvtier.vllm.options import Options
 from kvtier.vllm.stats import Stats, merge, reduce
 from vllm_fakes import Names
@@ -26,12 +26,9 @@ def test_a_chain_names_the_same_blocks_in_any_portions() -> None:
     assert parts.parent(3) == whole[2]
 
 
-@pytest.mark.parametrize(
-    ("tokens", "between", "before"), [(0, 0, 0), (3, 0, 0), (4, 1, 0), (5, 1, 1), (8, 2, 1)]
-)
-def test_loadable_leaves_a_token_to_compute_only_before_a_step(tokens, between, before) -> None:
-    assert loadable(tokens, 4, False) == between
-    assert loadable(tokens, 4, True) == before
+@pytest.mark.parametrize(("tokens", "blocks"), [(0, 0), (3, 0), (4, 1), (5, 1), (8, 2)])
+def test_a_tail_fills_no_block(tokens, blocks) -> None:
+    assert full_blocks(tokens, 4) == blocks
 
 
 def test_a_stored_run_ends_at_the_first_gap_and_at_the_limit() -> None:
@@ -51,33 +48,28 @@ def test_an_ordinary_request_has_no_extra() -> None:
     assert identity.prefix_extra([], "salt", b"") != identity.prefix_extra([], None, b"salt")
 
 
-def test_weights_change_their_name_with_a_byte_of_a_sample_and_with_size(tmp_path) -> None:
-    file = tmp_path / "model.safetensors"
-    file.write_bytes(bytes(100_000))
-    first = identity.weights_of(str(tmp_path))
-    assert first
-    assert first == identity.weights_of(str(tmp_path))
-    file.write_bytes(bytes(50_000) + b"\1" * 4096 + bytes(100_000 - 54_096))
-    second = identity.weights_of(str(tmp_path))
-    file.write_bytes(bytes(100_001))
-    assert len({first, second, identity.weights_of(str(tmp_path))}) == 3
-    assert identity.weights_of(str(tmp_path / "none")) == b""
-
-
 def test_a_commit_is_read_from_the_path_of_a_snapshot() -> None:
     path = "/c/hub/models--o--n/snapshots/abc123/config.json"
     assert identity.commit_of(path) == "abc123"
     assert identity.commit_of("/models/mine") == ""
+    assert identity.commit_of("/models/snapshots/latest") == ""
 
 
 def test_options_name_every_problem_at_once() -> None:
     with pytest.raises(ValueError, match="is no setting") as error:
-        Options.parse({"sokcet": "x", "async_load": "yes", "min_load_blocks": 0}, {})
-    for part in ("sokcet is no setting", "async_load is 'yes'", "min_load_blocks is 0"):
+        Options.parse({"sokcet": "x", "save": "yes", "min_load_blocks": 0}, {})
+    for part in ("sokcet is no setting", "save is 'yes'", "min_load_blocks is 0"):
         assert part in str(error.value)
     assert Options.parse({"load_timeout_s": 3}, {}).load_timeout_s == 3.0
     with pytest.raises(ValueError, match="load_timeout_s is nan"):
         Options.parse({"load_timeout_s": float("nan")}, {})
+
+
+@pytest.mark.parametrize("value", [False, 0, "no"])
+def test_a_load_before_the_step_is_refused_since_its_failure_comes_too_late(value) -> None:
+    with pytest.raises(ValueError, match="accepted: true"):
+        Options.parse({"async_load": value}, {})
+    assert Options.parse({"async_load": True}, {}) == Options.parse({}, {})
 
 
 def test_the_socket_comes_from_the_setting_then_the_variable_then_the_package() -> None:
@@ -218,6 +210,74 @@ class Answer:
     def result(self, timeout=None):
         blocks = [SimpleNamespace(tier=tier) for tier in self.tiers]
         return SimpleNamespace(prefix_blocks=len(blocks), blocks=blocks)
+
+
+class NamingSession:
+    """A session that counts its calls."""
+
+    def __init__(self) -> None:
+        self.names, self.calls = Names(), 0
+
+    def prefix_keys(self, tokens, *, extra):
+        self.calls += 1
+        return self.names.name(bytes(32), tokens, 4, extra)
+
+    def derive_key(self, parent, tokens, *, extra):
+        self.calls += 1
+        return self.names.name(parent, tokens, 4, extra)[0]
+
+
+def test_a_prompt_is_named_in_one_call_and_in_portions_the_same() -> None:
+    session, tokens = NamingSession(), list(range(42))
+    whole = Chain(ShardNames(session).name, 4, lambda _: b"x", True).extend(tokens, 99)
+    assert session.calls == 1
+    parts = Chain(ShardNames(session).name, 4, lambda _: b"x", True)
+    for known in (9, 10, 42):
+        parts.extend(tokens[:known], 99)
+    assert parts.keys == whole
+    assert len(whole) == 10
+
+
+class ChangingSession:
+    """A session whose daemon has another namespace than the one it was opened in."""
+
+    def __init__(self) -> None:
+        self.asked = []
+
+    def start_lookup(self, keys):
+        self.asked.append(keys)
+        return self
+
+    def done(self) -> bool:
+        return True
+
+    def result(self, timeout=None):
+        raise NamespaceChanged("another namespace")
+
+
+class NamespaceChanged(Exception):
+    """Of the SDK, by its name."""
+
+
+def test_a_probe_notices_that_the_namespace_is_another_and_names_change() -> None:
+    opened = []
+
+    def connect():
+        opened.append(ChangingSession())
+        return [opened[-1]]
+
+    link = Link(connect, "test")
+    link.start(5.0)
+    directory = DaemonDirectory(link)
+    before = directory.names()[0]
+    directory.probe()
+    assert len(opened[0].asked) == 1
+    directory.probe()
+    for thread in threading.enumerate():
+        if thread.name == "kvtier":
+            thread.join(5)
+    assert len(opened) == 2
+    assert directory.names()[0] != before
 
 
 def test_of_several_ranks_the_shortest_prefix_and_the_slower_tier_count() -> None:

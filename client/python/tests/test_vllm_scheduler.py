@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from kvtier.vllm import scheduler, weights
 from kvtier.vllm.options import Options
 from kvtier.vllm.scheduler import SchedulerSide
 from vllm_fakes import BLOCK, Clock, FakeDirectory, Request, step
@@ -44,12 +45,11 @@ def test_a_prompt_that_is_stored_is_matched_in_whole_blocks_and_loaded_between_s
     assert bench.side.build(step()).loads == []
 
 
-def test_a_prompt_of_whole_blocks_is_matched_to_its_end_only_between_steps() -> None:
-    for async_load, expected in ((True, 12), (False, 8)):
-        bench = Bench(async_load=async_load)
-        request = Request("a", list(range(12)))
-        bench.directory.store(request, 3)
-        assert bench.side.matched(request, 0) == (expected, async_load)
+def test_a_prompt_of_whole_blocks_is_matched_to_its_end() -> None:
+    bench = Bench()
+    request = Request("a", list(range(12)))
+    bench.directory.store(request, 3)
+    assert bench.side.matched(request, 0) == (12, True)
 
 
 def test_matching_does_not_wait_for_an_answer_and_gives_up_after_its_limit() -> None:
@@ -330,25 +330,145 @@ def feature(name, offset, length):
     return SimpleNamespace(identifier=name, mm_hash=None, mm_position=place)
 
 
-def lora(name):
-    return SimpleNamespace(lora_name=name, lora_path="/nowhere/" + name)
+def lora(path, name="x", number=1, again=False):
+    return SimpleNamespace(
+        lora_name=name, lora_int_id=number, lora_path=str(path), load_inplace=again
+    )
+
+
+def adapter(folder, content=b"\0"):
+    """An adapter's files."""
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_model.safetensors").write_bytes(content * 100)
+    (folder / "adapter_config.json").write_text("{}")
+    return folder
 
 
 @pytest.mark.parametrize(
     "fields",
     [
         {"cache_salt": "tenant"},
-        {"lora_request": lora("x")},
         {"mm_features": [feature("cat", 1, 2)]},
     ],
 )
-def test_salt_adapter_and_images_keep_equal_tokens_apart(fields) -> None:
+def test_salt_and_images_keep_equal_tokens_apart(fields) -> None:
     bench = Bench()
     plain = Request("a", list(range(14)))
     bench.directory.store(plain, 3)
     assert bench.side.matched(plain, 0) == (12, True)
     other = Request("b", list(range(14)), **fields)
     assert bench.side.matched(other, 0) == (0, False)
+
+
+def saved_keys(bench, name, **fields):
+    """Names under which a request is saved; None where it is not."""
+    request = Request(name, list(range(14)), **fields)
+    bench.side.on_new_request(request)
+    bench.side.matched(request, 0)
+    orders = bench.side.build(step(new=[(name, 0, [1, 2, 3, 4])], scheduled={name: 14}))
+    bench.side.finished(request)
+    return orders.saves[0].keys[0] if orders.saves else None
+
+
+def test_adapters_keep_equal_tokens_apart(tmp_path) -> None:
+    bench = Bench()
+    first = lora(adapter(tmp_path / "a"))
+    keys = [
+        saved_keys(bench, "plain"),
+        saved_keys(bench, "a", lora_request=first),
+        saved_keys(bench, "b", lora_request=lora(tmp_path / "a", "y", 2)),
+        saved_keys(bench, "c", lora_request=lora(adapter(tmp_path / "b", b"\1"))),
+    ]
+    assert all(keys)
+    assert len({bytes(names[0]) for names in keys}) == 4
+    assert saved_keys(bench, "d", lora_request=first) == keys[1]
+
+
+def test_an_adapter_whose_files_change_is_kept_only_when_it_is_loaded_again(tmp_path) -> None:
+    bench = Bench()
+    before = saved_keys(bench, "a", lora_request=lora(adapter(tmp_path / "a")))
+    adapter(tmp_path / "a", b"\1")
+    # Nobody knows which of the two the engine has.
+    assert saved_keys(bench, "b", lora_request=lora(tmp_path / "a")) is None
+    after = saved_keys(bench, "c", lora_request=lora(tmp_path / "a", again=True))
+    assert after not in (None, before)
+    assert saved_keys(bench, "d", lora_request=lora(tmp_path / "a")) == after
+
+
+def test_an_adapter_without_files_is_not_kept_and_the_log_says_so_once(caplog) -> None:
+    bench = Bench()
+    for name in ("a", "b"):
+        assert saved_keys(bench, name, lora_request=lora("somebody/adapter")) is None
+    said = [r for r in caplog.records if "somebody/adapter" in r.getMessage()]
+    assert len(said) == 1
+    assert bench.side.stats.take()["left_requests"] == 2
+
+
+def test_an_adapter_is_read_once_however_many_requests_use_it(tmp_path, monkeypatch) -> None:
+    reads = []
+    real = weights.sample
+    monkeypatch.setattr(weights, "sample", lambda path: reads.append(path) or real(path))
+    bench = Bench()
+    for name in ("a", "b", "c"):
+        assert saved_keys(bench, name, lora_request=lora(adapter_once(tmp_path / "a")))
+    assert len(reads) == 2
+
+
+def adapter_once(folder):
+    return folder if folder.exists() else adapter(folder)
+
+
+def test_files_that_cannot_be_read_leave_a_request_to_the_engine(tmp_path, monkeypatch) -> None:
+    def refuse(path):
+        raise PermissionError(path)
+
+    monkeypatch.setattr(weights, "sample", refuse)
+    bench = Bench()
+    used = lora(adapter(tmp_path / "a"))
+    assert saved_keys(bench, "a", lora_request=used) is None
+    assert saved_keys(bench, "plain")
+
+
+def test_an_error_at_any_call_leaves_the_request_and_not_the_engine(monkeypatch) -> None:
+    bench = Bench()
+    names = bench.directory.ranks[0]
+    good = names.name
+
+    def fail(*_):
+        raise OSError("no file")
+
+    request = Request("a", list(range(14)))
+    bench.directory.store(request, 3)
+    other = bench.arrive("b", first=100)
+    bench.side.matched(other, 0)
+    monkeypatch.setattr(names, "name", fail)
+    bench.side.on_new_request(request)
+    assert bench.side.matched(request, 0) == (0, False)
+    # A request that fails while orders are made takes no order of another with it.
+    monkeypatch.setattr(names, "name", good)
+    third = bench.arrive("c", tokens=30, first=200)
+    bench.side.matched(third, 0)
+    bench.side._requests["c"].chains[0]._name = fail
+    bench.side._requests["c"].chains[0].keys.clear()
+    orders = bench.side.build(
+        step(new=[("c", 0, list(range(8))), ("b", 0, [8, 9, 10])], scheduled={"c": 30, "b": 14})
+    )
+    assert [order.req_id for order in orders.saves] == ["b"]
+    assert not bench.side.finished(third)
+    assert not bench.side.finished(request)
+
+
+def test_a_load_that_cannot_be_ordered_is_ordered_to_fail(monkeypatch) -> None:
+    bench = Bench()
+    request = Request("a", list(range(14)))
+    bench.directory.store(request, 3)
+    assert bench.side.matched(request, 0) == (12, True)
+    tracked = bench.side._requests["a"]
+    monkeypatch.setattr(tracked, "keys", lambda blocks: 1 // 0)
+    bench.side.allocated(request, [1, 2, 3, 4], 12)
+    [load] = bench.side.build(step()).loads
+    assert load.keys == [[]]
+    assert load.pages == [1, 2, 3]
 
 
 def test_an_image_changes_its_block_and_those_after_it_only() -> None:
@@ -411,6 +531,41 @@ def test_a_load_of_other_tokens_than_were_matched_is_ordered_to_fail() -> None:
     assert load.pages == [1, 2, 3]
 
 
+def test_an_engine_that_only_saves_probes_its_sessions_and_others_do_not_while_they_ask() -> None:
+    bench = Bench(load=False)
+    bench.side.build(step())
+    assert bench.directory.probes == 0
+    for _ in range(3):
+        bench.clock.now += 6
+        bench.side.build(step())
+        bench.side.build(step())
+    assert bench.directory.probes == 3
+    bench = Bench()
+    for number in range(3):
+        bench.clock.now += 6
+        bench.arrive(str(number), first=1000 * number)
+        bench.side.build(step())
+    assert bench.directory.probes == 0
+
+
+@pytest.mark.parametrize("found", [b"other", b""])
+def test_a_worker_that_has_other_blocks_ends_keeping_and_the_log_says_so_once(
+    found, caplog
+) -> None:
+    bench = Bench()
+    bench.side._shards = {0: b"same", 1: b"same"}
+    request = bench.arrive()
+    bench.directory.store(request, 3)
+    bench.side.learned(set(), set(), set(), 0, {0: b"same", 1: b"same"})
+    assert bench.side.matched(request, 0) == (12, True)
+    for _ in range(2):
+        bench.side.learned(set(), set(), set(), 0, {0: b"same", 1: found})
+    assert bench.side.matched(request, 0) == (0, False)
+    assert bench.side.matched(bench.arrive("b"), 0) == (0, False)
+    assert not bench.side.build(step(new=[("a", 0, [1, 2, 3, 4])], scheduled={"a": 14})).saves
+    assert sum("other blocks" in record.getMessage() for record in caplog.records) == 1
+
+
 def test_roles_switch_sides_off() -> None:
     bench = Bench(load=False)
     request = Request("a", list(range(14)))
@@ -430,3 +585,22 @@ def test_tokens_to_load_are_told_by_tier() -> None:
     bench.directory.store(request, 1, "host")
     bench.load(request, [1, 2, 3, 4, 5])
     assert bench.side.sources(request, 16) == {"host": 4, "disk": 12}
+
+
+def test_blocks_after_the_longest_question_are_asked_for_when_the_engine_has_the_others(
+    monkeypatch,
+) -> None:
+    monkeypatch.setattr(scheduler, "LOOKUP_KEYS_MAX", 2)
+    bench = Bench()
+    request = Request("a", list(range(18)))
+    bench.directory.store(request, 4)
+    bench.side.on_new_request(request)
+    assert bench.side.matched(request, 8)[0] in (None, 8)
+    assert bench.side.matched(request, 8) == (8, True)
+    # What was asked for and is not there is not asked for again.
+    monkeypatch.undo()
+    bench = Bench()
+    bench.directory.store(request, 2)
+    bench.side.on_new_request(request)
+    assert [bench.side.matched(request, 8) for _ in range(3)] == [(0, False)] * 3
+    assert len(bench.directory.lookups) == 1

@@ -1,10 +1,12 @@
 """The worker's side of the vLLM connector, with a session that is a fake."""
 
+import time
 from types import SimpleNamespace
 from typing import Never
 
 import pytest
 
+from kvtier.vllm import worker
 from kvtier.vllm.link import Link
 from kvtier.vllm.options import Options
 from kvtier.vllm.orders import LoadOrder, SaveOrder, StepOrders
@@ -90,16 +92,6 @@ def test_an_order_without_names_fails_as_a_whole() -> None:
     assert not bench.session.restores
 
 
-def test_a_load_before_the_step_has_ended_when_the_step_begins() -> None:
-    bench = Bench(async_load=False)
-    bench.session.stored.update(KEYS[:2])
-    bench.session.slow = True
-    report, bad = bench.step(loads=[load()])
-    assert report.loaded == set(), "vLLM does not wait for it"
-    assert bad == {12}
-    assert bench.session.restores[0].ended
-
-
 def test_saves_name_parent_place_and_size_of_each_block() -> None:
     bench = Bench()
     bench.step(saves=[save(1, first=1)])
@@ -157,6 +149,38 @@ def test_settling_waits_for_copies_of_that_request_only() -> None:
     assert first.waited == 1
     assert not second.is_copied
     assert second.waited == 0
+
+
+def test_settling_waits_once_for_all_then_cancels_them(monkeypatch) -> None:
+    monkeypatch.setattr(worker, "SETTLE_S", 0.05)
+    bench = Bench()
+    bench.session.slow = True
+    bench.step(saves=[save(number) for number in range(1, 6)])
+    for saving in bench.session.saves:
+        saving.stuck = True
+    began = time.monotonic()
+    bench.step(settle={"a"})
+    assert time.monotonic() - began < 0.2, "one limit, not one for each"
+    assert all(saving.cancelled for saving in bench.session.saves)
+    assert bench.side.copied() == 5
+    assert bench.link.usable(), "what is cancelled says nothing of the daemon"
+    assert worker.SETTLE_S + worker.CANCEL_S < 10
+
+
+def test_pages_that_are_read_whatever_is_done_are_not_given_away_in_silence(monkeypatch) -> None:
+    monkeypatch.setattr(worker, "SETTLE_S", 0.01)
+    monkeypatch.setattr(worker, "CANCEL_S", 0.01)
+    bench = Bench()
+    bench.session.slow = True
+    bench.step(saves=[save(1)])
+    [saving] = bench.session.saves
+    saving.stuck = True
+    monkeypatch.setattr(saving, "cancel", lambda: None)
+    with pytest.raises(RuntimeError, match="no claim"):
+        bench.step(settle={"a"})
+    # The engine's end is no time to raise.
+    monkeypatch.setattr(bench.session, "close", lambda: 1 // 0)
+    bench.side.close()
 
 
 def test_saves_that_fail_are_counted_and_free_their_pages() -> None:

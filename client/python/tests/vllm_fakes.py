@@ -6,6 +6,7 @@ The daemon is a dictionary; what is "on its way" ends when a test says so.
 from __future__ import annotations
 
 import hashlib
+import time
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -116,6 +117,10 @@ class FakeDirectory:
         self.away = self.held = False
         self.error: Exception | None = None
         self.lookups: list[FakeLookup] = []
+        self.probes = 0
+
+    def probe(self) -> None:
+        self.probes += 1
 
     def names(self):
         return None if self.away else (self.generation, self.ranks)
@@ -173,6 +178,10 @@ class FakeRestoring:
         self.cancelled = self.ended = True
 
 
+class Cancelled(Exception):
+    """Of the SDK, by its name."""
+
+
 @dataclass
 class FakeSaving:
     """A save under way."""
@@ -183,25 +192,34 @@ class FakeSaving:
     ended: bool = True
     error: Exception | None = None
     waited: int = 0
+    stuck: bool = False
+    """It is copied only when it is cancelled."""
+    limits: list[float] = field(default_factory=list)
+    cancelled: bool = False
 
     def copied(self):
         return self.is_copied
 
     def wait_copied(self, timeout=None) -> bool:
         self.waited += 1
-        self.is_copied = True
-        return True
+        self.limits.append(timeout)
+        if self.stuck and not self.is_copied and timeout:
+            time.sleep(timeout)
+        self.is_copied = self.is_copied or not self.stuck
+        return self.is_copied
 
     def done(self):
         return self.ended
 
     def result(self, timeout=None):
+        if self.cancelled:
+            raise Cancelled
         if self.error is not None:
             raise self.error
         return [SimpleNamespace(status="stored") for _ in self.blocks]
 
     def cancel(self) -> None:
-        self.ended = True
+        self.ended = self.is_copied = self.cancelled = True
 
 
 class FakeSession:

@@ -59,12 +59,6 @@ def full_blocks(tokens: int, block_tokens: int) -> int:
     return tokens // block_tokens
 
 
-def loadable(tokens: int, block_tokens: int, leave_one: bool) -> int:
-    """Most blocks that may be loaded of `tokens` tokens. A load before the step must leave a
-    token to compute; after one between steps vLLM steps back by itself."""
-    return full_blocks(max(tokens - int(leave_one), 0), block_tokens)
-
-
 def stored_run(present: Sequence[bool], first: int, last: int) -> int:
     """Blocks from `first` on that are present without a gap, up to `last`."""
     end = first

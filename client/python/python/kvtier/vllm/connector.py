@@ -53,6 +53,13 @@ CONNECT_WAIT_S = 3.0
 logger = logging.getLogger("vllm.kvtier")
 
 
+def _rank() -> int:
+    """Tensor-parallel rank of this process."""
+    from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
+
+    return int(get_tensor_model_parallel_rank())
+
+
 @dataclass
 class KvtierMetadata(KVConnectorMetadata):
     """From the scheduler to the workers, in each step."""
@@ -62,13 +69,17 @@ class KvtierMetadata(KVConnectorMetadata):
 
 @dataclass
 class KvtierWorkerMetadata(KVConnectorWorkerMetadata):
-    """From the workers to the scheduler: orders up to this number are copied out of the pages."""
+    """From the workers to the scheduler."""
 
     copied: int = 0
+    """Orders up to this number are copied out of the pages."""
+    shards: dict[int, bytes] = field(default_factory=dict)
+    """Fingerprint of each rank's descriptor; empty where a rank keeps nothing."""
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> KVConnectorWorkerMetadata:
         """What holds for both: the slower worker counts."""
-        return KvtierWorkerMetadata(min(self.copied, other.copied))
+        shards = {**self.shards, **other.shards}
+        return KvtierWorkerMetadata(min(self.copied, other.copied), shards)
 
 
 class KvtierConnector(KVConnectorBase_V1, SupportsHMA):
@@ -79,40 +90,48 @@ class KvtierConnector(KVConnectorBase_V1, SupportsHMA):
     ) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         transfer = self._kv_transfer_config
-        self._options = Options.parse(transfer.kv_connector_extra_config).of_role(
-            transfer.is_kv_producer, transfer.is_kv_consumer
-        )
+        options = Options.parse(transfer.kv_connector_extra_config)
+        options = options.of_role(transfer.is_kv_producer, transfer.is_kv_consumer)
+        self._options, self._notice = options.of_policy(transfer.kv_load_failure_policy)
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
         self._link: Link | None = None
         self._engine: Engine | None = None
-        engine = describe_engine(vllm_config, kv_cache_config, self._options)
-        if isinstance(engine, str):
-            logger.warning("kvtier: nothing is saved or loaded: %s", engine)
-            return
-        self._engine = engine
-        if role == KVConnectorRole.SCHEDULER:
-            self._start_scheduler(engine)
-        else:
-            self._start_worker(engine)
+        self._shards: dict[int, bytes] = {}
+        try:
+            engine = describe_engine(vllm_config, kv_cache_config, self._options)
+            if isinstance(engine, Engine):
+                if role == KVConnectorRole.SCHEDULER:
+                    self._start_scheduler(engine)
+                else:
+                    self._start_worker(engine)
+                self._engine = engine
+                return
+        except Exception as error:  # files of the model, most often
+            engine = f"{type(error).__name__}: {error}"
+        logger.warning("kvtier: nothing is saved or loaded: %s", engine)
+        if self._link is not None:
+            self._link.close()
+        if role == KVConnectorRole.WORKER:
+            # The scheduler may see no reason: it is told, and what it orders till then fails.
+            self._shards = {_rank(): b""}
+            self._worker = WorkerSide(self._options, 0, 0, Link(list, "off"), dict)
 
     def _start_scheduler(self, engine: Engine) -> None:
-        if self._kv_transfer_config.kv_load_failure_policy != "recompute":
-            logger.warning(
-                "kvtier: kv_load_failure_policy is %r: a request fails when a block that was "
-                'found cannot be loaded. Set it to "recompute".',
-                self._kv_transfer_config.kv_load_failure_policy,
-            )
+        if self._notice:
+            logger.warning("kvtier: %s", self._notice)
         logger.info("kvtier: %s", engine.summary())
         ranks = range(engine.tp_size)
         self._link = Link(lambda: [engine.open(rank, staging=False) for rank in ranks], "scheduler")
         self._link.start(CONNECT_WAIT_S)
         directory = DaemonDirectory(self._link)
         tokens = engine.geometry.block_tokens
-        self._scheduler = SchedulerSide(self._options, tokens, directory, time.monotonic)
+        expected = {rank: engine.descriptor(rank).fingerprint for rank in ranks}
+        self._scheduler = SchedulerSide(self._options, tokens, directory, time.monotonic, expected)
 
     def _start_worker(self, engine: Engine) -> None:
-        rank = engine.own_rank()
+        rank = _rank()
+        self._shards = {rank: engine.descriptor(rank).fingerprint}
         self._link = Link(lambda: [engine.open(rank, staging=True)], f"worker {rank}")
         self._link.start(CONNECT_WAIT_S)
         tokens = engine.geometry.block_tokens
@@ -210,6 +229,7 @@ class KvtierConnector(KVConnectorBase_V1, SupportsHMA):
             set(connector_output.finished_sending or ()),
             set(connector_output.invalid_block_ids or ()),
             meta.copied if isinstance(meta, KvtierWorkerMetadata) else None,
+            meta.shards if isinstance(meta, KvtierWorkerMetadata) else {},
         )
 
     def request_finished(
@@ -243,14 +263,15 @@ class KvtierConnector(KVConnectorBase_V1, SupportsHMA):
         if self._worker is None or self._engine is None:
             return
         engine = self._engine
-        model = engine.descriptor(engine.own_rank())
         blocks = self._kv_cache_config.num_blocks
         try:
+            model = engine.descriptor(_rank())
             self._worker.register(
                 register(engine.kvtier, model, engine.geometry, blocks, kv_caches)
             )
-        except ValueError as error:
+        except Exception as error:
             logger.warning("kvtier: nothing is saved or loaded: %s", error)
+            self._shards = {_rank(): b""}
 
     def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
         """Pages are about to be given to others."""
@@ -295,7 +316,7 @@ class KvtierConnector(KVConnectorBase_V1, SupportsHMA):
         return self._worker.take_bad_pages() if self._worker is not None else set()
 
     def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:
-        """How far copying has come."""
+        """How far copying has come, and what this rank keeps."""
         if self._worker is None:
             return None
-        return KvtierWorkerMetadata(self._worker.copied())
+        return KvtierWorkerMetadata(self._worker.copied(), self._shards)

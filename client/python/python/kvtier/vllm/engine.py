@@ -14,14 +14,32 @@ from dataclasses import dataclass
 from typing import Any
 
 from .geometry import Geometry, descriptor, geometry_of, unsupported
-from .identity import commit_of, describe, digest, weights_of
+from .identity import commit_of, describe, digest
 from .options import Options
+from .weights import config_of, placeless, weights_of
 
 OLDEST = (0, 29)
 """Oldest vLLM whose interface the connector meets. One that is older may give pages away without
 a word while they are read."""
 STAGING_MIN = 64 << 20
 PAGE = 4096
+READ_FORMATS = (
+    "auto",
+    "hf",
+    "safetensors",
+    "pt",
+    "npcache",
+    "mistral",
+    "gguf",
+    "bitsandbytes",
+    "fastsafetensors",
+    "instanttensor",
+    "runai_streamer",
+    "runai_streamer_sharded",
+    "sharded_state",
+)
+"""Values of `load_format` that read the files beside the model's configuration. Others take
+weights from elsewhere, or make them up."""
 
 
 @dataclass
@@ -34,12 +52,6 @@ class Engine:
     model: Mapping[str, Any]
     facts: Mapping[str, Any]
     tp_size: int
-
-    def own_rank(self) -> int:
-        """Tensor-parallel rank of this process."""
-        from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
-
-        return int(get_tensor_model_parallel_rank())
 
     def descriptor(self, rank: int) -> Any:
         """Model descriptor of one rank."""
@@ -89,13 +101,16 @@ def describe_engine(vllm_config: Any, kv_cache_config: Any, options: Options) ->
     if reason is not None:
         return reason
     geometry = geometry_of(kv_cache_config)
-    model_config = vllm_config.model_config
+    place = _place(vllm_config.model_config, vllm_config.load_config)
+    model = _model(vllm_config, place, options)
+    if isinstance(model, str):
+        return model
     return Engine(
         kvtier=kvtier,
         options=options,
         geometry=geometry,
-        model=_model(model_config, options),
-        facts=_facts(vllm_config, kv_cache_config, geometry),
+        model=model,
+        facts=_facts(vllm_config, kv_cache_config, geometry, place),
         tp_size=int(parallel.tensor_parallel_size),
     )
 
@@ -105,45 +120,66 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", text)[:2])
 
 
-def _model(config: Any, options: Options) -> dict[str, Any]:
-    """Name, revision and weights. A directory is named by what is in it, so that it may move."""
-    name, revision = str(config.model), str(config.revision or "")
-    if os.path.isdir(name):
-        weights = weights_of(name)
-        revision = revision or commit_of(name)
-        name = os.path.basename(os.path.normpath(name))
-    else:
-        cached = _cached_file(name, revision)
-        weights = weights_of(os.path.dirname(cached)) if cached else b""
-        revision = commit_of(cached) or revision
-    if options.weights_fingerprint:
-        weights = options.weights_fingerprint.encode()[:256]
-    return {
-        "name": name,
-        "revision": revision,
-        "weights": weights,
-        "d_model": config.get_hidden_size(),
-    }
+@dataclass
+class Place:
+    """Where the model lies: a directory or a file; empty where it is not known."""
+
+    path: str
+    commit: str
 
 
-def _cached_file(repository: str, revision: str) -> str:
+def _place(config: Any, load: Any) -> Place:
+    path = str(config.model)
+    if not os.path.exists(path):
+        cached = _cached_file(path, str(config.revision or ""), getattr(load, "download_dir", None))
+        path = os.path.dirname(cached)
+    return Place(path, commit_of(os.path.abspath(path)) if path else "")
+
+
+def _cached_file(repository: str, revision: str, cache_dir: str | None) -> str:
     """Path of the model's configuration in the cache of the Hugging Face hub, or empty."""
     try:
         from huggingface_hub import try_to_load_from_cache
 
-        path = try_to_load_from_cache(repository, "config.json", revision=revision or None)
+        path = try_to_load_from_cache(
+            repository, "config.json", cache_dir=cache_dir, revision=revision or None
+        )
     except Exception:  # a name that the hub does not know, or no such package
         return ""
     return path if isinstance(path, str) else ""
 
 
-def _facts(vllm_config: Any, kv_cache_config: Any, geometry: Geometry) -> dict[str, Any]:
+def _model(vllm_config: Any, place: Place, options: Options) -> dict[str, Any] | str:
+    """Name, revision and weights, or why nobody can tell which weights these are. A directory is
+    named by what is in it, so that it may move."""
+    config, load_format = vllm_config.model_config, str(vllm_config.load_config.load_format)
+    name, weights = str(config.model), options.weights_fingerprint.encode()[:256]
+    if os.path.exists(name):
+        name = os.path.basename(os.path.normpath(name))
+    if not weights:
+        if load_format not in READ_FORMATS:
+            return f"weights of load_format {load_format} cannot be told: set weights_fingerprint"
+        weights = weights_of(place.path)
+        if not weights and not place.commit:
+            return f"found no files of the weights of {config.model}: set weights_fingerprint"
+    return {
+        "name": name,
+        "revision": place.commit or str(config.revision or ""),
+        "weights": weights,
+        "d_model": config.get_hidden_size(),
+    }
+
+
+def _facts(
+    vllm_config: Any, kv_cache_config: Any, geometry: Geometry, place: Place
+) -> dict[str, Any]:
     """Everything that decides what the bytes of a block mean. A fact too many costs a cache that
     begins empty after a change; one too few would give wrong bytes."""
     import vllm
     from vllm.platforms import current_platform
 
     model, cache = vllm_config.model_config, vllm_config.cache_config
+    load = vllm_config.load_config
     facts = {
         "vllm": ".".join(map(str, _version(vllm.__version__))),
         "device": current_platform.device_type,
@@ -153,11 +189,23 @@ def _facts(vllm_config: Any, kv_cache_config: Any, geometry: Geometry) -> dict[s
         "kv_dtype": str(cache.cache_dtype),
         "quantization": str(model.quantization),
         "backend": _backend(vllm_config),
-        "config": digest([("config", _config_text(model).encode())], 8).hex(),
+        # RoPE of some models takes its factors by it.
+        "max_len": model.max_model_len,
+        "load": load.load_format,
+        "loader": _short(load.model_loader_extra_config),
+        "config": digest(_config(model, place), 8).hex(),
+        "draft": _draft(vllm_config),
     }
     if current_platform.device_type == "cpu":
         facts["isa"] = _cpu_isa(vllm_config, kv_cache_config)
     return facts
+
+
+def _short(value: Any) -> str:
+    """Short name of a setting that may be long; a dash where it is empty."""
+    if not value:
+        return "-"
+    return digest([("value", json.dumps(value, sort_keys=True, default=str).encode())], 8).hex()
 
 
 def _backend(vllm_config: Any) -> str:
@@ -165,12 +213,34 @@ def _backend(vllm_config: Any) -> str:
     return str(getattr(attention, "backend", None))
 
 
-def _config_text(model: Any) -> str:
-    """The model's configuration with what a user overrides, without what names a place."""
-    config = model.hf_config.to_dict()
-    for name in ("_name_or_path", "name_or_path", "transformers_version"):
-        config.pop(name, None)
-    return json.dumps(config, sort_keys=True, default=str)
+def _config(model: Any, place: Place) -> list[tuple[str, bytes]]:
+    """The model's configuration and what a user overrides. From the files, where they say it
+    all: vLLM's object may be changed by a model that is loaded, in one process and not in
+    another."""
+    overrides = model.hf_overrides
+    fields = config_of(place.path) if os.path.isdir(place.path) else []
+    elsewhere = getattr(model, "hf_config_path", None) or callable(overrides)
+    if elsewhere or ("name", b"config.json") not in fields:
+        fields.append(("live", placeless(model.hf_config.to_dict()).encode()))
+    if not callable(overrides):
+        fields.append(("overrides", _short(overrides).encode()))
+    multimodal = getattr(model, "multimodal_config", None)
+    inputs = _short(getattr(multimodal, "mm_processor_kwargs", None))
+    kind = str(getattr(model, "model_impl", "auto"))
+    return [*fields, ("inputs", inputs.encode()), ("implementation", kind.encode())]
+
+
+def _draft(vllm_config: Any) -> str:
+    """The model that drafts: its layers may have a share of each block."""
+    given = getattr(vllm_config, "speculative_config", None)
+    if given is None:
+        return "-"
+    model = str(getattr(given, "model", None))
+    fields = [("weights", weights_of(model))]
+    if not os.path.exists(model):
+        fields.append(("model", f"{model} {getattr(given, 'revision', None)}".encode()))
+    fields.append(("method", str(getattr(given, "method", None)).encode()))
+    return digest(fields, 8).hex()
 
 
 def _cpu_isa(vllm_config: Any, kv_cache_config: Any) -> str:

@@ -1,7 +1,7 @@
-"""What tells blocks apart beside their tokens: the engine's layout, weights, adapters, salts.
+"""What tells blocks apart beside their tokens: the engine's layout, adapters, salts.
 
 Upstairs:   `connector` makes the model descriptor, `tracker` the keys of a request.
-Downstairs: files of weights, which are sampled.
+Downstairs: nothing; what weights are comes from `weights`.
 
 Invariants kept here
   I1  Two engines that lay out a block differently, or hold other weights, never share a key.
@@ -14,16 +14,9 @@ bytes.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
-SAMPLES = 32
-"""Places of a file that are read. A fine-tune changes all of a tensor, not one byte of it."""
-SAMPLE_BYTES = 4096
-FILES_MAX = 4096
 
 
 def digest(fields: Iterable[tuple[str, bytes]], size: int = 32) -> bytes:
@@ -48,54 +41,13 @@ def layout_tag(facts: Mapping[str, Any]) -> str:
     return "vllm-" + digest([("layout", describe(facts).encode())], 12).hex()
 
 
-def _sample(path: str) -> bytes:
-    """Size and samples of one file: its beginning, its end and places between."""
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        fields = [("size", size.to_bytes(8, "little"))]
-        last = max(size - SAMPLE_BYTES, 0)
-        for place in sorted({last * i // (SAMPLES - 1) for i in range(SAMPLES)}):
-            file.seek(place)
-            fields.append(("at", place.to_bytes(8, "little")))
-            fields.append(("bytes", file.read(SAMPLE_BYTES)))
-    return digest(fields)
-
-
-def weights_of(directory: str) -> bytes:
-    """Identity of the weights in a directory; empty where there are none to look at."""
-    try:
-        names = sorted(os.listdir(directory))
-    except OSError:
-        return b""
-    fields = []
-    for name in names[:FILES_MAX]:
-        path = os.path.join(directory, name)
-        wanted = name == "config.json" or name.endswith(WEIGHT_SUFFIXES)
-        if wanted and os.path.isfile(path):
-            fields += [("name", name.encode()), ("file", _sample(path))]
-    return digest(fields) if fields else b""
-
-
 def commit_of(path: str) -> str:
     """Commit of a model in the cache of the Hugging Face hub, from the path of its files."""
     parts = os.path.normpath(path).split(os.sep)
-    for before, after in itertools.pairwise(parts):
-        if before == "snapshots":
-            return after
+    for place, folder in enumerate(parts[1:-1], 1):
+        if folder == "snapshots" and parts[place - 1].startswith("models--"):
+            return parts[place + 1]
     return ""
-
-
-def adapter_fields(lora: Any) -> list[tuple[str, bytes]]:
-    """What names a LoRA adapter: its name, where it lies, and what lies there. An adapter that
-    is replaced in place is another one."""
-    if lora is None:
-        return []
-    path = str(getattr(lora, "lora_path", "") or "")
-    return [
-        ("lora", str(lora.lora_name).encode()),
-        ("lora path", path.encode()),
-        ("lora files", weights_of(path) if os.path.isdir(path) else b""),
-    ]
 
 
 def prefix_extra(adapter: Sequence[tuple[str, bytes]], salt: str | None, epoch: bytes) -> bytes:

@@ -18,8 +18,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .chain import ROOT
+
 PAUSE_MIN_S = 0.1
 PAUSE_MAX_S = 5.0
+NOBODYS = b"\xff" * 32
+"""A key that no block has: keys are hashes."""
 
 logger = logging.getLogger("vllm.kvtier")
 
@@ -149,6 +153,10 @@ class ShardNames:
 
     def name(self, parent: bytes, tokens: Sequence[int], size: int, extra: bytes) -> list[bytes]:
         """See `scheduler.Names`."""
+        if parent == ROOT:
+            # A prompt from its start takes one call; `size` is the descriptor's.
+            whole = list(tokens[: len(tokens) // size * size])
+            return list(self._session.prefix_keys(whole, extra=extra))
         keys = []
         for at in range(0, len(tokens) - size + 1, size):
             block = list(tokens[at : at + size])
@@ -163,6 +171,7 @@ class DaemonDirectory:
     def __init__(self, link: Link) -> None:
         self._link = link
         self._names: tuple[int, list[ShardNames]] | None = None
+        self._probe: PendingLookup | None = None
 
     def names(self) -> tuple[int, list[ShardNames]] | None:
         """Names stay good while the daemon is away: the secret is the namespace's."""
@@ -172,6 +181,18 @@ class DaemonDirectory:
         if self._names is None or self._names[0] != found[0]:
             self._names = (found[0], [ShardNames(session) for session in found[1]])
         return self._names
+
+    def probe(self) -> None:
+        """Asks after a block that nobody has, so that sessions which no longer serve are noticed
+        where nothing else is asked. Never waits."""
+        if self._probe is not None:
+            try:
+                if self._probe.poll() is None:
+                    return
+            except Exception:  # the link has been told
+                logger.debug("kvtier: a probe failed", exc_info=True)
+        sessions = self._link.usable()
+        self._probe = self.lookup([[NOBODYS] for _ in sessions], 0) if sessions else None
 
     def lookup(self, keys: list[list[bytes]], first: int) -> PendingLookup | None:
         """Starts a lookup of the same blocks for each rank; None while the daemon is away."""

@@ -15,6 +15,9 @@ from typing import Any
 
 from .geometry import Geometry
 
+BLOCKS_MIN = 3
+"""Of one or two blocks nobody can tell whether the first dimension counts them, or K and V."""
+
 
 class Pages:
     """The engine's KV cache, one page a block."""
@@ -37,6 +40,8 @@ def register(
             raise ValueError(
                 f"layer {layer.name} is in memory of {tensor.device.type}; accepted: cpu"
             )
+        if blocks < BLOCKS_MIN:
+            raise ValueError(f"a cache of {blocks} blocks; accepted: {BLOCKS_MIN} or more")
         rows = tensor.shape[0]
         if rows == 0 or rows % blocks:
             raise ValueError(f"layer {layer.name} has {rows} rows for {blocks} blocks")

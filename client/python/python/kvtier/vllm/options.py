@@ -16,6 +16,12 @@ from typing import Any
 
 DEFAULT_SOCKET = "/run/kvtier/kvtierd.sock"
 
+SYNC_LOAD = (
+    "async_load is {value!r}; accepted: true. That a load before the step has failed is known only "
+    "after it: vLLM has computed over its pages by then, also in requests that share them"
+)
+"""Why there is no load before the step: what such a step computes may be wrong, and saved."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -27,14 +33,15 @@ class Options:
     descriptor_socket: str = ""
     """Where it hands out memory, when a container mounts it elsewhere."""
 
-    async_load: bool = True
-    """Load between steps, so that others are computed meanwhile. False: before the step."""
-
     save: bool = True
     """Save blocks. A `kv_role` of kv_consumer switches it off as well."""
 
     load: bool = True
     """Load blocks. A `kv_role` of kv_producer switches it off as well."""
+
+    load_may_fail_requests: bool = False
+    """Load also where `kv_load_failure_policy` is not recompute: a request of which a block was
+    found and does not load ends with an error then."""
 
     save_output: bool = True
     """Save blocks of generated tokens too: the next turn of a conversation begins with them."""
@@ -70,6 +77,10 @@ class Options:
             values["socket"] = environ["KVTIER_SOCKET"]
         known = {field.name: field for field in fields(cls)}
         for name, value in given.items():
+            if name == "async_load":
+                if value is not True:
+                    problems.append(SYNC_LOAD.format(value=value))
+                continue
             field = known.get(name)
             if field is None:
                 problems.append(f"{name} is no setting; accepted: {', '.join(known)}")
@@ -90,6 +101,17 @@ class Options:
     def of_role(self, producer: bool, consumer: bool) -> Options:
         """The same for a `kv_role`: who produces saves, who consumes loads."""
         return replace(self, save=self.save and producer, load=self.load and consumer)
+
+    def of_policy(self, policy: str) -> tuple[Options, str]:
+        """The same for a `kv_load_failure_policy`, and what is to be said about it."""
+        if policy == "recompute" or not self.load:
+            return self, ""
+        fails = f"kv_load_failure_policy is {policy!r}: a request fails when a block does not load"
+        if self.load_may_fail_requests:
+            return self, fails
+        return replace(self, load=False), (
+            f'{fails}. Nothing is loaded; accepted: "recompute", or load_may_fail_requests'
+        )
 
     def _problems(self) -> list[str]:
         problems = []

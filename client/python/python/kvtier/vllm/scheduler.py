@@ -11,25 +11,38 @@ Invariants kept here
   S2  Pages that a worker may still read or write are not given away: vLLM keeps those of an
       ended request until its saves are copied, and those of a preempted one are settled first.
   S3  A request is reported as sent only if vLLM was told to wait for it, and not while it loads.
+  S4  Nothing is computed over pages whose load may still fail, so nothing of it is saved: loads
+      are between steps, when their request is not scheduled and its pages are nobody else's.
+  S5  Nothing escapes: a request that cannot be named or saved, whatever the reason, is left to
+      the engine, and the log says once why. An exception would end the engine.
 """
 
 from __future__ import annotations
 
+import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from .chain import Chain, loadable, stored_run
-from .identity import adapter_fields, block_extra, is_cacheable, prefix_extra
+from .chain import Chain, full_blocks, stored_run
+from .identity import block_extra, is_cacheable, prefix_extra
 from .options import Options
 from .orders import StepOrders
 from .stats import Stats
 from .tracker import Lookup, Question, Tracked
+from .weights import Adapters
 
 LOOKUP_KEYS_MAX = 4096
 """Blocks of one question; a longer prefix is asked for as far as that."""
 FRESH_S = 2.0
 """An answer that is older than this is asked for again, while its request waits."""
+PROBE_S = 5.0
+"""Where nothing has been looked up for so long, the sessions are probed: an engine that only saves
+would name blocks with the secret of a namespace that is gone."""
+REASONS_MAX = 64
+"""Most reasons to leave a request that the log names."""
+
+logger = logging.getLogger("vllm.kvtier")
 
 
 class Names(Protocol):
@@ -48,6 +61,9 @@ class Directory(Protocol):
     def lookup(self, keys: list[list[bytes]], first: int) -> Lookup | None:
         """Starts a lookup of the same blocks for each rank; None while the daemon is away."""
 
+    def probe(self) -> None:
+        """Notices sessions that no longer serve. Never waits."""
+
 
 class SchedulerSide:
     """Everything that is decided in the scheduler's process."""
@@ -58,7 +74,9 @@ class SchedulerSide:
         block_tokens: int,
         directory: Directory,
         clock: Callable[[], float],
+        shards: Mapping[int, bytes] | None = None,
     ) -> None:
+        """`shards`: fingerprint of each rank's descriptor, to compare with what workers say."""
         self._options = options
         self._block_tokens = block_tokens
         self._directory = directory
@@ -71,26 +89,43 @@ class SchedulerSide:
         # Blocks of each order that no worker has said is copied.
         self._backlog: dict[int, int] = {}
         self._epoch = b""
+        self._adapters = Adapters()
+        # Requests that are left to the engine without having been named.
+        self._left: set[str] = set()
+        self._shards = shards or {}
+        self._stopped = False
+        self._asked_at = clock()
+        self._reasons: set[str] = set()
         self.stats = Stats()
 
     # Requests.
 
     def on_new_request(self, request: Any) -> None:
         """Asks early: the answer is often here when the request is first looked at."""
-        tracked = self._track(request)
-        if tracked is not None and self._options.load and tracked.question is None:
-            self._ask(tracked, 0)
+        try:
+            tracked = self._track(request)
+            if tracked is not None and self._options.load and tracked.question is None:
+                self._ask(tracked, 0)
+        except Exception as error:
+            self._leave(request.request_id, error)
 
     def matched(self, request: Any, computed: int) -> tuple[int | None, bool]:
-        """Tokens beyond `computed` that can be loaded, and whether between steps. None: ask
-        again (S1)."""
+        """Tokens beyond `computed` that can be loaded, and that it is between steps. None: ask
+        again (S1). After a load to the end of the prompt vLLM steps back by a token itself."""
+        try:
+            return self._matched(request, computed)
+        except Exception as error:
+            self._leave(request.request_id, error)
+            return (0, False)
+
+    def _matched(self, request: Any, computed: int) -> tuple[int | None, bool]:
         nothing = (0, False)
         tracked = self._track(request)
         if tracked is None or tracked.gave_up or not self._options.load:
             return nothing
         tracked.matched = (0, 0)
         first = computed // self._block_tokens
-        last = loadable(request.num_tokens, self._block_tokens, not self._options.async_load)
+        last = full_blocks(request.num_tokens, self._block_tokens)
         last = min(last, first + LOOKUP_KEYS_MAX)
         if last - first < self._options.min_load_blocks:
             return nothing
@@ -104,7 +139,7 @@ class SchedulerSide:
         if run < self._options.min_load_blocks:
             return nothing
         tracked.matched = (first, run)
-        return (run * self._block_tokens, self._options.async_load)
+        return (run * self._block_tokens, True)
 
     def allocated(self, request: Any, pages: Sequence[int], external: int) -> None:
         """vLLM has pages for the request; `external` of its tokens are to be loaded."""
@@ -112,8 +147,12 @@ class SchedulerSide:
         if tracked is None or external <= 0:
             return
         tracked.pages = list(pages)
-        order = tracked.order_load(external)
-        tracked.loading = self._options.async_load
+        try:
+            order = tracked.order_load(external)
+        except Exception as error:
+            self._leave(tracked.req_id, error)
+            order = tracked.fail_load(external)
+        tracked.loading = True
         self._orders.loads.append(order)
         self.stats.count("hit_blocks", len(order.pages))
 
@@ -131,6 +170,7 @@ class SchedulerSide:
 
     def finished(self, request: Any) -> bool:
         """The request has ended. True: vLLM keeps its pages until a worker reports it (S2)."""
+        self._left.discard(request.request_id)
         tracked = self._requests.pop(request.request_id, None)
         if tracked is None:
             return False
@@ -148,8 +188,7 @@ class SchedulerSide:
         self._epoch = secrets.token_bytes(16)
         for tracked in self._requests.values():
             # What is half computed with the old weights is neither saved nor loaded.
-            tracked.gave_up = True
-            tracked.generation = -1
+            tracked.leave()
 
     def has_delayed(self) -> bool:
         """True while vLLM keeps pages of ended requests for us."""
@@ -159,6 +198,7 @@ class SchedulerSide:
 
     def build(self, output: Any) -> StepOrders:
         """Orders of the step that vLLM has scheduled."""
+        self._probe()
         orders, self._orders = self._orders, StepOrders()
         for req_id in output.preempted_req_ids or ():
             orders.settle.add(req_id)
@@ -189,7 +229,12 @@ class SchedulerSide:
         if not self._options.save or not self._is_current(tracked):
             return
         computed += output.num_scheduled_tokens.get(tracked.req_id, 0)
-        for order in tracked.order_saves(computed, self._options.save_output):
+        try:
+            made = tracked.order_saves(computed, self._options.save_output)
+        except Exception as error:
+            self._leave(tracked.req_id, error)
+            return
+        for order in made:
             waiting = sum(self._backlog.values())
             if waiting + len(order.pages) > self._options.save_backlog_blocks:
                 self.stats.count("save_dropped_blocks", len(order.pages))
@@ -206,8 +251,10 @@ class SchedulerSide:
         reported: set[str],
         bad_pages: set[int],
         copied: int | None,
+        shards: Mapping[int, bytes] | None = None,
     ) -> None:
         """What the workers said after a step."""
+        self._compare(shards or {})
         for req_id in loaded:
             if req_id in self._requests:
                 self._requests[req_id].loading = False
@@ -219,6 +266,30 @@ class SchedulerSide:
             self._copied = copied
             self._backlog = {n: b for n, b in self._backlog.items() if n > copied}
 
+    def _compare(self, shards: Mapping[int, bytes]) -> None:
+        """Keeps nothing more where a worker has other blocks than are named here."""
+        other = [
+            rank
+            for rank, found in shards.items()
+            if not found or self._shards.get(rank, found) != found
+        ]
+        if not other or self._stopped:
+            return
+        self._stopped = True
+        for tracked in self._requests.values():
+            tracked.leave()
+        logger.warning(
+            "kvtier: nothing more is saved or loaded: the worker of rank %s has other blocks than "
+            "the scheduler, or none; its log may say why",
+            ", ".join(map(str, sorted(other))),
+        )
+
+    def _probe(self) -> None:
+        now = self._clock()
+        if now - self._asked_at > PROBE_S:
+            self._asked_at = now
+            self._directory.probe()
+
     # Names and lookups.
 
     def _track(self, request: Any) -> Tracked | None:
@@ -228,8 +299,11 @@ class SchedulerSide:
         names = self._directory.names()
         if names is None or not is_cacheable(request):
             return None
+        if self._stopped or request.request_id in self._left:
+            return None
         generation, shards = names
-        prefix = prefix_extra(adapter_fields(request.lora_request), request.cache_salt, self._epoch)
+        adapter = self._adapters.fields(request.lora_request)
+        prefix = prefix_extra(adapter, request.cache_salt, self._epoch)
         features, size = list(request.mm_features or ()), self._block_tokens
 
         def extra_of(block: int) -> bytes:
@@ -240,20 +314,34 @@ class SchedulerSide:
         self._requests[request.request_id] = tracked
         return tracked
 
+    def _leave(self, req_id: str, error: Exception) -> None:
+        """The request is computed, and nothing more of it is saved (S5)."""
+        tracked = self._requests.get(req_id)
+        if tracked is not None:
+            tracked.leave()
+        else:
+            self._left.add(req_id)
+        self.stats.count("left_requests")
+        reason = f"{type(error).__name__}: {error}"
+        if reason not in self._reasons and len(self._reasons) < REASONS_MAX:
+            self._reasons.add(reason)
+            logger.warning("kvtier: requests are computed and not kept: %s", reason)
+
     def _is_current(self, tracked: Tracked) -> bool:
         names = self._directory.names()
         return names is not None and names[0] == tracked.generation
 
     def _ask(self, tracked: Tracked, first: int) -> Question | None:
         size, tokens = self._block_tokens, tracked.request.num_tokens
-        last = min(loadable(tokens, size, False), first + LOOKUP_KEYS_MAX)
+        last = min(full_blocks(tokens, size), first + LOOKUP_KEYS_MAX)
         tracked.question = None
         if last > first:
             keys = [keys[first:] for keys in tracked.keys(last)]
             lookup = self._directory.lookup(keys, first)
             if lookup is not None:
+                self._asked_at = self._clock()
                 self.stats.count("lookups")
-                tracked.question = Question(lookup, self._clock())
+                tracked.question = Question(lookup, last, self._clock())
         return tracked.question
 
     def _question(self, tracked: Tracked, first: int) -> Question | None:
@@ -265,8 +353,9 @@ class SchedulerSide:
         if question.tiers is None:
             return question
         old = self._clock() - question.answered_at > FRESH_S
-        # The daemon lacks a block that the engine has: what follows may be there.
-        if old or question.first > first or question.end < first:
+        # The daemon lacks a block that the engine has, or was not asked for those that follow:
+        # they may be there.
+        if old or question.first > first or question.end < first or question.last <= first:
             asked = self._ask(tracked, first)
             return asked if asked is not None and self._poll(tracked, asked) else None
         return question

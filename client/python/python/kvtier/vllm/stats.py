@@ -12,6 +12,7 @@ COUNTERS = {
     "lookups": "Lookups of prefixes that were started.",
     "lookup_failures": "Lookups that failed; their requests were computed.",
     "lookup_timeouts": "Lookups that took too long; their requests were computed.",
+    "left_requests": "Requests that were not kept since they could not be named.",
     "hit_blocks": "Blocks that were found stored, and ordered to be loaded.",
     "loaded_blocks": "Blocks that were loaded.",
     "loaded_bytes": "Bytes of those blocks.",

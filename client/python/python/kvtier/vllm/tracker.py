@@ -41,6 +41,8 @@ class Question:
     """A lookup and what it said."""
 
     lookup: Lookup
+    last: int
+    """End of what was asked for; a long prefix is asked for in pieces."""
     asked_at: float
     tiers: list[str] | None = None
     answered_at: float = 0.0
@@ -99,10 +101,19 @@ class Tracked:
         end = first + blocks
         pages = self.pages[first:end]
         if blocks * self.block_tokens != external or blocks > found or len(pages) < blocks:
-            return LoadOrder(self.req_id, [[] for _ in self.chains], pages)
+            return self.fail_load(external)
         self.stored.update(range(first, end))
         keys = [keys[first:end] for keys in self.keys(end)]
         return LoadOrder(self.req_id, keys, pages)
+
+    def fail_load(self, external: int) -> LoadOrder:
+        """An order that a worker fails, for the pages that were to be loaded into."""
+        first, blocks = self.matched[0], -(-external // self.block_tokens)
+        return LoadOrder(self.req_id, [[] for _ in self.chains], self.pages[first : first + blocks])
+
+    def leave(self) -> None:
+        """Nothing more of it is loaded or saved."""
+        self.gave_up, self.generation = True, -1
 
     def order_saves(self, computed: int, output: bool) -> list[SaveOrder]:
         """Orders for blocks that are full once `computed` tokens are (T1). Numbers are given by

@@ -29,8 +29,10 @@ from .stats import Stats
 IDLE_WAIT_S = 0.002
 """How long an empty step waits for a load: without it the scheduler would spin, and take the
 processor from those who copy."""
-SETTLE_S = 60.0
-"""Longest wait for copies out of pages. The SDK's own limits end them sooner."""
+SETTLE_S = 0.2
+"""How long a step waits for all copies out of pages that others get. Then they are cancelled."""
+CANCEL_S = 5.0
+"""Longest wait for a cancelled copy, which ends with the parts that are copied at that moment."""
 
 logger = logging.getLogger("vllm.kvtier")
 
@@ -95,27 +97,22 @@ class WorkerSide:
 
     def settle(self, orders: StepOrders) -> None:
         """Waits until nothing reads the pages of these requests (W4)."""
-        for save in self._saves:
-            if save.order.req_id in orders.settle and not save.copied:
-                self._finish_copy(save)
+        saves = [save for save in self._saves if save.order.req_id in orders.settle]
+        reading = self._finish_copies(saves, SETTLE_S)
+        if reading:
+            # Their pages would be overwritten while they are read: what is stored would be wrong.
+            names = ", ".join(sorted({save.order.req_id for save in reading}))
+            raise RuntimeError(f"pages of requests that have no claim to them are read: {names}")
 
     def start_loads(self, orders: StepOrders) -> None:
-        """Starts every load; waits for them where the step needs them (W1)."""
-        started = []
+        """Starts every load (W1)."""
         for order in orders.loads:
             load = Load(order, None, time.monotonic())
             try:
                 load.restoring = self._restore(order)
             except Exception as error:
                 self._trouble("a load could not be started", error)
-            started.append(load)
-        self._loads += started
-        if not self._options.async_load:
-            for load in started:
-                self._wait(load)
-                self._end_load(load)
-            self._loads = []
-            self._done.clear()
+            self._loads.append(load)
 
     def start_saves(self, orders: StepOrders) -> None:
         """Starts every save of blocks that this step has filled."""
@@ -156,20 +153,29 @@ class WorkerSide:
         return min(waiting) - 1 if waiting else self._last_order
 
     def close(self) -> None:
-        """The engine stops: saves under way get some time, loads get none."""
+        """The engine stops: saves under way get some time, loads get none. Never raises."""
         for load in self._loads:
-            if load.restoring is not None:
-                load.restoring.cancel()
-                self._wait(load)
+            try:
+                if load.restoring is not None:
+                    load.restoring.cancel()
+            except Exception as error:
+                self._trouble("a load could not be cancelled", error)
+        until = time.monotonic() + CANCEL_S
+        for load in self._loads:
+            self._wait(load, max(until - time.monotonic(), 0.0))
         until = time.monotonic() + self._options.shutdown_timeout_s
         for save in self._saves:
             try:
                 save.saving.result(max(until - time.monotonic(), 0.0))
             except Exception as error:
                 self._trouble("a save did not end in time", error)
-            self._finish_copy(save)
+        if self._finish_copies(self._saves, 0.0):
+            logger.warning("kvtier: pages are still being read while the engine stops")
         self._loads, self._saves = [], []
-        self._link.close()
+        try:
+            self._link.close()
+        except Exception as error:
+            self._trouble("a session did not close", error)
 
     # Loads.
 
@@ -252,8 +258,10 @@ class WorkerSide:
         try:
             outcomes = save.saving.result(0.0)
         except Exception as error:
-            self._trouble("a save failed", error)
-            self._link.failed(error)
+            # One that was settled in time is nobody's fault.
+            if type(error).__name__ != "Cancelled":
+                self._trouble("a save failed", error)
+                self._link.failed(error)
             self.stats.count("save_failed_blocks", len(save.order.pages))
             return
         self._link.back()
@@ -265,18 +273,28 @@ class WorkerSide:
         self.stats.count("save_failed_blocks", len(outcomes) - new - known)
         self.stats.observe("save_seconds", time.monotonic() - save.started)
 
-    def _finish_copy(self, save: Save) -> None:
-        """Makes certain that nothing reads the pages of a save any more."""
-        try:
-            if not save.saving.wait_copied(self._options.shutdown_timeout_s):
+    def _finish_copies(self, saves: list[Save], limit_s: float) -> list[Save]:
+        """Waits at most `limit_s` for all of these to be copied, then cancels the rest and waits
+        for what is being copied at this moment. Returns those that read pages even so."""
+        self._wait_copied(saves, limit_s)
+        reading = [save for save in saves if not save.copied]
+        for save in reading:
+            try:
                 save.saving.cancel()
-                save.saving.wait_copied(SETTLE_S)
-        except Exception as error:
-            self._trouble("a save failed", error)
-        save.copied = save.saving.copied()
-        if not save.copied:
-            # Its pages would be overwritten while they are read: what is stored would be wrong.
-            raise RuntimeError(f"pages of request {save.order.req_id} are still being read")
+            except Exception as error:
+                self._trouble("a save could not be cancelled", error)
+        self._wait_copied(reading, CANCEL_S)
+        return [save for save in reading if not save.copied]
+
+    def _wait_copied(self, saves: list[Save], limit_s: float) -> None:
+        until = time.monotonic() + limit_s
+        for save in saves:
+            try:
+                if not save.copied:
+                    left = max(until - time.monotonic(), 0.0)
+                    save.copied = bool(save.saving.wait_copied(left))
+            except Exception as error:
+                self._trouble("a save failed", error)
 
     def _trouble(self, what: str, error: BaseException) -> None:
         self._link.away(error)
