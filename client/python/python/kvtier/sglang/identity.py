@@ -162,7 +162,7 @@ def facts_of(
         "pieces": ",".join(str(piece.nbytes) for piece in pages.pieces),
         "mla": bool(config.is_mla_model),
         "split": f"{config.tp_lcm_size}/{config.should_split_heads}",
-        "cp": f"{config.attn_cp_rank}/{config.attn_cp_size}",
+        "cp": f"{getattr(config, 'attn_cp_rank', 0)}/{getattr(config, 'attn_cp_size', 1)}",
         "dp": 0 if share_dp or config.is_mla_model else getattr(config, "dp_rank", 0),
     }
     for name in OF_SERVER:

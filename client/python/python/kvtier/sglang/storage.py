@@ -57,7 +57,7 @@ class KvtierStorage(HiCacheStorage):
         if getattr(self._server, "enable_lora", False) and not chains_adapters():
             raise ValueError(
                 "this SGLang's page hashes do not name the adapter; accepted: no --enable-lora, "
-                "or 0.5.23 and later"
+                "or SGLang 0.5.20 or later"
             )
         self._model = model_of(storage_config.model_name, self._options, self._server)
         self._stats = Stats(bool(storage_config.enable_storage_metrics))
