@@ -172,12 +172,18 @@ def test_the_backend_meets_the_installed_sglang() -> None:
             assert given[: len(wanted)] == wanted or method == "__init__", method
 
 
-LAYOUTS = ["layer_first", "page_first", "page_first_direct", "page_head"]
+LAYOUTS = [
+    *(
+        ("mha", layout)
+        for layout in ("layer_first", "page_first", "page_first_direct", "page_head")
+    ),
+    *(("mla", layout) for layout in ("layer_first", "page_first", "page_first_direct")),
+]
 
 
 @pytest.mark.skipif(not HAS_SGLANG, reason="needs an installed SGLang")
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_real_host_pool_of_the_installed_sglang_comes_back(daemon, layout) -> None:
+@pytest.mark.parametrize(("kind", "layout"), LAYOUTS)
+def test_a_real_host_pool_of_the_installed_sglang_comes_back(daemon, kind, layout) -> None:
     import torch
     from sglang.srt.mem_cache.hicache_storage import (
         HiCacheStorageConfig,
@@ -187,8 +193,9 @@ def test_a_real_host_pool_of_the_installed_sglang_comes_back(daemon, layout) -> 
     )
     from sglang.srt.mem_cache.storage.backend_factory import StorageBackendFactory
 
-    pool = real_pool(torch, layout)
-    values = vars(config(extra={"socket": str(daemon.socket), "connect_wait_s": 20.0}))
+    pool = mha_pool(torch, layout) if kind == "mha" else mla_pool(torch, layout)
+    extra = {"socket": str(daemon.socket), "connect_wait_s": 20.0}
+    values = vars(config(is_mla_model=kind == "mla", extra=extra))
     storage = StorageBackendFactory.create_backend("dynamic", HiCacheStorageConfig(**values), pool)
     storage.register_mem_pool_host(pool)
     storage.register_mem_host_pool_v2(pool, PoolName.KV)
@@ -218,8 +225,8 @@ def test_a_real_host_pool_of_the_installed_sglang_comes_back(daemon, layout) -> 
     storage.close()
 
 
-def real_pool(torch, layout: str):
-    """A host pool of SGLang 0.5.23, as it makes one, for a small model on the CPU."""
+def mha_pool(torch, layout: str):
+    """A host pool of SGLang 0.5.23 for a small model on the CPU."""
     from sglang.srt.mem_cache.device_pool_info import KVBufferLayout, KVBuffers, MHABufferInfo
     from sglang.srt.mem_cache.pool_host.mha import MHATokenToKVPoolHost
 
@@ -250,5 +257,40 @@ def real_pool(torch, layout: str):
         device_capacity_tokens=pages * page,
         start_layer=0,
         end_layer=layers - 1,
+        host_token_capacity=pages * page,
+    )
+
+
+def mla_pool(torch, layout: str):
+    """The same for a small model with latent attention."""
+    from sglang.srt.mem_cache.device_pool_info import MLABufferInfo
+    from sglang.srt.mem_cache.pool_host.mla import MLATokenToKVPoolHost
+
+    layers, latent, rope, page, pages = 3, 32, 16, 64, 8
+    device = tuple(torch.zeros(pages * page, 1, latent + rope).bfloat16() for _ in range(layers))
+    info = MLABufferInfo(
+        buffers=device,
+        data_ptrs=torch.tensor([t.data_ptr() for t in device], dtype=torch.uint64),
+        layer_indices=tuple(range(layers)),
+        device_layer_num=layers,
+        page_size=page,
+        kv_lora_rank=latent,
+        qk_rope_head_dim=rope,
+        kv_cache_dim=latent + rope,
+        dtype=torch.bfloat16,
+        device=torch.device("cpu"),
+    )
+    return MLATokenToKVPoolHost(
+        info,
+        host_to_device_ratio=1.0,
+        host_size=0,
+        page_size=page,
+        layout=layout,
+        pin_memory=False,
+        device="cpu",
+        device_capacity_tokens=pages * page,
+        start_layer=0,
+        end_layer=layers - 1,
+        target_layer_num=layers,
         host_token_capacity=pages * page,
     )

@@ -85,7 +85,8 @@ class Mover:
         try:
             for at in range(0, len(keys), KEYS_PER_CALL):
                 portion = keys[at : at + KEYS_PER_CALL]
-                there = session.lookup(self._names(session, portion, info)).prefix_blocks
+                asked = session.start_lookup(self._names(session, portion, info))
+                there = asked.result(self._options.lookup_timeout_s).prefix_blocks
                 found += there
                 if there < len(portion):
                     break

@@ -102,7 +102,7 @@ class KvtierStorage(HiCacheStorage):
             client = kvtier.connect(
                 options.socket,
                 connect_timeout=options.lookup_timeout_s,
-                control_timeout=options.lookup_timeout_s,
+                control_timeout=options.load_timeout_s,
                 commit_timeout=options.save_timeout_s,
                 restore_idle_timeout=options.load_timeout_s,
                 descriptor_socket=options.descriptor_socket or None,
