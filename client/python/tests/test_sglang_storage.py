@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -318,6 +319,7 @@ def test_a_daemon_that_hangs_costs_a_bounded_time(attach, daemon) -> None:
     storage = attach(pool, extra=short)
     assert all(storage.batch_set_v1(hashes(1), pool.indices([0])))
     daemon.process.send_signal(signal.SIGSTOP)
+    os.waitpid(daemon.process.pid, os.WUNTRACED)  # it has stopped, all of it
     try:
         for call in (
             lambda: storage.batch_exists(hashes(1)),
