@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-DEFAULT_SOCKET = "/run/kvtier/kvtierd.sock"
+from .._settings import DEFAULT_SOCKET, out_of_range, read
 
 OF_SGLANG = frozenset(
     {
@@ -33,6 +33,14 @@ OF_SGLANG = frozenset(
     }
 )
 """Settings that SGLang itself reads."""
+
+LEAST = (
+    ("lookup_timeout_s", 0.001),
+    ("load_timeout_s", 0.001),
+    ("save_timeout_s", 0.001),
+    ("connect_wait_s", 0.0),
+    ("staging_mib", 0),
+)
 
 logger = logging.getLogger("sglang.kvtier")
 
@@ -81,47 +89,16 @@ class Options:
         cls, given: Mapping[str, Any] | None, environ: Mapping[str, str] = os.environ
     ) -> Options:
         """Reads the extra configuration; ValueError names all that is wrong with our part."""
-        problems = []
-        values: dict[str, Any] = {}
-        if environ.get("KVTIER_SOCKET"):
-            values["socket"] = environ["KVTIER_SOCKET"]
-        known = {field.name: field for field in fields(cls)}
-        for name, value in (given or {}).items():
-            field = known.get(name)
-            if field is None:
-                if name not in OF_SGLANG:
-                    logger.warning(
-                        "kvtier: %s is no setting of this backend; they are: %s",
-                        name,
-                        ", ".join(known),
-                    )
-                continue
-            wanted = type(field.default)
-            if wanted is float and type(value) is int:
-                value = float(value)
-            if type(value) is not wanted:
-                problems.append(f"{name} is {value!r}; accepted: a {wanted.__name__}")
-                continue
-            values[name] = value
+        values, unknown, problems = read(cls, given or {}, environ)
+        for name in unknown:
+            if name not in OF_SGLANG:
+                logger.warning(
+                    "kvtier: %s is no setting of this backend; they are: %s",
+                    name,
+                    ", ".join(field.name for field in fields(cls)),
+                )
         options = cls(**values)
-        problems += options._problems()
+        problems += out_of_range(options, LEAST)
         if problems:
             raise ValueError("hicache-storage-backend-extra-config: " + "; ".join(problems))
         return options
-
-    def _problems(self) -> list[str]:
-        problems = []
-        for name, least in (
-            ("lookup_timeout_s", 0.001),
-            ("load_timeout_s", 0.001),
-            ("save_timeout_s", 0.001),
-            ("connect_wait_s", 0.0),
-            ("staging_mib", 0),
-        ):
-            value = getattr(self, name)
-            # Written so that NaN is a problem too.
-            if not value >= least:
-                problems.append(f"{name} is {value}; accepted: at least {least}")
-        if not self.socket:
-            problems.append("socket is empty; accepted: a path, or tcp://HOST:PORT")
-        return problems

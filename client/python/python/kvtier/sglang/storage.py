@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.mem_cache.hicache_storage import HiCacheStorage, PoolName, PoolTransferResult
@@ -182,31 +182,13 @@ class KvtierStorage(HiCacheStorage):
         self, transfers: list[PoolTransfer], extra_info: HiCacheStorageExtraInfo | None = None
     ) -> dict[str, list[bool]]:
         """Loads pages of each pool; those of other pools are misses."""
-        found = {}
-        for transfer in transfers:
-            keys = transfer.keys or []
-            is_kept = transfer.name == PoolName.KV
-            found[transfer.name] = (
-                self.batch_get_v1(keys, transfer.host_indices, extra_info)
-                if is_kept
-                else [False] * len(keys)
-            )
-        return found
+        return _each(transfers, self.batch_get_v1, extra_info)
 
     def batch_set_v2(
         self, transfers: list[PoolTransfer], extra_info: HiCacheStorageExtraInfo | None = None
     ) -> dict[str, list[bool]]:
         """Saves pages of each pool; those of other pools are not stored."""
-        saved = {}
-        for transfer in transfers:
-            keys = transfer.keys or []
-            is_kept = transfer.name == PoolName.KV
-            saved[transfer.name] = (
-                self.batch_set_v1(keys, transfer.host_indices, extra_info)
-                if is_kept
-                else [False] * len(keys)
-            )
-        return saved
+        return _each(transfers, self.batch_set_v1, extra_info)
 
     # Pages as flat tensors: without `"interface_v1": 1`.
 
@@ -279,6 +261,22 @@ class KvtierStorage(HiCacheStorage):
         """SGLang lets go of the storage."""
         if self._mover is not None:
             self._mover.close()
+
+
+def _each(
+    transfers: Sequence[PoolTransfer],
+    move: Callable[[list[str], Any, Any], list[bool]],
+    extra_info: HiCacheStorageExtraInfo | None,
+) -> dict[str, list[bool]]:
+    """Moves the KV pages of several pools; nothing is done for other pages."""
+    moved = {}
+    for transfer in transfers:
+        keys = transfer.keys or []
+        is_kept = transfer.name == PoolName.KV
+        moved[transfer.name] = (
+            move(keys, transfer.host_indices, extra_info) if is_kept else [False] * len(keys)
+        )
+    return moved
 
 
 def _list(values: Sequence[Any] | None) -> list[Any]:

@@ -14,7 +14,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-DEFAULT_SOCKET = "/run/kvtier/kvtierd.sock"
+from .._settings import DEFAULT_SOCKET, out_of_range, read
+
+LEAST = (
+    ("min_load_blocks", 1),
+    ("save_backlog_blocks", 1),
+    ("staging_mib", 0),
+    ("lookup_timeout_s", 0.001),
+    ("load_timeout_s", 0.001),
+    ("shutdown_timeout_s", 0.0),
+)
 
 SYNC_LOAD = (
     "async_load is {value!r}; accepted: true. That a load before the step has failed is known only "
@@ -71,29 +80,15 @@ class Options:
     @classmethod
     def parse(cls, given: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Options:
         """Reads `kv_connector_extra_config`; ValueError names all that is wrong with it."""
-        problems = []
-        values: dict[str, Any] = {}
-        if environ.get("KVTIER_SOCKET"):
-            values["socket"] = environ["KVTIER_SOCKET"]
-        known = {field.name: field for field in fields(cls)}
-        for name, value in given.items():
-            if name == "async_load":
-                if value is not True:
-                    problems.append(SYNC_LOAD.format(value=value))
-                continue
-            field = known.get(name)
-            if field is None:
-                problems.append(f"{name} is no setting; accepted: {', '.join(known)}")
-                continue
-            wanted = type(field.default)
-            if wanted is float and type(value) is int:
-                value = float(value)
-            if type(value) is not wanted:
-                problems.append(f"{name} is {value!r}; accepted: a {wanted.__name__}")
-                continue
-            values[name] = value
+        values, unknown, problems = read(cls, given, environ)
+        known = ", ".join(field.name for field in fields(cls))
+        for name in unknown:
+            if name != "async_load":
+                problems.append(f"{name} is no setting; accepted: {known}")
+            elif given[name] is not True:
+                problems.append(SYNC_LOAD.format(value=given[name]))
         options = cls(**values)
-        problems += options._problems()
+        problems += out_of_range(options, LEAST)
         if problems:
             raise ValueError("kv_connector_extra_config: " + "; ".join(problems))
         return options
@@ -112,21 +107,3 @@ class Options:
         return replace(self, load=False), (
             f'{fails}. Nothing is loaded; accepted: "recompute", or load_may_fail_requests'
         )
-
-    def _problems(self) -> list[str]:
-        problems = []
-        for name, least in (
-            ("min_load_blocks", 1),
-            ("save_backlog_blocks", 1),
-            ("staging_mib", 0),
-            ("lookup_timeout_s", 0.001),
-            ("load_timeout_s", 0.001),
-            ("shutdown_timeout_s", 0.0),
-        ):
-            value = getattr(self, name)
-            # Written so that NaN is a problem too.
-            if not value >= least:
-                problems.append(f"{name} is {value}; accepted: at least {least}")
-        if not self.socket:
-            problems.append("socket is empty; accepted: a path, or tcp://HOST:PORT")
-        return problems
