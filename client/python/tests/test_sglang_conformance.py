@@ -14,18 +14,17 @@ import ast
 import importlib.util
 import inspect
 import json
-import os
 from pathlib import Path
 
 import pytest
 
+from interfaces import with_table
 from record_sglang_interface import CLASSES, record
 from sglang_fakes import HAS_SGLANG, KvtierStorage, config, hashes
 
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parent / "python" / "kvtier" / "sglang" / "storage.py"
 PAGE = HERE.parents[2] / "docs" / "engines" / "sglang.md"
-BEGIN, END = "<!-- versions: begin -->\n", "<!-- versions: end -->\n"
 RECORDINGS = sorted((HERE / "sglang_interfaces").glob("*.json"))
 
 READ = {
@@ -148,12 +147,7 @@ def number(interface: dict) -> list[int]:
 
 
 def test_the_page_has_the_current_table_of_versions() -> None:
-    text = PAGE.read_text()
-    head, rest = text.split(BEGIN)
-    _, tail = rest.split(END)
-    wanted = head + BEGIN + table() + END + tail
-    if os.environ.get("KVTIER_TEST_REGENERATE"):
-        PAGE.write_text(wanted)
+    wanted = with_table(PAGE, table())
     assert PAGE.read_text() == wanted, "KVTIER_TEST_REGENERATE=1 writes the table"
 
 

@@ -13,17 +13,16 @@ import ast
 import importlib.util
 import inspect
 import json
-import os
 from pathlib import Path
 
 import pytest
 
+from interfaces import with_table
 from record_vllm_interface import CLASSES, FUNCTIONS, record
 
 HERE = Path(__file__).resolve().parent
 SOURCES = HERE.parent / "python" / "kvtier" / "vllm"
 PAGE = HERE.parents[2] / "docs" / "engines" / "vllm.md"
-BEGIN, END = "<!-- versions: begin -->\n", "<!-- versions: end -->\n"
 RECORDINGS = sorted((HERE / "vllm_interfaces").glob("*.json"))
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
 
@@ -209,10 +208,5 @@ def table() -> str:
 
 
 def test_the_page_has_the_current_table_of_versions() -> None:
-    text = PAGE.read_text()
-    head, rest = text.split(BEGIN)
-    _, tail = rest.split(END)
-    wanted = head + BEGIN + table() + END + tail
-    if os.environ.get("KVTIER_TEST_REGENERATE"):
-        PAGE.write_text(wanted)
+    wanted = with_table(PAGE, table())
     assert PAGE.read_text() == wanted, "KVTIER_TEST_REGENERATE=1 writes the table"
